@@ -1,0 +1,1 @@
+"""Vision Transformers with the AugReg recipes and checkpoints for Keras 3."""
