@@ -1,0 +1,86 @@
+"""Names of the classes that the released heads predict."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from typing import Any
+
+import keras
+import numpy as np
+
+_FILES = {1000: "imagenet1k.txt", 21843: "imagenet21k.txt"}
+
+
+@functools.cache
+def _classes(num_classes: int) -> tuple[tuple[str, str], ...]:
+    """Reads the (synset, label) of every class, in the order of the head."""
+    file = importlib.resources.files("keras_augreg").joinpath(
+        "assets", _FILES[num_classes]
+    )
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple((line[:9], line[10:]) for line in lines)
+
+
+def decode_predictions(
+    preds: Any, top: int = 5
+) -> list[list[tuple[str, str, float]]]:
+    """Names the classes with the highest scores, offline.
+
+    The names are those of WordNet 3.0. The order of the 1,000 classes is that
+    of TensorFlow Datasets' `imagenet2012`, on which the release was
+    fine-tuned. The order of the 21,843 classes is **unverified**: it is
+    timm's list of Google's ImageNet-21k (sorted synsets, no background
+    class), of which an author published a copy for BiT without having checked
+    it (google-research/big_transfer, issue 7); nothing published says that
+    the AugReg files use it. `assets/README.md` in the package tells more.
+
+    Args:
+        preds: Predictions of a batch, logits or probabilities: an array or
+            tensor of shape `(batch, 1000)` or `(batch, 21843)`.
+        top: Number of classes to return for an image, at least 1 and at most
+            the number of columns.
+
+    Returns:
+        One list for each image, of `top` tuples `(synset, label, score)`,
+        highest score first and, where scores are equal, lower class first:
+        `("n01440764", "tench, Tinca tinca", 0.9)`. The label holds all of
+        the synset's synonyms, the most usual first, because the first alone
+        often names several classes ("crane" is a bird and a machine).
+
+    Raises:
+        ValueError: If `preds` is not a matrix, has another number of columns,
+            or `top` is out of range.
+
+    Example:
+    >>> import numpy as np
+    >>> preds = np.eye(1000)[[0]]
+    >>> keras_augreg.decode_predictions(preds, top=1)
+    [[('n01440764', 'tench, Tinca tinca', 1.0)]]
+    """
+    # float64 holds every float16, bfloat16 and float32 exactly, and can be
+    # negated where an unsigned integer cannot.
+    scores = np.asarray(keras.ops.convert_to_numpy(preds)).astype("float64")
+    if scores.ndim != 2 or scores.shape[1] not in _FILES:
+        raise ValueError(
+            "decode_predictions knows the classes of ImageNet-1k and "
+            "ImageNet-21k: it expects `preds` of shape (batch, 1000) or "
+            f"(batch, 21843), but received shape {scores.shape}. The "
+            "prediction for one image needs a batch axis, `preds[None]`; a "
+            "head made with `classes=N` has the class names of the data set "
+            "that it was trained on."
+        )
+    num_classes = scores.shape[1]
+    if not 1 <= top <= num_classes:
+        raise ValueError(
+            f"`top` must be at least 1 and at most {num_classes}, the number "
+            f"of classes, but received top={top}."
+        )
+    names = _classes(num_classes)
+    return [
+        [
+            (*names[i], float(row[i]))
+            for i in np.argsort(-row, kind="stable")[:top]
+        ]
+        for row in scores
+    ]
