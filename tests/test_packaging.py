@@ -1,0 +1,196 @@
+"""The distributions, and what a user gets from them.
+
+Each test of an installation makes a clean virtual environment, for which pip
+needs the package index.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from golden import make_npz
+
+pytestmark = pytest.mark.venv
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Run in the clean environment: builds, loads, predicts, saves.
+SCRIPT = """
+import importlib.util, json, sys
+
+import keras, numpy as np
+import keras_augreg
+
+npz, images, out = sys.argv[1:]
+new = keras_augreg.ViT_Ti16(
+    weights=None, classes=10, input_shape=(32, 32, 3)
+)
+model = keras_augreg.ViT_Ti16(weights=npz, input_shape=(32, 32, 3))
+x = np.load(images)
+y = model.predict(x, verbose=0)
+model.save("model.keras")
+again = keras.saving.load_model("model.keras").predict(x, verbose=0)
+np.save(out, y)
+print(json.dumps({
+    "file": keras_augreg.__file__,
+    "keras": keras.__version__,
+    "backend": keras.backend.backend(),
+    "parameters": new.count_params(),
+    "label": keras_augreg.decode_predictions(np.eye(1, 21843), top=1)[0][0][1],
+    "saved": float(abs(again - y).max()),
+    "installed": [
+        name for name in ("jax", "tensorflow", "torch")
+        if importlib.util.find_spec(name)
+    ],
+    "imported": sorted({"jax", "tensorflow", "torch"} & set(sys.modules)),
+}))
+"""
+
+
+def run(*command, **kwargs):
+    done = subprocess.run(
+        [str(c) for c in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """(wheel, sdist) of the working tree; the wheel is made from the sdist."""
+    root = tmp_path_factory.mktemp("source")
+    # A copy, so that nothing left in build/ or *.egg-info comes along.
+    for name in (
+        *("setup.cfg", "pyproject.toml", "MANIFEST.in"),
+        *("README.md", "LICENSE", "CHANGELOG.md"),
+    ):
+        shutil.copy(ROOT / name, root)
+    for name in ("keras_augreg", "tests"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    run(sys.executable, "-m", "build", root)
+    (wheel,) = (root / "dist").glob("*.whl")
+    (sdist,) = (root / "dist").glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """(checkpoint, images, what this environment predicts from them)."""
+    import keras_augreg
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    npz, images = folder / "Ti_16.npz", folder / "images.npy"
+    np.savez(npz, **dict(make_npz.arrays("Ti_16", 0, 10, 32)))
+    x = make_npz.images(0, 2, 32)
+    np.save(images, x)
+    model = keras_augreg.ViT_Ti16(weights=str(npz), input_shape=(32, 32, 3))
+    return npz, images, model.predict(x, verbose=0)
+
+
+def source_files():
+    """Paths of the files that the package consists of."""
+    return {
+        str(f.relative_to(ROOT))
+        for f in (ROOT / "keras_augreg").rglob("*")
+        if f.is_file() and f.suffix != ".pyc"
+    }
+
+
+def test_wheel_holds_the_package_and_nothing_else(distributions):
+    wheel, _ = distributions
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = {n for n in names if ".dist-info/" in n}
+    assert names - info == source_files()
+    assert "keras_augreg/py.typed" in names
+    licences = {n.rsplit("/", 1)[1] for n in info if "/licenses/" in n}
+    assert licences == {"LICENSE", "LICENSE-WordNet"}
+
+
+def test_sdist_holds_the_package_and_no_tests(distributions):
+    _, sdist = distributions
+    with tarfile.open(sdist) as tar:
+        names = {m.name.split("/", 1)[1] for m in tar if m.isfile()}
+    assert source_files() <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "setup.cfg"} <= names
+    assert not {n for n in names if n.startswith(("tests/", "recipes/"))}
+
+
+def lowest(package):
+    """The lowest version of a dependency that setup.cfg declares."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    text = config["options"]["install_requires"]
+    text += config["options.extras_require"]["jax"]
+    return re.search(rf"^{package}>=([\d.]+)$", text, re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "pins"),
+    [
+        # The oldest versions that setup.cfg declares.
+        ("jax", "wheel", ["keras=={keras}", "jax=={jax}"]),
+        # Named together with the rest, pip takes a CPU build lying on disk.
+        ("torch", "wheel", ["torch==2.13.0"]),
+        ("jax", "sdist", []),
+    ],
+    ids=["oldest", "torch", "sdist"],
+)
+def test_clean_installation(
+    tmp_path, distributions, checkpoint, backend, kind, pins
+):
+    versions = {"keras": lowest("keras"), "jax": lowest("jax")}
+    pins = [pin.format(**versions) for pin in pins]
+    package = distributions[kind == "sdist"]
+    run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = (python, "-m", "pip")
+    run(*pip, "install", "-q", f"{package}[{backend}]", *pins)
+    run(*pip, "check")
+
+    npz, images, expected = checkpoint
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "KERAS", "COV"))
+    }
+    output = run(
+        *(python, "-c", SCRIPT, npz, images, "out.npy"),
+        cwd=tmp_path,
+        env=environment | {"KERAS_BACKEND": backend},
+    )
+    result = json.loads(output.splitlines()[-1])
+
+    assert result["file"].startswith(str(tmp_path))
+    assert result["backend"] == backend
+    assert result["installed"] == result["imported"] == [backend]
+    if pins and backend == "jax":
+        assert result["keras"].startswith(versions["keras"])
+    assert result["parameters"] == new_parameters()
+    assert result["label"] == "organism, being"
+    assert result["saved"] < 1e-6
+    y = np.load(tmp_path / "out.npy")
+    assert y.shape == (2, 10)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
+def new_parameters():
+    """Number of parameters of ViT-Ti/16 with 10 classes at 32 x 32 pixels."""
+    return sum(a.size for _, a in make_npz.arrays("Ti_16", 0, 10, 32))
