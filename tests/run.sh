@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Sets everything up in .venv, then checks and tests everything.
+#
+#   bash tests/run.sh         everything: what .ci/run runs
+#   bash tests/run.sh quick   without the large models and clean installations,
+#                             on the backend of KERAS_BACKEND alone (or JAX)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mode="${1:-all}"
+case "$mode" in
+  all | quick) ;;
+  *) echo "tests/run.sh: expected 'quick' or nothing, received '$mode'" >&2
+     exit 2 ;;
+esac
+
+failed=()
+section() { # NAME COMMAND...: runs on when the command fails.
+  local name="$1"; shift
+  printf '\n=== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+
+printf '=== set-up\n'
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+# One command: with torch's version named, pip can take a CPU build from its
+# --find-links folders instead of the CUDA build that extras alone would pull.
+.venv/bin/python -m pip install --quiet --editable \
+  ".[jax,tensorflow,torch,data,export,study,test]" torch==2.13.0
+export PATH="$PWD/.venv/bin:$PATH"
+
+section format ruff format --check .
+section lint ruff check .
+section types mypy
+section imports lint-imports
+
+if [ "$mode" = quick ]; then
+  section "tests on ${KERAS_BACKEND:=jax}" \
+    python -m pytest -m "not large and not venv"
+else
+  # Last comes the backend that also runs what one backend suffices for.
+  section "tests on tensorflow" env KERAS_BACKEND=tensorflow \
+    python -m pytest -m "not large and not venv"
+  section "tests on torch" env KERAS_BACKEND=torch \
+    python -m pytest -m "not large and not venv"
+  section "tests on jax, large models, clean installations" \
+    env KERAS_BACKEND=jax python -m pytest
+fi
+
+if [ "${#failed[@]}" -gt 0 ]; then
+  printf '\nFAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
