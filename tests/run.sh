@@ -21,11 +21,11 @@ section() { # NAME COMMAND...: runs on when the command fails.
   "$@" || failed+=("$name")
 }
 
-printf '=== set-up\n'
+printf '=== set-up (some minutes)\n'
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 # One command: with torch's version named, pip can take a CPU build from its
 # --find-links folders instead of the CUDA build that extras alone would pull.
-.venv/bin/python -m pip install --quiet --editable \
+.venv/bin/python -m pip install -qq --editable \
   ".[jax,tensorflow,torch,data,export,study,test]" torch==2.13.0
 export PATH="$PWD/.venv/bin:$PATH"
 
