@@ -29,12 +29,13 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.transfer import DownloadError, receive
 
 BUCKET = "https://storage.googleapis.com/vit_models"
+INDEX = "augreg/index.csv"
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _HUB = re.compile(rf"hf://({_PART}/{_PART})(?:@({_PART}))?")
@@ -77,6 +78,10 @@ def _places(path: str) -> list[Path]:
     return places
 
 
+def _find(path: str) -> Path | None:
+    return next(filter(Path.is_file, _places(path)), None)
+
+
 def cached(name: str) -> Path | None:
     """The file of a checkpoint, if it is in the cache or a mirror directory.
 
@@ -89,7 +94,7 @@ def cached(name: str) -> Path | None:
     Raises:
         ValueError: If it is not a name of the release.
     """
-    return next(filter(Path.is_file, _places(names.bucket_path(name))), None)
+    return _find(names.bucket_path(name))
 
 
 def locate(name: str) -> Path:
@@ -100,39 +105,42 @@ def locate(name: str) -> Path:
         FileNotFoundError: If it is not on this machine; it says where it was
             looked for and how to get it.
     """
-    if path := cached(name):
-        return path
-    path_in_bucket = names.bucket_path(name)
+    path = names.bucket_path(name)
+    return _find(path) or _missing(path)
+
+
+def _missing(path: str) -> NoReturn:
+    """Raises the error for a file that is not on this machine."""
+    command = (
+        "`python -m keras_augreg.checkpoints "
+        f"{path.removeprefix('augreg/').removesuffix('.npz')}`"
+        if path.endswith(".npz")
+        else "keras_augreg.checkpoints.search(refresh=True)"
+    )
+    why = " (KERAS_AUGREG_OFFLINE=1: no download)" if _offline() else ""
     raise FileNotFoundError(
-        errno.ENOENT,
-        f"The checkpoint is not on this machine. Looked for "
-        f"{', '.join(map(str, _places(path_in_bucket)))}. To get it: on a "
-        f"machine with internet, without KERAS_AUGREG_OFFLINE and with no "
-        f"directory as KERAS_AUGREG_MIRROR, run `python -m "
-        f"keras_augreg.checkpoints {name}` or download {_url(path_in_bucket)}",
-        str(_places(path_in_bucket)[0]),
+        f"{path} is not on this machine{why}: it is not at "
+        f"{', nor at '.join(map(str, _places(path)))}. Where there is "
+        f"internet, get it with {command} or from "
+        f"{BUCKET}/{urllib.parse.quote(path)}; then put it there."
     )
 
 
-def fetch(name: str) -> Path:
-    """The file of a checkpoint: what `weights=` of the builders calls.
+def cached_index() -> Path | None:
+    """The release's `index.csv`, if it is on this machine."""
+    return _find(INDEX)
 
-    Args:
-        name: A full name, as `names.resolve` returns it; or
-            `"hf://OWNER/NAME"`, optionally `"hf://OWNER/NAME@REVISION"`, for
-            the `model.safetensors` of a repository on the Hugging Face Hub.
 
-    Returns:
-        Its path, in the cache, a mirror directory or huggingface_hub's cache.
+def download_index() -> Path:
+    """Downloads `index.csv` into the cache, over an older one.
 
     Raises:
-        ValueError: If it is not a name of the release.
-        FileNotFoundError: If it is not on this machine, and the network must
-            not be used.
-        DownloadError: If the download fails.
-        ImportError: For `hf://` without huggingface_hub.
+        FileNotFoundError: If the network must not be used.
+        DownloadError: If the download fails; it is tried once.
     """
-    return _from_hub(name) if name.startswith("hf://") else download(name)
+    if _offline() or isinstance(_mirror(), Path):
+        _missing(INDEX)
+    return _download(INDEX, timeout=30.0, retries=0, progress=True)
 
 
 def download(
@@ -150,7 +158,10 @@ def download(
     that want the same file, one downloads and the others wait for it.
 
     Args:
-        name: A full name, as `names.resolve` and `search` return it.
+        name: A full name, as `names.resolve` returns it; or
+            `"hf://OWNER/NAME"`, optionally `"hf://OWNER/NAME@REVISION"`, for
+            the `model.safetensors` of a repository on the Hugging Face Hub
+            (huggingface_hub downloads it, with its own settings and cache).
         timeout: Seconds without an answer, or with less than 1 KiB/s, after
             which a connection counts as broken.
         retries: How often a failed attempt that brought less than 1 MiB is
@@ -168,6 +179,7 @@ def download(
         DownloadError: If the server refuses or does not answer, if what
             arrived is not what it announced, or if the cache cannot be
             written to.
+        ImportError: For `hf://` without huggingface_hub.
 
     Example:
     ```python
@@ -176,12 +188,17 @@ def download(
     )
     ```
     """
-    path = cached(name)
-    if path is None and (_offline() or isinstance(_mirror(), Path)):
-        path = locate(name)
-    return path or _download(
-        names.bucket_path(name), timeout, retries, progress
-    )
+    if name.startswith("hf://"):
+        return _from_hub(name)
+    path = names.bucket_path(name)
+    if found := _find(path):
+        return found
+    if _offline() or isinstance(_mirror(), Path):
+        _missing(path)
+    return _download(path, timeout, retries, progress)
+
+
+fetch = download  # the name under which weights= uses it
 
 
 def _from_hub(name: str) -> Path:
@@ -208,14 +225,6 @@ def _from_hub(name: str) -> Path:
     )
 
 
-def _url(path: str) -> str:
-    base = _mirror()
-    # "+" is in names of the older releases.
-    return f"{BUCKET if isinstance(base, Path) else base}/" + (
-        urllib.parse.quote(path)
-    )
-
-
 def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
     """Downloads a file of the bucket into the cache, over an old one."""
     target = cache_dir() / path
@@ -228,7 +237,7 @@ def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
             after = target.stat().st_mtime_ns if target.exists() else None
             if before == after:
                 receive(
-                    _url(path),
+                    f"{_mirror()}/{urllib.parse.quote(path)}",
                     part,
                     timeout=timeout,
                     retries=retries,
@@ -241,10 +250,8 @@ def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
         if error.errno == errno.ENOSPC:
             part.unlink(missing_ok=True)
         raise DownloadError(
-            error.errno,
-            f"Cannot write to the cache ({error.strerror}). Make room or give "
-            f"write access, or set KERAS_AUGREG_CACHE to another directory",
-            str(target),
+            f"Cannot write {target} ({error.strerror or error}). Make room or give "
+            f"write access, or set KERAS_AUGREG_CACHE to another directory."
         ) from error
     return target
 

@@ -269,6 +269,11 @@ def _aliases() -> dict[str, dict[str, list[str]]]:
     return aliases
 
 
+def aliases(variant: str) -> list[str]:
+    """The aliases that an architecture has, for example `["augreg-in21k"]`."""
+    return [alias for alias, has in _aliases().items() if variant in has]
+
+
 def default_weights(variant: str) -> str | None:
     """The builder's default for `weights`.
 
@@ -320,10 +325,9 @@ def resolve(weights: str, variant: str, resolution: int | None = None) -> str:
     files = _aliases().get(weights)
     if files is not None:
         if variant not in files:
-            has = [alias for alias, vs in _aliases().items() if variant in vs]
             raise ValueError(
                 f"weights={weights!r} was not released for {variant}. "
-                f"Aliases of {variant}: {', '.join(has) or 'none'}; "
+                f"Aliases of {variant}: {', '.join(aliases(variant)) or 'none'}; "
                 f"{weights!r} exists for {', '.join(files)}."
             )
         return min(

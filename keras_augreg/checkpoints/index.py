@@ -1,0 +1,326 @@
+"""Which checkpoints there are, and which one to take.
+
+With the release's `index.csv` (51,509 rows, fetched once into the cache) all
+of its figures can be searched. Without network there are the names that
+follow from the release's rule, and the bundled table
+`assets/checkpoints.csv`: where each name was seen, and what was published
+about it. Its `sources`: `readme` and `notebook` are `README.md` and
+`vit_jax_augreg.ipynb` of google-research/vision_transformer at c6de1e5,
+`listing` is the bucket's listing in `vit_jax.ipynb` there, `big_vision` is
+`models/vit.py` of google-research/big_vision, `timm` is timm 1.0.31 (column
+`timm`: its name for the file). A name seen nowhere is not verified.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_augreg.checkpoints import files, names
+from keras_augreg.checkpoints.transfer import DownloadError
+from keras_augreg.variants import VARIANTS
+
+if TYPE_CHECKING:
+    import pandas
+
+UPSTREAM = ("best_val", "final_val", "final_test")
+"""Accuracies of the pre-training; columns of the index.
+
+On the validation split (the best, the last) and on the test split; for
+ImageNet-1k these are a part of the training set and the official validation
+set (`vit_jax/checkpoint.py`).
+"""
+
+_ADAPTED = ("adapt_final_val", "adapt_final_test", "infer_samples_per_sec")
+_COLUMNS = {*UPSTREAM, *_ADAPTED, "filename", "adapt_filename"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint and what is known about it.
+
+    Args:
+        name: Its full name, which `weights=` and `download` take.
+        fields: The name, read.
+        seen: Where the name was seen: sources, `"index"`, or nothing for a
+            name that only follows from the release's rule.
+        figures: What was published: the `UPSTREAM` accuracies; after
+            fine-tuning `adapt_final_val`, `adapt_final_test` (0 to 1) and
+            `infer_samples_per_sec` (images/s on a V100, with timm);
+            `size_mib`.
+    """
+
+    name: str
+    fields: names.CheckpointName
+    seen: tuple[str, ...] = ()
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the name was seen in a source."""
+        return bool(self.seen)
+
+    def flat(self) -> dict[str, Any]:
+        """Everything in one dictionary: a row of a table."""
+        return {
+            "name": self.name,
+            "verified": self.verified,
+            **dataclasses.asdict(self.fields),
+            **self.figures,
+        }
+
+
+class SearchResult(list[Checkpoint]):
+    """A list of checkpoints, the best first, that prints as a table."""
+
+    def __init__(self, rows: Iterable[Checkpoint], source: str) -> None:
+        super().__init__(rows)
+        self.source = source
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row for each checkpoint; needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas() needs pandas: pip install pandas"
+            ) from error
+        return pandas.DataFrame([row.flat() for row in self])
+
+    def __repr__(self) -> str:
+        shown = self[:20]
+        figures = [
+            key
+            for key in (*UPSTREAM, *_ADAPTED, "size_mib")
+            if any(key in row.figures for row in shown)
+        ]
+        lines = [["name", *figures, "seen in"]]
+        for row in shown:
+            cells = [f"{row.figures.get(key, ''):.6}" for key in figures]
+            lines.append([row.name, *cells, " ".join(row.seen) or "unverified"])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
+        ]
+        if len(self) > len(shown):
+            text.append(f"... and {len(self) - len(shown):,} more")
+        text.append(f"{len(self):,} checkpoints, from {self.source}")
+        return "\n".join(text)
+
+
+def search(
+    variant: str | None = None,
+    *,
+    dataset: str | None = None,
+    augment: str | None = None,
+    weight_decay: float | None = None,
+    dropout: float | None = None,
+    adapt_dataset: str | None = None,
+    resolution: int | None = None,
+    refresh: bool = False,
+) -> SearchResult:
+    """Lists the AugReg checkpoints that have all the given properties.
+
+    Looks in the release's `index.csv`, which is downloaded once (about 13 MB)
+    and cached. If it cannot be had, because of `KERAS_AUGREG_OFFLINE=1`, a
+    mirror directory without it or a network that fails (then with a warning),
+    it lists the names that follow from the release's rule instead.
+
+    Args:
+        variant: The builder's name, for example `"ViT_B16"`.
+        dataset: What it was pre-trained on: `"i1k"`, `"i21k"` (300 epochs) or
+            `"i21k_30"` (30 epochs).
+        augment: One of `names.AUGMENTS`, in the release's spelling.
+        weight_decay: 0.03 or 0.1.
+        dropout: 0.0 or 0.1, for dropout and stochastic depth alike.
+        adapt_dataset: What it was fine-tuned on: `"cifar100"`,
+            `"imagenet2012"`, `"kitti"`, `"oxford_iiit_pet"` or `"resisc45"`.
+        resolution: What it was fine-tuned at, 224 or 384 pixels. Without this
+            and `adapt_dataset`, pre-trained checkpoints are listed.
+        refresh: Download `index.csv` anew; it is an error if that fails.
+
+    Returns:
+        A list that prints as a table and has `to_pandas()`. It is ordered by
+        accuracy on the validation split, of the fine-tuning if there was one.
+
+    Raises:
+        ValueError: If no checkpoint can have such a property.
+        DownloadError: If `refresh` fails.
+
+    Example:
+    ```python
+    keras_augreg.checkpoints.search(
+        "ViT_S16", dataset="i21k", adapt_dataset="oxford_iiit_pet"
+    )
+    ```
+    """
+    wanted = {
+        "variant": _one_of("variant", variant, VARIANTS),
+        "upstream": _one_of("dataset", dataset, names.DATASETS),
+        "augment": _one_of("augment", augment, names.AUGMENTS),
+        "weight_decay": _one_of("weight_decay", weight_decay, (0.03, 0.1)),
+        "dropout": _one_of("dropout", dropout, (0.0, 0.1)),
+        "adapt_dataset": _one_of("adapt_dataset", adapt_dataset, names.ADAPT),
+        "adapt_resolution": _one_of("resolution", resolution, (224, 384)),
+    }
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    adapted = adapt_dataset is not None or resolution is not None
+    path = _index_path(refresh)
+    rows = _index(path, path.stat().st_mtime_ns) if path else _rule()
+    found = [
+        row
+        for row in rows
+        if (row.fields.adapt_dataset is not None) == adapted
+        and all(getattr(row.fields, k) == v for k, v in wanted.items())
+    ]
+    order = "adapt_final_val" if adapted else "final_val"
+    found.sort(key=lambda r: (-r.figures.get(order, -1.0), not r.verified))
+    return SearchResult(
+        found, str(path) if path else "the release's rule, without its index"
+    )
+
+
+def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
+    """The pre-trained checkpoint to take, by upstream validation.
+
+    So the paper recommends (sections 4.5 and 7): choosing after fine-tuning
+    all of them is seldom better, and then slightly. Names that were not seen
+    in a source are never returned.
+
+    Args:
+        variant: The builder's name, for example `"ViT_B16"`.
+        dataset: What it was pre-trained on: `"i1k"`, `"i21k"` or `"i21k_30"`.
+        by: One of `UPSTREAM`. For `"final_val"` on `"i21k"` the bundled table
+            has google-research's answer; anything else needs `index.csv`.
+
+    Returns:
+        A full name, for `weights=` and `download`.
+
+    Raises:
+        ValueError: If AugReg has no such checkpoint.
+        FileNotFoundError: If the index is needed and not on this machine, and
+            the network must not be used.
+        DownloadError: If the index is needed and cannot be downloaded.
+
+    Example:
+    >>> best("ViT_L16")
+    'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
+    """
+    _one_of("variant", variant, VARIANTS)
+    _one_of("dataset", dataset, names.DATASETS)
+    _one_of("by", by, UPSTREAM)
+    path = files.cached_index()
+    if path is None and (dataset, by) == ("i21k", "final_val"):
+        return names.resolve("augreg-in21k", variant)
+    path = path or files.download_index()
+    rows = [
+        row
+        for row in _index(path, path.stat().st_mtime_ns)
+        if (row.fields.variant, row.fields.upstream) == (variant, dataset)
+        and row.fields.adapt_dataset is None
+        and by in row.figures
+    ]
+    if not rows:
+        raise ValueError(
+            f"{path} has no {by} of a {variant} pre-trained on {dataset}."
+        )
+    return max(rows, key=lambda row: row.figures[by]).name
+
+
+def _one_of(argument: str, value: Any, valid: Iterable[Any]) -> Any:
+    """`value`, if it is None or valid."""
+    if value is not None and value not in (valid := tuple(valid)):
+        raise ValueError(
+            f"{argument}={value!r}: expected one of "
+            f"{', '.join(map(repr, valid))}."
+        )
+    return value
+
+
+def _index_path(refresh: bool) -> Path | None:
+    """The index on this machine, downloaded if need be and possible."""
+    path = files.cached_index()
+    if path is not None and not refresh:
+        return path
+    try:
+        return files.download_index()
+    except FileNotFoundError:  # the user's settings forbid the network
+        if refresh:
+            raise
+    except DownloadError as error:
+        if refresh:
+            raise
+        warnings.warn(
+            f"Searching the names that follow from the release's rule, "
+            f"without figures: the index cannot be had. {error}",
+            stacklevel=3,
+        )
+    return None
+
+
+@functools.cache
+def _rule() -> tuple[Checkpoint, ...]:
+    """All checkpoints, from the names' rule and the bundled table."""
+    return tuple(
+        _bundled(name)
+        for pretrained in names.pretrained_names()
+        for name in (pretrained, *names.adapted_names(pretrained))
+    )
+
+
+def _bundled(fields: names.CheckpointName) -> Checkpoint:
+    name = str(fields)
+    row = names.table().get(name, {"sources": ""})
+    figures = {
+        key: float(row[key])
+        for key in (*UPSTREAM, *_ADAPTED, "size_mib")
+        if row.get(key)
+    }
+    return Checkpoint(name, fields, tuple(row["sources"].split()), figures)
+
+
+@functools.lru_cache(maxsize=1)
+def _index(path: Path, _modified: int) -> tuple[Checkpoint, ...]:
+    """All checkpoints of an index, with its figures."""
+    rows: dict[str, Checkpoint] = {}
+    unread = []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := _COLUMNS - set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path} is not the release's index: it lacks the columns "
+                f"{', '.join(sorted(missing))}. Fetch it again with "
+                f"keras_augreg.checkpoints.search(refresh=True)."
+            )
+        for line in reader:
+            upstream = _figures(line, UPSTREAM)
+            adapted = upstream | _figures(line, _ADAPTED)
+            for name, figures in (
+                (line["filename"], upstream),
+                (line["adapt_filename"], adapted),
+            ):
+                if name in rows:  # a pre-trained one is in 68 lines
+                    continue
+                try:
+                    fields = names.parse(name)
+                except ValueError:
+                    unread.append(name)
+                else:
+                    rows[name] = Checkpoint(name, fields, ("index",), figures)
+    if unread:
+        warnings.warn(
+            f"{path}: {len(unread):,} names do not follow the release's rule "
+            f"as it is known here and are left out, the first {unread[0]!a}.",
+            stacklevel=4,
+        )
+    return tuple(rows.values())
+
+
+def _figures(line: dict[str, str], columns: Iterable[str]) -> dict[str, float]:
+    """The figures that a line has: some cells are empty."""
+    return {key: float(line[key]) for key in columns if line[key]}
