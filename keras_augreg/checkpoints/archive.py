@@ -1,0 +1,278 @@
+"""Files of named arrays, opened without trusting them.
+
+`open_archive` reads what a file declares (names, shapes, dtypes) and checks
+that the file can hold it; `Archive.read` reads one array. Nothing is
+unpickled, and no memory is taken for an array before its shape was seen, so
+that a caller can refuse an absurd one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+# The largest array of the release is L/16's head for ImageNet-21k, 89 MB.
+MAX_ARRAY_BYTES = 2**30
+MAX_HEADER_BYTES = 2**24
+
+# bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
+BFLOAT16 = np.dtype("V2")
+_SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file declares of one array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file of named arrays.
+
+    Args:
+        path: The file.
+        kind: `"npz"`, `"safetensors"` or `"h5"`.
+        headers: What the file declares, by name.
+        fetch: Returns the array of a name as it is stored.
+    """
+
+    path: pathlib.Path
+    kind: str
+    headers: dict[str, Header]
+    fetch: Callable[[str], np.ndarray]
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns an array as float32 (B, ...).
+
+        Raises:
+            ValueError: If the array is damaged, or holds NaN or Inf.
+        """
+        with _explained(self.path, f"array {name!r}"):
+            array = self.fetch(name)
+        if array.dtype == BFLOAT16:
+            array = (array.view("<u2").astype("<u4") << 16).view("<f4")
+        array = array.astype(np.float32, copy=False)
+        # A sum is not finite if a term is not; a finite array whose sum
+        # overflows takes the slow test.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(array.sum(dtype=np.float32))
+        if suspect and not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise ValueError(
+                f"{self.path}: array {name!r} holds {array[tuple(bad)]} at "
+                f"{bad}, expected finite numbers. The run that wrote it "
+                "diverged or the file is damaged: use another checkpoint."
+            )
+        return array
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Turns what a damaged file makes libraries raise into a `ValueError`."""
+    try:
+        yield
+    except (
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        UnicodeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{path}: cannot read {what}: {reason}. The file is damaged, "
+            "incomplete or of another format: download or export it again."
+        ) from error
+
+
+def open_archive(path: str | pathlib.Path) -> Archive:
+    """Reads what a checkpoint file declares.
+
+    Args:
+        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
+
+    Returns:
+        The `Archive`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty, truncated, of another format, or
+            declares an array that is no floating-point array of plausible
+            size.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is no file. Expected a .npz, .safetensors, .weights.h5 "
+            "or .keras checkpoint."
+        )
+    openers = {
+        ".npz": _open_npz,
+        ".safetensors": _open_safetensors,
+        ".h5": _open_h5,
+        ".keras": _open_keras,
+    }
+    if path.suffix not in openers:
+        raise ValueError(
+            f"{path} has the unknown extension {path.suffix!r}. Expected one "
+            f"of {', '.join(openers)}."
+        )
+    if not path.stat().st_size:
+        raise ValueError(
+            f"{path} is empty, expected a checkpoint: download or export it "
+            "again."
+        )
+    with _explained(path, f"it as a {path.suffix} file"):
+        archive = openers[path.suffix](path)
+    for name, header in archive.headers.items():
+        if header.dtype != BFLOAT16 and header.dtype.kind != "f":
+            raise ValueError(
+                f"{path}: array {name!r} has dtype {header.dtype}, expected "
+                "float32, float16, float64 or bfloat16."
+            )
+        if min(header.shape, default=0) < 0 or header.nbytes > MAX_ARRAY_BYTES:
+            raise ValueError(
+                f"{path}: array {name!r} declares shape {header.shape}, "
+                f"{header.nbytes:,} bytes; expected at most "
+                f"{MAX_ARRAY_BYTES:,}. The file is damaged or hostile."
+            )
+    return archive
+
+
+def _open_npz(path: pathlib.Path) -> Archive:
+    file = zipfile.ZipFile(path)
+    headers: dict[str, Header] = {}
+    orders: dict[str, str] = {}
+
+    def parse(stream: Any) -> tuple[Header, str]:
+        major, minor = np.lib.format.read_magic(stream)
+        if (major, minor) == (1, 0):
+            read = np.lib.format.read_array_header_1_0
+        elif (major, minor) == (2, 0):
+            read = np.lib.format.read_array_header_2_0
+        else:
+            raise ValueError(f"unknown .npy version {major}.{minor}")
+        shape, fortran, dtype = read(stream)
+        return Header(shape, dtype), "F" if fortran else "C"
+
+    for info in file.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename or name in headers:
+            raise ValueError(f"unexpected or repeated entry {info.filename!r}")
+        with _explained(path, f"array {name!r}"), file.open(info) as stream:
+            headers[name], orders[name] = parse(stream)
+            expected = stream.tell() + headers[name].nbytes
+        if headers[name].dtype.hasobject:
+            raise ValueError(
+                f"array {name!r} holds pickled objects, which are never loaded"
+            )
+        if info.file_size != expected:
+            raise ValueError(
+                f"array {name!r} declares shape {headers[name].shape} and "
+                f"dtype {headers[name].dtype}, {expected:,} bytes with its "
+                f"header, but its entry has {info.file_size:,}"
+            )
+
+    def fetch(name: str) -> np.ndarray:
+        data = file.read(f"{name}.npy")
+        header = headers[name]
+        array = np.frombuffer(
+            data, header.dtype, offset=len(data) - header.nbytes
+        )
+        return array.reshape(header.shape, order=orders[name])
+
+    return Archive(path, "npz", headers, fetch)
+
+
+def _open_safetensors(path: pathlib.Path) -> Archive:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(
+                f"its header claims {length:,} bytes of {size:,} in all"
+            )
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    start = 8 + length
+    headers: dict[str, Header] = {}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, entry in sorted(
+        entries.items(), key=lambda item: item[1]["data_offsets"]
+    ):
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise ValueError(
+                f"array {name!r} has dtype {entry['dtype']}, expected one of "
+                f"{', '.join(_SAFETENSORS_DTYPES)}"
+            )
+        shape = tuple(int(n) for n in entry["shape"])
+        header = Header(shape, _SAFETENSORS_DTYPES[entry["dtype"]])
+        begin, stop = entry["data_offsets"]
+        if begin != end or stop - begin != header.nbytes:
+            raise ValueError(
+                f"array {name!r} of shape {shape} lies at {begin}:{stop}, "
+                f"expected {end}:{end + header.nbytes}"
+            )
+        end = stop
+        headers[name], offsets[name] = header, start + begin
+    if start + end != size:
+        raise ValueError(f"it has {size:,} bytes, expected {start + end:,}")
+
+    def fetch(name: str) -> np.ndarray:
+        header = headers[name]
+        with path.open("rb") as file:
+            file.seek(offsets[name])
+            data = file.read(header.nbytes)
+        return np.frombuffer(data, header.dtype).reshape(header.shape)
+
+    return Archive(path, "safetensors", headers, fetch)
+
+
+def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
+    import h5py
+
+    h5 = h5py.File(file or path, "r")
+    headers: dict[str, Header] = {}
+
+    def visit(name: str, item: Any) -> None:
+        # Keras keeps the optimizer and compiled metrics beside the layers.
+        if isinstance(item, h5py.Dataset) and name.startswith("layers/"):
+            headers[name] = Header(tuple(item.shape), item.dtype)
+
+    h5.visititems(visit)
+    return Archive(path, "h5", headers, lambda name: np.asarray(h5[name][()]))
+
+
+def _open_keras(path: pathlib.Path) -> Archive:
+    with zipfile.ZipFile(path) as file:
+        return _open_h5(path, io.BytesIO(file.read("model.weights.h5")))

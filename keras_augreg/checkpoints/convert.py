@@ -1,0 +1,512 @@
+"""From the arrays of a checkpoint file to the weights of a model.
+
+One table says what each weight of a model is called in each kind of file.
+Pure NumPy; `load` puts the results into a model.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from keras_augreg.checkpoints.archive import Archive
+from keras_augreg.variants import VARIANTS, Variant
+
+# Weight of the model | release (.npz) | timm (.safetensors) | Keras (.h5).
+#
+# The release's names are those in the files; timm's are those of its
+# `VisionTransformer` and `ResNetV2` (1.0.31). A Keras file numbers the layers
+# of a class ("block", "block_1", ...) and the weights of a layer. Where a
+# weight has several sources, they are stacked.
+Row = tuple[str, tuple[str, ...], str, str]
+KINDS = {"npz": 1, "safetensors": 2, "h5": 3}
+
+_QKV = ("query", "key", "value")
+_BLOCK = "Transformer/encoderblock_{i}"
+_ATTENTION = _BLOCK + "/MultiHeadDotProductAttention_1"
+_OUTER: list[Row] = [
+    ("embedding/kernel", ("embedding/kernel",),
+     "patch_embed.proj.weight", "patch_embedding/vars/0"),
+    ("embedding/bias", ("embedding/bias",),
+     "patch_embed.proj.bias", "patch_embedding/vars/1"),
+    ("posembed_input/pos_embedding",
+     ("Transformer/posembed_input/pos_embedding",),
+     "pos_embed", "position_embedding/vars/0"),
+    ("posembed_input/cls", ("cls",),
+     "cls_token", "position_embedding/vars/1"),
+    ("encoder_norm/gamma", ("Transformer/encoder_norm/scale",),
+     "norm.weight", "layer_normalization/vars/0"),
+    ("encoder_norm/beta", ("Transformer/encoder_norm/bias",),
+     "norm.bias", "layer_normalization/vars/1"),
+    ("head/kernel", ("head/kernel",), "head.weight", "dense/vars/0"),
+    ("head/bias", ("head/bias",), "head.bias", "dense/vars/1"),
+]  # fmt: skip
+_ENCODERBLOCK: list[Row] = [
+    ("encoderblock_{i}/norm1/gamma", (_BLOCK + "/LayerNorm_0/scale",),
+     "blocks.{i}.norm1.weight", "block{h}/norm1/vars/0"),
+    ("encoderblock_{i}/norm1/beta", (_BLOCK + "/LayerNorm_0/bias",),
+     "blocks.{i}.norm1.bias", "block{h}/norm1/vars/1"),
+    ("encoderblock_{i}/attention/qkv_kernel",
+     tuple(f"{_ATTENTION}/{x}/kernel" for x in _QKV),
+     "blocks.{i}.attn.qkv.weight", "block{h}/attention/vars/0"),
+    ("encoderblock_{i}/attention/qkv_bias",
+     tuple(f"{_ATTENTION}/{x}/bias" for x in _QKV),
+     "blocks.{i}.attn.qkv.bias", "block{h}/attention/vars/1"),
+    ("encoderblock_{i}/attention/out_kernel", (_ATTENTION + "/out/kernel",),
+     "blocks.{i}.attn.proj.weight", "block{h}/attention/vars/2"),
+    ("encoderblock_{i}/attention/out_bias", (_ATTENTION + "/out/bias",),
+     "blocks.{i}.attn.proj.bias", "block{h}/attention/vars/3"),
+    ("encoderblock_{i}/norm2/gamma", (_BLOCK + "/LayerNorm_2/scale",),
+     "blocks.{i}.norm2.weight", "block{h}/norm2/vars/0"),
+    ("encoderblock_{i}/norm2/beta", (_BLOCK + "/LayerNorm_2/bias",),
+     "blocks.{i}.norm2.bias", "block{h}/norm2/vars/1"),
+    ("encoderblock_{i}/mlp_kernel1", (_BLOCK + "/MlpBlock_3/Dense_0/kernel",),
+     "blocks.{i}.mlp.fc1.weight", "block{h}/vars/0"),
+    ("encoderblock_{i}/mlp_bias1", (_BLOCK + "/MlpBlock_3/Dense_0/bias",),
+     "blocks.{i}.mlp.fc1.bias", "block{h}/vars/1"),
+    ("encoderblock_{i}/mlp_kernel2", (_BLOCK + "/MlpBlock_3/Dense_1/kernel",),
+     "blocks.{i}.mlp.fc2.weight", "block{h}/vars/2"),
+    ("encoderblock_{i}/mlp_bias2", (_BLOCK + "/MlpBlock_3/Dense_1/bias",),
+     "blocks.{i}.mlp.fc2.bias", "block{h}/vars/3"),
+]  # fmt: skip
+_ROOT: list[Row] = [
+    ("root/conv/kernel", ("conv_root/kernel",),
+     "patch_embed.backbone.stem.conv.weight", "res_net_root/conv/vars/0"),
+    ("root/norm/gamma", ("gn_root/scale",),
+     "patch_embed.backbone.stem.norm.weight", "res_net_root/norm/vars/0"),
+    ("root/norm/beta", ("gn_root/bias",),
+     "patch_embed.backbone.stem.norm.bias", "res_net_root/norm/vars/1"),
+]  # fmt: skip
+_UNIT: list[Row] = [
+    row
+    for n, timm in [("1", "{m}1"), ("2", "{m}2"), ("3", "{m}3"),
+                    ("_proj", "downsample.{m}")]
+    for row in [
+        (f"block{{s}}_unit{{u}}/conv{n}/kernel",
+         (f"block{{s}}/unit{{u}}/conv{n}/kernel",),
+         f"{{t}}.{timm.format(m='conv')}.weight",
+         f"bottleneck_unit{{h}}/conv{n}/vars/0"),
+        (f"block{{s}}_unit{{u}}/norm{n}/gamma",
+         (f"block{{s}}/unit{{u}}/gn{n}/scale",),
+         f"{{t}}.{timm.format(m='norm')}.weight",
+         f"bottleneck_unit{{h}}/norm{n}/vars/0"),
+        (f"block{{s}}_unit{{u}}/norm{n}/beta",
+         (f"block{{s}}/unit{{u}}/gn{n}/bias",),
+         f"{{t}}.{timm.format(m='norm')}.bias",
+         f"bottleneck_unit{{h}}/norm{n}/vars/1"),
+    ]
+]  # fmt: skip
+
+
+def _first_name(row: Row, column: int) -> str:
+    """The name of a row's weight, or of the first of its arrays, in a file."""
+    name = row[column]
+    return name if isinstance(name, str) else name[0]
+
+
+def layout(sizes: Variant) -> list[Row]:
+    """Returns the table's rows for every weight of an architecture."""
+
+    def fill(rows: list[Row], **fields: object) -> list[Row]:
+        return [
+            (
+                key.format(**fields),
+                tuple(name.format(**fields) for name in release),
+                timm.format(**fields),
+                h5.format(**fields),
+            )
+            for key, release, timm, h5 in rows
+        ]
+
+    rows = list(_OUTER)
+    for i in range(sizes.depth):
+        rows += fill(_ENCODERBLOCK, i=i, h=f"_{i}" if i else "")
+    if sizes.stages is None:
+        return rows
+    rows += _ROOT
+    number = 0
+    for stage, units in enumerate(sizes.stages):
+        for unit in range(units):
+            rows += fill(
+                # The first unit of a stage changes the number of channels.
+                _UNIT if unit == 0 else _UNIT[:9],
+                s=stage + 1,
+                u=unit + 1,
+                t=f"patch_embed.backbone.stages.{stage}.blocks.{unit}",
+                h=f"_{number}" if number else "",
+            )
+            number += 1
+    return rows
+
+
+# Names that Linen gave the modules of a block, in big_vision's files, and
+# what they were called before it.
+_LINEN = {
+    "LayerNorm_1/": "LayerNorm_2/",
+    "MlpBlock_0/": "MlpBlock_3/",
+    "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
+}
+_POSITIONS = "Transformer/posembed_input/pos_embedding"
+# A tanh layer before the head, in the older ViT release and in big_vision.
+_HIDDEN = ("pre_logits/kernel", "pre_logits/bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a checkpoint file holds, before any array is read.
+
+    Args:
+        archive: The file.
+        names: From the name in the table to the name in the file.
+        sizes: The architecture found; where the file does not tell the number
+            of heads (timm's), they are taken to have the release's size, 64.
+        class_token: Whether there is one.
+        positions: Rows of the position embedding.
+        classes: Units of the head, `None` without a head.
+        hidden_head: Whether there is a hidden layer before the head.
+    """
+
+    archive: Archive
+    names: dict[str, str]
+    sizes: Variant
+    class_token: bool
+    positions: int
+    classes: int | None
+    hidden_head: bool
+
+    @property
+    def positions_without_class(self) -> bool:
+        """Whether the class token has no row in the position embedding."""
+        return self.names.get(_POSITIONS) == "pos_embedding"
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches, `None` if they make no square."""
+        has_row = self.class_token and not self.positions_without_class
+        side = math.isqrt(self.positions - has_row)
+        return (side, side) if side**2 == self.positions - has_row else None
+
+    def require(self, expected: Variant) -> None:
+        """Raises a `ValueError` if the file is of another architecture."""
+        found = dataclasses.replace(
+            self.sizes, name=expected.name, release=expected.release
+        )
+        if self.archive.kind == "safetensors":
+            found = dataclasses.replace(found, num_heads=expected.num_heads)
+        if found == expected:
+            return
+        differences = [
+            f"{field.name}={getattr(found, field.name)} instead of "
+            f"{getattr(expected, field.name)}"
+            for field in dataclasses.fields(Variant)
+            if getattr(found, field.name) != getattr(expected, field.name)
+        ]
+        which = (
+            f"that is keras_augreg.{self.sizes.name}"
+            if self.sizes.name in VARIANTS
+            else "an architecture without a named builder"
+        )
+        raise ValueError(
+            f"{self.archive.path} holds another architecture than "
+            f"{expected.name}: {', '.join(differences)} ({which})."
+        )
+
+
+def inspect(archive: Archive) -> Contents:
+    """Finds out which architecture an archive holds, from its headers.
+
+    Args:
+        archive: An open checkpoint file.
+
+    Returns:
+        Its `Contents`.
+
+    Raises:
+        ValueError: If arrays are missing that every architecture has, or two
+            names mean the same array.
+    """
+    column = KINDS[archive.kind]
+    names: dict[str, str] = {}
+    for name in archive.headers:
+        table_name = name
+        if archive.kind == "h5":
+            table_name = name.removeprefix("layers/")
+        elif archive.kind == "npz":
+            for linen, old in _LINEN.items():
+                table_name = table_name.replace(linen, old)
+            if name == "pos_embedding":
+                table_name = _POSITIONS
+        if table_name in names:
+            raise ValueError(
+                f"{archive.path}: arrays {names[table_name]!r} and {name!r} "
+                "mean the same weight, expected one of them."
+            )
+        names[table_name] = name
+
+    def shape(row: Row, rank: int) -> tuple[int, ...]:
+        name = _first_name(row, column)
+        if name not in names:
+            raise ValueError(
+                f"{archive.path}: array {name!r} is missing, expected in every "
+                "ViT checkpoint. Is this file one, and complete?"
+            )
+        found = archive.headers[names[name]].shape
+        if len(found) != rank:
+            raise ValueError(
+                f"{archive.path}: array {names[name]!r} has shape {found}, "
+                f"expected {rank} axes."
+            )
+        return found
+
+    rows = {row[0]: row for row in layout(Variant("", "", 0, 0, 1, 0, 0))}
+    kernel = shape(rows["embedding/kernel"], 4)
+    patch_size, width = kernel[0], kernel[3]
+    num_heads = None
+    if archive.kind == "safetensors":
+        width, patch_size = kernel[0], kernel[2]
+    elif archive.kind == "npz":
+        num_heads = shape(rows["encoderblock_0/attention/qkv_bias"], 2)[0]
+    else:
+        num_heads = shape(rows["encoderblock_0/attention/qkv_bias"], 3)[1]
+    pattern = {
+        "npz": r"Transformer/encoderblock_(\d+)/",
+        "safetensors": r"blocks\.(\d+)\.",
+        "h5": r"block(_\d+|)/",
+    }[archive.kind]
+    blocks = {m[1] for name in names if (m := re.match(pattern, name))}
+    sizes = Variant(
+        name="",
+        release="",
+        patch_size=patch_size,
+        width=width,
+        depth=len(blocks),
+        num_heads=num_heads or width // 64,
+        mlp_dim=shape(rows["encoderblock_0/mlp_bias1"], 1)[0],
+        stages=_stages(archive, names),
+    )
+    for variant in VARIANTS.values():
+        named = dataclasses.replace(
+            sizes, name=variant.name, release=variant.release
+        )
+        sizes = variant if named == variant else sizes
+    head = rows["head/bias"]
+    cls = rows["posembed_input/cls"]
+
+    return Contents(
+        archive,
+        names,
+        sizes,
+        class_token=_first_name(cls, column) in names,
+        positions=shape(rows["posembed_input/pos_embedding"], 3)[1],
+        classes=(
+            shape(head, 1)[0] if _first_name(head, column) in names else None
+        ),
+        hidden_head=_HIDDEN[0] in names,
+    )
+
+
+def _stages(
+    archive: Archive, names: dict[str, str]
+) -> tuple[int, ...] | None:
+    """Finds the number of units in each stage of the ResNet stem."""
+    column = KINDS[archive.kind]
+    if _first_name(_ROOT[0], column) not in names:
+        return None
+    pattern = {
+        "npz": r"block(\d+)/unit\d+/conv1/kernel",
+        "safetensors": r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.\d+"
+        r"\.conv1\.weight",
+        # The stage shows in the number of channels.
+        "h5": r"bottleneck_unit(?:_\d+)?/conv1()/vars/0",
+    }[archive.kind]
+    units = collections.Counter(
+        int(m[1]) if m[1] else archive.headers[file_name].shape[-1]
+        for name, file_name in names.items()
+        if (m := re.fullmatch(pattern, name))
+    )
+    return tuple(units[stage] for stage in sorted(units))
+
+
+def plan(
+    contents: Contents,
+    shapes: dict[str, tuple[int, ...]],
+    keep_head: bool,
+) -> dict[str, tuple[str, ...]]:
+    """Checks that a file holds exactly a model's weights, in their shapes.
+
+    Args:
+        contents: What the file holds.
+        shapes: The model's weights: from the name in the table to the shape.
+        keep_head: Whether the file's head is wanted too.
+
+    Returns:
+        From the weight's name to the names of its arrays in the file.
+
+    Raises:
+        ValueError: If an array is missing, unexpected or of another shape.
+    """
+    archive, names = contents.archive, contents.names
+    column = KINDS[archive.kind]
+    if keep_head and contents.hidden_head:
+        raise ValueError(
+            f"{archive.path} has a hidden layer 'pre_logits' before its head; "
+            "these models have none. Pass `classes=N` for a new head of N "
+            "classes or `include_top=False` for none."
+        )
+    ignored = set(_HIDDEN if archive.kind == "npz" else ())
+    sources: dict[str, tuple[str, ...]] = {}
+    for row in layout(contents.sizes):
+        source = row[column]
+        source = source if isinstance(source, tuple) else (source,)
+        if row[0].startswith("head/") and not keep_head:
+            ignored.update(source)
+        elif row[0] != "posembed_input/cls" or contents.class_token:
+            sources[row[0]] = source
+    wanted = {name for source in sources.values() for name in source}
+    missing = sorted(wanted - names.keys())
+    unexpected = sorted(names.keys() - wanted - ignored)
+    for problem, which in [("lacks", missing), ("also holds", unexpected)]:
+        if which:
+            more = f" and {len(which) - 5} more" if len(which) > 5 else ""
+            raise ValueError(
+                f"{archive.path} {problem} "
+                f"{', '.join(map(repr, which[:5]))}{more}; expected exactly "
+                f"the arrays of {contents.sizes.name or 'its architecture'}."
+            )
+    for key, source in sources.items():
+        for name in source:
+            found = archive.headers[names[name]].shape
+            shape = shapes[key]
+            if key == "posembed_input/pos_embedding":
+                shape = (1, contents.positions, shape[2])
+            allowed = _file_shapes(archive.kind, key, shape, len(source))
+            if found not in allowed:
+                raise ValueError(
+                    f"{archive.path}: array {names[name]!r} has shape {found}, "
+                    f"expected {' or '.join(map(str, allowed))}."
+                )
+    return {
+        key: tuple(names[name] for name in source)
+        for key, source in sources.items()
+    }
+
+
+def _file_shapes(
+    kind: str, key: str, shape: tuple[int, ...], parts: int
+) -> list[tuple[int, ...]]:
+    """The shapes that an array may have in a file, from the weight's shape."""
+    if kind == "safetensors":
+        if key.endswith("qkv_kernel"):
+            return [(math.prod(shape[1:]), shape[0])]
+        if key.endswith("out_kernel"):
+            return [(shape[-1], math.prod(shape[:-1]))]
+        if key.endswith("qkv_bias"):
+            return [(math.prod(shape),)]
+        if len(shape) == 4:
+            return [(shape[3], shape[2], *shape[:2])]
+        return [shape[::-1] if len(shape) == 2 else shape]
+    if parts > 1:
+        # (W, 3, H, D) and (3, H, D) are stacked from (W, H, D) and (H, D).
+        return [shape[:-3] + shape[-2:]]
+    if kind == "npz" and re.match(r"(root|block\d+_unit\d+)/norm", key):
+        return [shape, (1, 1, 1, *shape)]
+    return [shape]
+
+
+def read(
+    contents: Contents,
+    source: tuple[str, ...],
+    shape: tuple[int, ...],
+    grid: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Reads one weight.
+
+    Args:
+        contents: What the file holds.
+        source: Names of its arrays in the file, from `plan`.
+        shape: The weight's shape.
+        grid: For the position embedding: rows and columns to resample to.
+
+    Returns:
+        The weight as float32.
+
+    Raises:
+        ValueError: If an array is damaged, not finite, or a position
+            embedding of no square grid would have to be resampled.
+    """
+    arrays = [contents.archive.read(name) for name in source]
+    array = arrays[0]
+    if len(arrays) > 1:
+        array = np.stack(arrays, axis=array.ndim - 2)
+    elif contents.archive.kind == "safetensors":
+        array = array.T if array.ndim == 2 else array
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    if grid is None:
+        return array.reshape(shape)
+    if contents.class_token and contents.positions_without_class:
+        array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
+    if contents.archive.kind == "h5" and array.shape == shape:
+        # A file of Keras does not tell its grid, which need not be square.
+        return array
+    if contents.grid is None:
+        raise ValueError(
+            f"{contents.archive.path}: array {source[0]!r} has "
+            f"{contents.positions} positions, which make no square grid; "
+            f"expected one to resample to {grid[0]} x {grid[1]} patches. "
+            "Load it at its own `input_shape`, then save and load anew."
+        )
+    return resample_positions(
+        array, contents.grid, grid, int(contents.class_token)
+    )
+
+
+def resample_positions(
+    positions: np.ndarray,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    prefix: int = 1,
+) -> np.ndarray:
+    """Resamples position embeddings to another grid, as the original does.
+
+    Bilinear with aligned corners, that is `scipy.ndimage.zoom(order=1)` in
+    `vit_jax/checkpoint.py` of google-research/vision_transformer.
+
+    Args:
+        positions: Array (1, prefix + rows * columns, width).
+        old: Its rows and columns.
+        new: Rows and columns wanted.
+        prefix: Rows in front that are no patches (the class token's), kept.
+
+    Returns:
+        Array (1, prefix + new rows * new columns, width) of the same dtype.
+
+    Example:
+    >>> import numpy as np
+    >>> resample_positions(np.zeros((1, 1 + 4, 8)), (2, 2), (3, 5)).shape
+    (1, 16, 8)
+    """
+    if old == new:
+        return positions
+
+    def weights(count: int, target: int) -> np.ndarray:
+        at = np.linspace(0, count - 1, target) if target > 1 else np.zeros(1)
+        low = np.minimum(at.astype(int), max(count - 2, 0))
+        matrix = np.zeros((target, count))
+        matrix[np.arange(target), low] += 1 - (at - low)
+        matrix[np.arange(target), np.minimum(low + 1, count - 1)] += at - low
+        return matrix
+
+    cells = positions[0, prefix:].reshape(*old, -1)
+    cells = np.einsum(
+        "ya,xb,abw->yxw",
+        weights(old[0], new[0]),
+        weights(old[1], new[1]),
+        cells,
+        optimize=True,
+    )
+    cells = cells.reshape(1, new[0] * new[1], -1).astype(positions.dtype)
+    return np.concatenate([positions[:, :prefix], cells], axis=1)

@@ -1,0 +1,130 @@
+"""Puts a checkpoint into a model."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from keras_augreg.checkpoints import convert, files, names
+from keras_augreg.checkpoints.archive import open_archive
+from keras_augreg.variants import Variant
+
+FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
+
+
+def find(
+    weights: str | pathlib.Path, variant: Variant, resolution: int | None
+) -> pathlib.Path:
+    """Returns the file that a builder's `weights` mean.
+
+    Args:
+        weights: A path, `"hf://..."`, an alias or a release name.
+        variant: The architecture it is for.
+        resolution: Side of the images in pixels, `None` for the checkpoint's.
+
+    Returns:
+        Path of a file on this machine.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If the name is unknown, or of another architecture.
+    """
+    text = str(weights)
+    if text.startswith("hf://"):
+        return files.fetch(text)
+    if isinstance(weights, pathlib.Path) or text.endswith(FILE_SUFFIXES):
+        return pathlib.Path(weights).expanduser()
+    return files.fetch(names.resolve(text, variant.name, resolution))
+
+
+def inspect(path: str | pathlib.Path) -> convert.Contents:
+    """Finds out what a checkpoint file holds, without reading its arrays.
+
+    Args:
+        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
+
+    Returns:
+        `keras_augreg.checkpoints.convert.Contents`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or no ViT checkpoint.
+    """
+    return convert.inspect(open_archive(path))
+
+
+def load(
+    model: Any, path: str | pathlib.Path | convert.Contents, head: str = "keep"
+) -> None:
+    """Loads a checkpoint file into a model, resampling its positions.
+
+    Everything is read and checked before the first weight changes: after an
+    error the model is as it was.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`.
+        path: A `.npz` of the AugReg release or of big_vision, a timm
+            `.safetensors`, a `.weights.h5` or `.keras` file of such a model,
+            or what `inspect` returned for one.
+        head: `"keep"` loads the classifier too, `"new"` leaves the model's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, of another architecture, or its
+            arrays are not exactly the model's; the message names the array.
+
+    Example:
+
+    ```python
+    model = keras_augreg.VisionTransformer(
+        patch_size=16, width=192, depth=12, num_heads=3, mlp_dim=768,
+        classes=10,
+    )
+    keras_augreg.checkpoints.load(model, "Ti_16.npz", head="new")
+    ```
+    """
+    if head not in ("keep", "new"):
+        raise ValueError(
+            f"`head` says what to do with the classifier: 'keep' loads it, "
+            f"'new' leaves the model's. Received: head={head!r}"
+        )
+    contents = path if isinstance(path, convert.Contents) else inspect(path)
+    contents.require(model.sizes)
+    file = contents.archive.path
+    if contents.class_token != model.class_token:
+        raise ValueError(
+            f"{file} has {'a' if contents.class_token else 'no'} class token, "
+            f"the model has {'one' if model.class_token else 'none'}. Build "
+            f"it with class_token={contents.class_token}."
+        )
+    keep_head = head == "keep" and model.include_top
+    if keep_head and contents.classes != model.classes:
+        raise ValueError(
+            f"{file} has {contents.classes or 'no'} classes, the model has "
+            f"{model.classes}. Pass head='new' to leave the model's own head "
+            "as it is."
+        )
+    variables = {
+        row[0]: functools.reduce(
+            getattr, row[0].split("/")[1:], model.get_layer(row[0].split("/")[0])
+        )
+        for row in convert.layout(model.sizes)
+        if (keep_head or not row[0].startswith("head/"))
+        and (model.class_token or row[0] != "posembed_input/cls")
+    }
+    shapes = {key: tuple(v.shape) for key, v in variables.items()}
+    sources = convert.plan(contents, shapes, keep_head)
+    arrays: dict[str, np.ndarray] = {
+        key: convert.read(
+            contents,
+            source,
+            shapes[key],
+            model.grid if key.endswith("/pos_embedding") else None,
+        )
+        for key, source in sources.items()
+    }
+    for key, variable in variables.items():
+        variable.assign(arrays.pop(key))

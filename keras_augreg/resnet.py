@@ -1,0 +1,225 @@
+"""The ResNet stem of the R+ViT hybrids.
+
+Follows `vit_jax/models_resnet.py` of google-research/vision_transformer:
+standardised convolutions without bias, GroupNorm of 32 groups and epsilon
+1e-6, post-activation bottleneck units whose projection has a GroupNorm of its
+own, SAME padding throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+ROOT_CHANNELS = 64
+GROUPS = 32
+GROUP_NORM_EPSILON = 1e-6
+STANDARDIZATION_EPSILON = 1e-5
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class StandardizedConv(keras.layers.Layer):
+    """A convolution whose kernel is standardised over all but its last axis.
+
+    The epsilon is added to the standard deviation, not to the variance.
+
+    Args:
+        filters: Output channels.
+        kernel_size: Side of the kernel.
+        strides: Stride in both directions.
+
+    Input: (B, height, width, channels). Output: (B, height / strides rounded
+    up, width / strides rounded up, filters).
+    """
+
+    def __init__(
+        self, filters: int, kernel_size: int, strides: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(*[self.kernel_size] * 2, input_shape[-1], self.filters),
+            initializer="lecun_normal",
+            # Standardised in full precision, whatever the product's dtype.
+            autocast=False,
+        )
+
+    def call(self, x: Any) -> Any:
+        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        deviation = ops.sqrt(
+            ops.mean(ops.square(kernel), axis=(0, 1, 2), keepdims=True)
+        )
+        kernel = kernel / (deviation + STANDARDIZATION_EPSILON)
+        return ops.conv(
+            x,
+            ops.cast(kernel, self.compute_dtype),
+            strides=self.strides,
+            padding="same",
+            data_format="channels_last",
+        )
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, height, width, _ = input_shape
+        s = self.strides
+        return (batch, -(-height // s), -(-width // s), self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+        }
+
+
+def group_norm(name: str, **kwargs: Any) -> keras.layers.GroupNormalization:
+    """GroupNorm as the original configures it."""
+    return keras.layers.GroupNormalization(
+        groups=GROUPS, axis=-1, epsilon=GROUP_NORM_EPSILON, name=name, **kwargs
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class ResNetRoot(keras.layers.Layer):
+    """7x7 stride-2 convolution, GroupNorm, ReLU, 3x3 stride-2 max-pool.
+
+    Input: (B, height, width, 3). Output: (B, height / 4, width / 4, 64).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self.conv = StandardizedConv(
+            ROOT_CHANNELS, 7, 2, dtype=dtype, name="conv"
+        )
+        self.norm = group_norm("norm", dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.conv.build(input_shape)
+        self.norm.build(self.conv.compute_output_shape(input_shape))
+
+    def call(self, x: Any) -> Any:
+        x = ops.relu(self.norm(self.conv(x)))
+        return ops.max_pool(
+            x, 3, strides=2, padding="same", data_format="channels_last"
+        )
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, height, width, _ = input_shape
+        return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class BottleneckUnit(keras.layers.Layer):
+    """1x1, 3x3 and 1x1 convolution, added to the input or its projection.
+
+    Args:
+        channels: Channels of the first two convolutions; the output has four
+            times as many.
+        strides: Stride of the 3x3 convolution and the projection.
+
+    Input: (B, height, width, any). Output: (B, height / strides,
+    width / strides, 4 * channels).
+    """
+
+    def __init__(self, channels: int, strides: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.strides = strides
+        dtype = self.dtype_policy
+        wide = 4 * channels
+        self.conv1 = StandardizedConv(channels, 1, dtype=dtype, name="conv1")
+        self.conv2 = StandardizedConv(
+            channels, 3, strides, dtype=dtype, name="conv2"
+        )
+        self.conv3 = StandardizedConv(wide, 1, dtype=dtype, name="conv3")
+        self.norm1 = group_norm("norm1", dtype=dtype)
+        self.norm2 = group_norm("norm2", dtype=dtype)
+        # The unit starts as the identity.
+        self.norm3 = group_norm(
+            "norm3", dtype=dtype, gamma_initializer="zeros"
+        )
+        self.conv_proj: StandardizedConv | None = None
+        self.norm_proj: keras.layers.Layer | None = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dtype = self.dtype_policy
+        if input_shape[-1] != 4 * self.channels or self.strides != 1:
+            self.conv_proj = StandardizedConv(
+                4 * self.channels,
+                1,
+                self.strides,
+                dtype=dtype,
+                name="conv_proj",
+            )
+            self.conv_proj.build(input_shape)
+            self.norm_proj = group_norm("norm_proj", dtype=dtype)
+            self.norm_proj.build(
+                self.conv_proj.compute_output_shape(input_shape)
+            )
+        for conv, norm in [
+            (self.conv1, self.norm1),
+            (self.conv2, self.norm2),
+            (self.conv3, self.norm3),
+        ]:
+            conv.build(input_shape)
+            input_shape = conv.compute_output_shape(input_shape)
+            norm.build(input_shape)
+
+    def call(self, x: Any) -> Any:
+        y = ops.relu(self.norm1(self.conv1(x)))
+        y = ops.relu(self.norm2(self.conv2(y)))
+        y = self.norm3(self.conv3(y))
+        if self.conv_proj is not None:
+            x = self.norm_proj(self.conv_proj(x))
+        return ops.relu(ops.add(x, y))
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, height, width, _ = input_shape
+        s = self.strides
+        return (batch, -(-height // s), -(-width // s), 4 * self.channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "strides": self.strides,
+        }
+
+
+def resnet_stem(x: Any, stages: tuple[int, ...], dtype: Any = None) -> Any:
+    """Applies the stem to the image tensor of a functional model.
+
+    Args:
+        x: Keras tensor (B, height, width, 3).
+        stages: Units of each stage; `()` for the root alone. Every stage
+            after the first halves the resolution and doubles the channels.
+        dtype: Dtype policy of the layers.
+
+    Returns:
+        Keras tensor (B, height / s, width / s, channels), s the stem's stride.
+    """
+    x = ResNetRoot(dtype=dtype, name="root")(x)
+    for i, units in enumerate(stages):
+        for j in range(units):
+            x = BottleneckUnit(
+                ROOT_CHANNELS * 2**i,
+                strides=2 if i and not j else 1,
+                dtype=dtype,
+                name=f"block{i + 1}_unit{j + 1}",
+            )(x)
+    return x

@@ -1,0 +1,357 @@
+"""All the maths of a Vision Transformer.
+
+Follows `vit_jax/models_vit.py` of google-research/vision_transformer, which
+defines what the numbers of a released checkpoint mean: pre-norm blocks,
+LayerNorm epsilon 1e-6, tanh GELU, dropout after the position embedding, after
+the attention's output and after both layers of the MLP, never on the
+attention weights.
+
+Shapes are written with B images, T tokens, W the width of a token, H heads of
+size D = W / H.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+def dense(x: Any, kernel: Any, bias: Any) -> Any:
+    """Multiplies the last axis of `x` (B, T, in) by a kernel: (B, T, out).
+
+    `kernel` and `bias` may have more axes than (in, out) and (out,); they are
+    read as that matrix and that vector. One matrix product over all tokens of
+    the batch is the form that every backend's library does best: TensorFlow's
+    broadcasting product of a 3-D by a 2-D tensor is slower, and is not fused
+    with the bias.
+    """
+    tokens, width = x.shape[1:]
+    flat = ops.reshape(x, (-1, width))
+    flat = ops.matmul(flat, ops.reshape(kernel, (width, -1)))
+    flat = ops.add(flat, ops.reshape(bias, (-1,)))
+    return ops.reshape(flat, (-1, tokens, flat.shape[-1]))
+
+
+def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
+    """Zeroes entries of `x` with probability `rate`, scales the others up.
+
+    Args:
+        x: Float tensor (B, ...).
+        rate: Probability in [0, 1). 0 returns `x` as it is.
+        seed: A `keras.random.SeedGenerator`.
+        axes: How many leading axes are drawn independently: `None` for every
+            entry, 1 for whole images (stochastic depth).
+    """
+    if not rate:
+        return x
+    shape = ops.shape(x)
+    if axes is not None:
+        shape = (*shape[:axes], *(1 for _ in shape[axes:]))
+    keep = keras.random.uniform(shape, seed=seed) >= rate
+    scaled = ops.multiply(x, ops.cast(1.0 / (1.0 - rate), x.dtype))
+    return ops.where(keep, scaled, ops.zeros_like(x))
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts an image or feature map into patches and projects each to a token.
+
+    The same as a convolution whose stride is its kernel size, as one matrix
+    product.
+
+    Args:
+        patch_size: Side of a patch; it divides height and width of the input.
+        width: Size of a token.
+
+    Input: (B, height, width, channels). Output: (B, number of patches, W).
+    """
+
+    def __init__(self, patch_size: int, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.patch_size = patch_size
+        self.width = width
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        p = self.patch_size
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(p, p, input_shape[-1], self.width),
+            initializer="lecun_normal",
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.width,), initializer="zeros"
+        )
+
+    def call(self, x: Any) -> Any:
+        p = self.patch_size
+        _, height, width, channels = x.shape
+        rows, columns = height // p, width // p
+        x = ops.reshape(x, (-1, rows, p, columns, p, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        x = ops.reshape(x, (-1, rows * columns, p * p * channels))
+        return dense(x, self.kernel, self.bias)
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, height, width, _ = input_shape
+        p = self.patch_size
+        return (batch, (height // p) * (width // p), self.width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "width": self.width,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class PositionEmbedding(keras.layers.Layer):
+    """Prepends the class token, adds the position embedding, drops out.
+
+    Args:
+        class_token: Whether there is a class token.
+        dropout: Rate in [0, 1).
+        seed: Integer seed of the dropout, or `None`.
+
+    Input: (B, number of patches, W). Output: (B, T, W), T one more where
+    there is a class token.
+    """
+
+    def __init__(
+        self,
+        class_token: bool = True,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.class_token = class_token
+        self.dropout = dropout
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _, tokens, width = input_shape
+        self.pos_embedding = self.add_weight(
+            name="pos_embedding",
+            shape=(1, tokens + self.class_token, width),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+        )
+        if self.class_token:
+            self.cls = self.add_weight(
+                name="cls", shape=(1, 1, width), initializer="zeros"
+            )
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        if self.class_token:
+            cls = ops.broadcast_to(
+                ops.convert_to_tensor(self.cls),
+                (ops.shape(x)[0], 1, x.shape[-1]),
+            )
+            x = ops.concatenate([cls, x], axis=1)
+        x = ops.add(x, self.pos_embedding)
+        return dropout(x, self.dropout if training else 0, self.seed_generator)
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, tokens, width = input_shape
+        return (batch, tokens + self.class_token, width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "class_token": self.class_token,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention with one product for query, key and value.
+
+    Args:
+        num_heads: Number of heads; it divides the width of the input.
+        queries: How many leading tokens ask; `None` for all of them.
+
+    Input: (B, T, W). Output: (B, queries or T, W).
+    """
+
+    def __init__(
+        self, num_heads: int, queries: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.queries = queries
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        width, heads = input_shape[-1], self.num_heads
+        # Glorot-uniform of each of the three (W, W) matrices: Keras would
+        # take other fans from a kernel of this rank.
+        limit = math.sqrt(6 / (width + width))
+        uniform = keras.initializers.RandomUniform(-limit, limit)
+        self.qkv_kernel = self.add_weight(
+            name="qkv_kernel",
+            shape=(width, 3, heads, width // heads),
+            initializer=uniform,
+        )
+        self.qkv_bias = self.add_weight(
+            name="qkv_bias",
+            shape=(3, heads, width // heads),
+            initializer="zeros",
+        )
+        self.out_kernel = self.add_weight(
+            name="out_kernel",
+            shape=(heads, width // heads, width),
+            initializer=uniform.clone(),
+        )
+        self.out_bias = self.add_weight(
+            name="out_bias", shape=(width,), initializer="zeros"
+        )
+
+    def call(self, x: Any) -> Any:
+        kernel, bias = map(
+            ops.convert_to_tensor, (self.qkv_kernel, self.qkv_bias)
+        )
+        if self.queries is None:
+            query, key, value = self._project(x, kernel, bias)
+        else:
+            (query,) = self._project(
+                x[:, : self.queries], kernel[:, :1], bias[:1]
+            )
+            key, value = self._project(x, kernel[:, 1:], bias[1:])
+        x = ops.dot_product_attention(query, key, value)
+        width = kernel.shape[0]
+        x = ops.reshape(x, (-1, query.shape[1], width))
+        return dense(x, self.out_kernel, self.out_bias)
+
+    def _project(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
+        """Products of `x` with each of n (W, H, D) kernels: (B, T, H, D)."""
+        _, n, heads, size = kernel.shape
+        x = ops.reshape(
+            dense(x, kernel, bias), (-1, x.shape[1], n, heads, size)
+        )
+        return ops.unstack(x, n, axis=2)
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, tokens, width = input_shape
+        return (batch, self.queries or tokens, width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "queries": self.queries,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Block(keras.layers.Layer):
+    """One Transformer block: attention and MLP, each a pre-norm residual.
+
+    Args:
+        num_heads: Attention heads.
+        mlp_dim: Hidden units of the MLP.
+        dropout: Rate in [0, 1) after the attention and both MLP layers.
+        stochastic_depth: Probability in [0, 1) to drop a residual branch,
+            drawn for each image and branch; kept branches are divided by
+            one minus it.
+        queries: How many leading tokens come out; `None` for all of them.
+            The last block of a classifier computes the class token alone:
+            the other tokens' outputs would be thrown away.
+        seed: Integer seed of both, or `None`.
+
+    Input: (B, T, W). Output: (B, queries or T, W).
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        queries: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.queries = queries
+        self.mlp_dim = mlp_dim
+        self.dropout = dropout
+        self.stochastic_depth = stochastic_depth
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.norm1 = keras.layers.LayerNormalization(
+            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm1"
+        )
+        self.attention = Attention(
+            num_heads, queries, dtype=self.dtype_policy, name="attention"
+        )
+        self.norm2 = keras.layers.LayerNormalization(
+            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm2"
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        width = input_shape[-1]
+        self.norm1.build(input_shape)
+        self.attention.build(input_shape)
+        self.norm2.build(input_shape)
+        for layer, (rows, columns) in enumerate(
+            [(width, self.mlp_dim), (self.mlp_dim, width)], start=1
+        ):
+            kernel = self.add_weight(
+                name=f"mlp_kernel{layer}",
+                shape=(rows, columns),
+                initializer="glorot_uniform",
+            )
+            bias = self.add_weight(
+                name=f"mlp_bias{layer}",
+                shape=(columns,),
+                initializer=keras.initializers.RandomNormal(stddev=1e-6),
+            )
+            setattr(self, f"mlp_kernel{layer}", kernel)
+            setattr(self, f"mlp_bias{layer}", bias)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        rate = self.dropout if training else 0.0
+        depth_rate = self.stochastic_depth if training else 0.0
+        seed = self.seed_generator
+
+        y = self.attention(self.norm1(x))
+        y = dropout(y, rate, seed)
+        x = x if self.queries is None else x[:, : self.queries]
+        x = ops.add(x, dropout(y, depth_rate, seed, axes=1))
+
+        y = dense(self.norm2(x), self.mlp_kernel1, self.mlp_bias1)
+        y = dropout(ops.gelu(y, approximate=True), rate, seed)
+        y = dense(y, self.mlp_kernel2, self.mlp_bias2)
+        y = dropout(y, rate, seed)
+        return ops.add(x, dropout(y, depth_rate, seed, axes=1))
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        batch, tokens, width = input_shape
+        return (batch, self.queries or tokens, width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
+            "queries": self.queries,
+            "seed": self.seed,
+        }
