@@ -137,8 +137,8 @@ def lowest(package):
     """The lowest version of a dependency that setup.cfg declares."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    text = config["options"]["install_requires"]
-    text += config["options.extras_require"]["jax"]
+    extras = config["options.extras_require"]
+    text = "\n".join([config["options"]["install_requires"], extras["jax"]])
     return re.search(rf"^{package}>=([\d.]+)$", text, re.MULTILINE)[1]
 
 
