@@ -250,8 +250,9 @@ def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
         if error.errno == errno.ENOSPC:
             part.unlink(missing_ok=True)
         raise DownloadError(
-            f"Cannot write {target} ({error.strerror or error}). Make room or give "
-            f"write access, or set KERAS_AUGREG_CACHE to another directory."
+            f"Cannot write {target} ({error.strerror or error}). Make room "
+            f"or give write access, or set KERAS_AUGREG_CACHE to another "
+            f"directory."
         ) from error
     return target
 

@@ -179,7 +179,13 @@ def search(
         and all(getattr(row.fields, k) == v for k, v in wanted.items())
     ]
     order = "adapt_final_val" if adapted else "final_val"
-    found.sort(key=lambda r: (-r.figures.get(order, -1.0), not r.verified))
+    found.sort(
+        key=lambda row: (
+            -row.figures.get(order, -1.0),
+            -len(row.figures),
+            not row.verified,
+        )
+    )
     return SearchResult(
         found, str(path) if path else "the release's rule, without its index"
     )

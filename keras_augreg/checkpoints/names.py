@@ -193,7 +193,7 @@ def parse(name: str) -> CheckpointName:
             _RELEASED.get(release, release), dataset, int(epochs), float(lr),
             augment, float(decay), float(dropout), float(depth),
             adapt_dataset,
-            _STEPS.get(steps, -1) if steps else None,
+            _STEPS.get(steps, int(steps[:-1]) * 1000) if steps else None,
             float(adapt_lr) if adapt_lr else None,
             int(resolution) if resolution else None,
         )  # fmt: skip
@@ -326,9 +326,9 @@ def resolve(weights: str, variant: str, resolution: int | None = None) -> str:
     if files is not None:
         if variant not in files:
             raise ValueError(
-                f"weights={weights!r} was not released for {variant}. "
-                f"Aliases of {variant}: {', '.join(aliases(variant)) or 'none'}; "
-                f"{weights!r} exists for {', '.join(files)}."
+                f"weights={weights!r} was not released for {variant}, only "
+                f"for {', '.join(files)}. Aliases of {variant}: "
+                f"{', '.join(aliases(variant)) or 'none'}."
             )
         return min(
             files[variant],
@@ -369,7 +369,7 @@ def bucket_path(name: str) -> str:
         )
     if "/" in stem and stem in table():
         return f"{stem}.npz"
-    return f"augreg/{parse(stem)}.npz"
+    return f"augreg/{parse(name)}.npz"
 
 
 def _resolution(name: str) -> int:
@@ -400,8 +400,9 @@ def _unknown(name: str, problem: str) -> ValueError:
             str(parsed).partition("--")[2]: None
             for parsed in adapted_names(pretrained_names()[0])
         }
-        best = difflib.get_close_matches(suffix, suffixes, n=1)
-        near = [f"{name}--{tail}" for name in near for tail in best] or near
+        heads = near[:1] if stem == near[0] else near
+        tails = difflib.get_close_matches(suffix, suffixes, n=4 - len(heads))
+        near = [f"{head}--{tail}" for head in heads for tail in tails] or near
     shown = ascii(name if len(name) <= _MAX_LENGTH else name[:80] + "...")
     return ValueError(
         f"Unknown checkpoint {shown}: {problem} "

@@ -76,29 +76,30 @@ def receive(
         best = max(best, start)
         try:
             hashes = _attempt(url, part, start, timeout, progress)
-            break
-        except _TransientError as error:
-            size = part.stat().st_size if part.exists() else 0
-            failures = 1 if size - best >= _PROGRESS else failures + 1
-            if failures > retries:
-                raise DownloadError(
-                    f"{url}: {error}, in attempt {failures} as well. What "
-                    f"came is kept ({size:,} bytes): call again to resume. "
-                    f"Without internet, set KERAS_AUGREG_MIRROR to a "
-                    f"directory or KERAS_AUGREG_OFFLINE=1."
-                ) from error
-            wait = min(2.0 ** (failures - 1), 30.0)
-            if progress:
-                print(
-                    f"{part.stem}: {error}; again in {wait:.0f} s",
-                    file=sys.stderr,
-                )
-            time.sleep(wait)
-    try:
-        _verify(url, part, hashes)
-    except DownloadError:
-        part.unlink()
-        raise
+            damage = _damage(url, part, hashes)
+            if damage is None:
+                break
+            part.unlink()
+            error = f"arrived damaged: {damage}"
+            if start == 0:  # else the beginning may be of another version
+                raise DownloadError(f"{url}: {error}. Nothing was kept.")
+        except _TransientError as transient:
+            error = str(transient)
+        size = part.stat().st_size if part.exists() else 0
+        failures = 1 if size - best >= _PROGRESS else failures + 1
+        if failures > retries:
+            raise DownloadError(
+                f"{url}: {error}, in attempt {failures} as well. What came is "
+                f"kept ({size:,} bytes): call again to resume. Without "
+                f"internet, set KERAS_AUGREG_MIRROR to a directory or "
+                f"KERAS_AUGREG_OFFLINE=1."
+            )
+        wait = min(2.0 ** (failures - 1), 30.0)
+        if progress:
+            print(
+                f"{part.stem}: {error}; again in {wait:.0f} s", file=sys.stderr
+            )
+        time.sleep(wait)
     with part.open("rb+") as file:  # on the disk before it gets its name
         os.fsync(file.fileno())
 
@@ -161,11 +162,10 @@ def _open(
         error.close()
         if error.code == 416:  # the part is no beginning of this file
             part.unlink()
-        elif error.code not in _TRANSIENT:
-            raise DownloadError(
-                f"{url}: HTTP {error.code} {error.reason}."
-            ) from None
-        raise _TransientError(f"HTTP {error.code} {error.reason}") from None
+        answer = f"HTTP {error.code} {http.client.responses.get(error.code)}"
+        if error.code not in (416, *_TRANSIENT):
+            raise DownloadError(f"{url}: {answer}.") from None
+        raise _TransientError(answer) from None
     except DownloadError:
         raise
     except (OSError, http.client.HTTPException) as error:
@@ -232,36 +232,27 @@ def _hashes(url: str, values: list[str]) -> dict[str, bytes]:
     return hashes
 
 
-def _verify(url: str, part: Path, hashes: dict[str, bytes]) -> None:
-    """Raises unless `part` has the server's hash, or intact members."""
-    if "md5" in hashes:
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").digest()
-        algorithm = "md5"
-    elif "crc32c" in hashes:
-        algorithm, found = "crc32c", _crc32c(part)
-    else:
-        if url.endswith(".npz"):
-            _verify_archive(url, part)
-        return
-    if found != hashes[algorithm]:
-        raise DownloadError(
-            f"{url}: arrived damaged: its {algorithm} is {found.hex()}, the "
-            f"server states {hashes[algorithm].hex()}. Nothing was kept; try "
-            f"again."
-        )
-
-
-def _verify_archive(url: str, part: Path) -> None:
+def _damage(url: str, part: Path, hashes: dict[str, bytes]) -> str | None:
+    """What is wrong with `part`, by the server's hash or by those inside."""
+    for algorithm, digest in (("md5", _md5), ("crc32c", _crc32c)):
+        if algorithm in hashes:
+            found, stated = digest(part).hex(), hashes[algorithm].hex()
+            if found == stated:
+                return None
+            return f"its {algorithm} is {found}, the server states {stated}"
+    if not url.endswith(".npz"):
+        return None
     try:
         with zipfile.ZipFile(part) as archive:
-            damage = archive.testzip()
+            member = archive.testzip()
     except Exception as error:  # zipfile raises many kinds on hostile files
-        damage = repr(error)
-    if damage is not None:
-        raise DownloadError(
-            f"{url}: arrived damaged ({damage}). Nothing was kept; try again."
-        )
+        return repr(error)
+    return None if member is None else f"the checksum of {member!a} is wrong"
+
+
+def _md5(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").digest()
 
 
 def _crc32c(path: Path) -> bytes:
@@ -295,7 +286,8 @@ def _crc32c(path: Path) -> bytes:
                 crc = (
                     z0[crc & 255]
                     ^ z1[crc >> 8 & 255]
-                    ^ (z2[crc >> 16 & 255] ^ z3[crc >> 24] ^ r)
+                    ^ r
+                    ^ (z2[crc >> 16 & 255] ^ z3[crc >> 24])
                 )
             for byte in block[rows * 256 :]:
                 crc = int(table[(crc ^ byte) & 255]) ^ crc >> 8

@@ -1,0 +1,115 @@
+"""A bucket on 127.0.0.1 that misbehaves on demand.
+
+Each GET takes the next fault of `plan`, then `always`; both hold dictionaries:
+
+    status: answer with this status      location: and this header
+    cut: close after so many bytes       chunked: no Content-Length
+    stall: wait before the rest          drip: one byte every so many seconds
+    headers: replace or (None) drop      no_range: ignore Range
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.server
+import io
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def npz(size: int = 3 << 20, seed: int = 0) -> bytes:
+    """A real archive of about `size` bytes."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    np.savez(file, noise=noise)
+    return file.getvalue()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Bucket
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        bucket = self.server
+        bucket.log.append((self.path, self.headers.get("Range")))
+        plan = bucket.plan
+        fault = plan.pop(0) if plan else bucket.always
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            self._answer(fault, bucket.files.get(self.path))
+
+    def _answer(self, fault: dict, body: bytes | None) -> None:
+        status = fault.get("status", 404 if body is None else 200)
+        headers: dict[str, str | None] = {}
+        if "location" in fault:
+            headers["Location"] = fault["location"]
+        if status != 200 or body is None:
+            body = b""
+        else:
+            md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+            headers["x-goog-hash"] = f"crc32c=AAAAAA==,md5={md5}"
+            wanted = self.headers.get("Range")
+            if wanted and not fault.get("no_range"):
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                total = len(body)
+                if start >= total:
+                    status, body = 416, b""
+                else:
+                    status, body = 206, body[start:]
+                    content = f"bytes {start}-{total - 1}/{total}"
+                    headers["Content-Range"] = content
+        if not fault.get("chunked"):
+            headers["Content-Length"] = str(len(body))
+        headers |= fault.get("headers", {})
+        self.send_response(status)
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, value)
+        self.end_headers()
+        self._body(fault, body)
+
+    def _body(self, fault: dict, body: bytes) -> None:
+        body = body[: fault.get("cut")]
+        if "drip" in fault:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(fault["drip"])
+        elif "stall" in fault:
+            self.wfile.write(body[: len(body) // 2])
+            time.sleep(fault["stall"])
+            self.wfile.write(body[len(body) // 2 :])
+        else:
+            self.wfile.write(body)
+
+
+class Bucket(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.plan: list[dict] = []
+        self.always: dict = {}
+        self.log: list[tuple[str, str | None]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextlib.contextmanager
+def bucket() -> Iterator[Bucket]:
+    with Bucket() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
