@@ -126,7 +126,7 @@ def search(
 ) -> SearchResult:
     """Lists the AugReg checkpoints that have all the given properties.
 
-    Looks in the release's `index.csv`, which is downloaded once (about 13 MB)
+    Looks in the release's `index.csv`, which is downloaded once (51,509 rows)
     and cached. If it cannot be had, because of `KERAS_AUGREG_OFFLINE=1`, a
     mirror directory without it or a network that fails (then with a warning),
     it lists the names that follow from the release's rule instead.

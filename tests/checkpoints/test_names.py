@@ -274,3 +274,31 @@ def test_a_name_of_another_architecture(name):
 def test_docstrings():
     assert doctest.testmod(names).failed == 0
     assert doctest.testmod(names).attempted > 0
+
+
+def test_the_documents_table_of_aliases():
+    def short(name):
+        fields = names.parse(name)
+        text = f"{fields.augment} {fields.weight_decay} {fields.dropout}"
+        if fields.adapt_dataset:
+            text += f" / {fields.adapt_lr} @{fields.adapt_resolution}"
+        return text
+
+    expected = []
+    for variant, pretrained in _chosen("augreg-in21k").items():
+        chosen = [pretrained] + [
+            names.resolve("augreg-in21k-ft-in1k", variant, resolution)
+            for resolution in (384, 224)
+        ]
+        others = [
+            name
+            for name, row in names.table().items()
+            if row["variant"] == variant and ".augreg_in21k" in row["timm"]
+            if name not in chosen
+        ]
+        cells = [variant, *map(short, chosen), ", ".join(map(short, others))]
+        expected.append(f"| {' | '.join(cells)} |")
+    page = pathlib.Path(__file__).parents[2] / "docs/checkpoints.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    models = tuple(f"| {variant} " for variant in VARIANTS)
+    assert [line for line in lines if line.startswith(models)] == expected
