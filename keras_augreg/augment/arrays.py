@@ -1,0 +1,135 @@
+"""Which library computes: Keras's backend, or TensorFlow in `tf.data`.
+
+Inside `tf.data.Dataset.map` tensors are TensorFlow's, whatever the Keras
+backend is, so `keras.ops` would be wrong there. The functions of this package
+take a namespace `xp` from `namespace` and call it by the names of
+`keras.ops`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def is_tensorflow(x: Any) -> bool:
+    """Whether `x` is a TensorFlow tensor, asked without an import."""
+    return "tensorflow" in sys.modules and _tensorflow().is_tensor(x)
+
+
+def in_dataset(x: Any) -> bool:
+    """Whether `x` is a tensor of a function that `tf.data` runs on the host."""
+    if not is_tensorflow(x):
+        return False
+    if keras.backend.backend() != "tensorflow":
+        return True
+    # With the TensorFlow backend a training step looks alike, except for the
+    # name that `tf.data` gives the functions it traces. A wrong guess costs
+    # speed: the results are the same.
+    graph = _tensorflow().compat.v1.get_default_graph()
+    while graph is not None:
+        if getattr(graph, "name", "").startswith("Dataset_"):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+def namespace(x: Any) -> Any:
+    """The array functions for `x`, by the names they have in `keras.ops`."""
+    return _tensorflow_ops() if is_tensorflow(x) else keras.ops
+
+
+def compiled(function: Callable, library: str) -> Callable:
+    """`function` compiled by XLA, or as it is on PyTorch.
+
+    Args:
+        function: Takes and returns arrays.
+        library: Whose arrays: `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Returns:
+        A function to keep, since each one made anew compiles anew.
+    """
+    if library == "tensorflow":
+        return _tensorflow().function(
+            function, jit_compile=True, autograph=False, reduce_retracing=True
+        )
+    if library == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def _tensorflow() -> types.ModuleType:
+    import tensorflow
+
+    return tensorflow
+
+
+@functools.cache
+def _tensorflow_ops() -> types.SimpleNamespace:
+    tf = _tensorflow()
+
+    def shape(x: Any) -> tuple[Any, ...]:
+        """Integers where they are known, scalar tensors where not."""
+        dynamic = tf.shape(x)
+        return tuple(
+            dynamic[i] if size is None else size
+            for i, size in enumerate(x.shape)
+        )
+
+    def take_along_axis(x: Any, indices: Any, axis: int) -> Any:
+        if len(x.shape) == 3:
+            indices = indices[..., 0]
+        return tf.gather(x, indices, axis=axis, batch_dims=1)
+
+    def segment_sum(data: Any, segment_ids: Any, num_segments: Any) -> Any:
+        # XLA drops what is out of range, and the CPU kernel raises there.
+        kept = tf.where(segment_ids < num_segments, segment_ids, -1)
+        return tf.math.unsorted_segment_sum(data, kept, num_segments)
+
+    def map_uint8(function: Callable, xs: Any) -> Any:
+        return tf.map_fn(
+            function, xs, fn_output_signature=tf.TensorSpec(None, "uint8")
+        )
+
+    def swapaxes(x: Any, a: int, b: int) -> Any:
+        order = list(range(5))
+        order[a], order[b] = b, a
+        return tf.transpose(x, order)
+
+    return types.SimpleNamespace(
+        abs=tf.abs,
+        arange=lambda n, dtype="int32": tf.range(n, dtype=dtype),
+        argmax=functools.partial(tf.argmax, output_type=tf.int32),
+        cast=tf.cast,
+        clip=tf.clip_by_value,
+        concatenate=tf.concat,
+        convert_to_tensor=tf.convert_to_tensor,
+        cumsum=tf.cumsum,
+        floor=tf.floor,
+        log=tf.math.log,
+        map=map_uint8,
+        max=tf.reduce_max,
+        maximum=tf.maximum,
+        min=tf.reduce_min,
+        minimum=tf.minimum,
+        one_hot=tf.one_hot,
+        ones_like=tf.ones_like,
+        reshape=tf.reshape,
+        roll=tf.roll,
+        segment_sum=segment_sum,
+        shape=shape,
+        sigmoid=tf.sigmoid,
+        stack=tf.stack,
+        sum=tf.reduce_sum,
+        swapaxes=swapaxes,
+        take=tf.gather,
+        take_along_axis=take_along_axis,
+        where=tf.where,
+    )

@@ -1,0 +1,68 @@
+"""What the augmentation layers share: the seed, the step, where they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_augreg.augment import arrays
+
+
+class AugmentationLayer(keras.layers.Layer):
+    """A layer whose draws depend on its seed and a step, and nothing else.
+
+    Args:
+        seed: Integer in [0, 2^31), or `None` for one from
+            `keras.utils.set_random_seed`'s stream.
+        **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
+        # A cast to half precision would round values above 256.
+        super().__init__(**{"autocast": False, **kwargs})
+        if seed is not None and not 0 <= seed < 2**31:
+            raise ValueError(
+                f"`seed` must be in [0, 2^31). Received: seed={seed}."
+            )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._dataset_steps: Any = None
+        self.built = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # In `tf.data`, on a backend other than TensorFlow, Keras would take
+        # the tensors for its own.
+        if arrays.in_dataset(args[0]):
+            return self.call(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _key(self, images: Any, step: Any) -> tuple[Any, Any]:
+        """The seed and the step that key this call's draws: int32 scalars."""
+        if not arrays.in_dataset(images):
+            ops = keras.ops
+            if step is None:
+                state = self.seed_generator.next()
+                return ops.cast(state[0], "int32"), ops.cast(state[1], "int32")
+            seed = self.seed_generator.state[0]
+            return ops.cast(seed, "int32"), ops.cast(step, "int32")
+        import tensorflow as tf
+
+        with tf.init_scope():
+            state = keras.ops.convert_to_numpy(self.seed_generator.state)
+            if step is None and self._dataset_steps is None:
+                # Not the SeedGenerator's: its backend may not run in
+                # `tf.data`, and reading and then writing it is not atomic
+                # in a parallel map. This state of TensorFlow's is.
+                self._dataset_steps = tf.Variable([0, 0, 0], dtype="int64")
+        if step is None:
+            # Counts by 256, the numbers that a draw may use up.
+            step = tf.raw_ops.RngReadAndSkip(
+                resource=self._dataset_steps.handle, alg=1, delta=1
+            )[0] // 256
+        return tf.constant(int(state[0]), "int32"), tf.cast(step, "int32")
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {**config, "seed": self.seed}

@@ -1,0 +1,66 @@
+"""Random numbers that are the same on every backend, host and device.
+
+`keras.random` draws other numbers on each backend, and refuses a traced seed
+outside JAX. So the layers here draw with Threefry-2x32, the counter-based
+generator of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3"
+(SC 2011), keyed by (seed, step): a number depends on the seed, the step, the
+position in the batch and the stream, and on nothing else.
+
+Everything is 32-bit two's complement arithmetic in Python operators that
+NumPy, JAX, TensorFlow and PyTorch share, so there is one implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# 20 rounds, the number for which the paper (table 2) claims a safety margin.
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24) * 2 + (13, 15, 26, 6)
+_PARITY = 0x1BD11BDA
+# Streams of a step: RandAugment's layers count from 0.
+MIXUP_STREAM = 1 << 30
+
+
+def _shift_right(x: Any, bits: int) -> Any:
+    """Logical shift; `//` rounds down, so it carries the sign in."""
+    return (x // (1 << bits)) & ((1 << (32 - bits)) - 1)
+
+
+def _rotate_left(x: Any, bits: int) -> Any:
+    # The power of two wraps to a negative number at bit 31, as it should.
+    return (x * (1 << bits)) | _shift_right(x, 32 - bits)
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Two 32-bit words for each counter.
+
+    Args:
+        key: Two int32 arrays (any library's) that broadcast with `counter`.
+        counter: Two int32 arrays.
+
+    Returns:
+        Two int32 arrays, all 32 bits random.
+    """
+    keys = (*key, key[0] ^ key[1] ^ _PARITY)
+    a, b = counter[0] + keys[0], counter[1] + keys[1]
+    for i, bits in enumerate(_ROTATIONS, start=1):
+        a = a + b
+        b = _rotate_left(b, bits) ^ a
+        if i % 4 == 0:
+            a = a + keys[i // 4 % 3]
+            b = b + keys[(i // 4 + 1) % 3] + i // 4
+    return a, b
+
+
+def below(bits: Any, limit: int) -> Any:
+    """Scales 32 random bits to 0, ..., `limit` - 1, for limits below 32,768.
+
+    The high half of a 64-bit product, made of products that fit 31 bits.
+    """
+    low = (bits & 0xFFFF) * limit
+    return (_shift_right(bits, 16) * limit + low // 65536) // 65536
+
+
+def top_bits(bits: Any, count: int) -> Any:
+    """The highest `count` bits, as 0, ..., 2^count - 1."""
+    return _shift_right(bits, 32 - count)

@@ -1,0 +1,655 @@
+"""The 16 operations of RandAugment as the AugReg study used them.
+
+The authority is `pp/archive/autoaugment.py` of google-research/big_vision at
+0127fb6, run with TensorFlow 2.21; `tests/golden/ops_*.npz` holds what it
+computes. The quirks of that code are part of the recipe and are kept.
+
+Nearly all that an operation does to a pixel is known before an image is seen.
+It is computed once, in NumPy (`Plan`), and the backends only look it up:
+
+| operations | what is looked up |
+| --- | --- |
+| Rotate, Shear*, Translate* | for each pixel, the pixel that it shows |
+| Posterize, Solarize*, Invert, Brightness, Contrast | for each value, a value |
+| AutoContrast, Equalize | the same, from each channel's range or histogram |
+| Color, Sharpness | (a blend in float32 with the grey or smoothed image) |
+| Cutout | (a box) |
+
+Float32 arithmetic is arranged so that no compiler can change a bit of it by
+fusing a multiplication into an addition: see `_product`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_augreg.augment import arrays
+
+# In the order of the original, which a random draw indexes.
+OPERATIONS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Cutout",
+    "SolarizeAdd",
+)
+# Those that draw a sign.
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+# At 22.5 the original's Posterize would keep more bits than there are.
+MAX_MAGNITUDE = 20
+# The value of pixels that an operation leaves without a source.
+FILL = 128
+
+_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
+_VALUES = np.arange(256)
+
+
+def _split(x: Any) -> tuple[Any, Any]:
+    """float32 `x` as high + low, each of at most 12 significant bits."""
+    x = np.float32(x)
+    high = (x.view(np.int32) & ~0xFFF).view(np.float32)
+    return high, x - high
+
+
+def _product(integers: Any, factor: tuple[Any, Any]) -> Any:
+    """float32 integers (below 4,096) times a `_split` factor, rounded once.
+
+    Both partial products are exact, so it does not matter whether the
+    compiler fuses one of them with the sum, and what is added to the result
+    later is added after rounding, as in the original.
+    """
+    return integers * factor[0] + integers * factor[1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What RandAugment at one magnitude does to images of one size.
+
+    Args:
+        magnitude: Strength of the operations, 0 to 20.
+        height: Rows of the images, in pixels.
+        width: Columns of the images, in pixels.
+    """
+
+    magnitude: float
+    height: int
+    width: int
+
+    @functools.cached_property
+    def factor(self) -> float:
+        """Share of the image in Color, Contrast, Brightness, Sharpness."""
+        return self.magnitude / 10 * 1.8 + 0.1
+
+    @functools.cached_property
+    def cutout(self) -> int:
+        """Half the side of Cutout's box, in pixels."""
+        return int(self.magnitude / 10 * 40)
+
+    def _transform(self, operation: str, sign: int) -> np.ndarray:
+        """Coefficients from a shown pixel (x, y) to its source.
+
+        Returns:
+            float32 (a, b, c, d, e, f): the source of column x, row y is
+            column ax + by + c, row dx + ey + f.
+        """
+        level = self.magnitude / 10
+        shear, shift = sign * level * 0.3, sign * level * 100.0
+        if operation == "Rotate":
+            degrees = np.float32(sign * level * 30.0)
+            angle = float(degrees * np.float32(math.pi / 180.0))
+            cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+            right = np.float32(self.width - 1)
+            bottom = np.float32(self.height - 1)
+            x = (right - (cos * right - sin * bottom)) / np.float32(2)
+            y = (bottom - (sin * right + cos * bottom)) / np.float32(2)
+            rows = (cos, -sin, x, sin, cos, y)
+        else:
+            rows = {
+                "ShearX": (1, shear, 0, 0, 1, 0),
+                "ShearY": (1, 0, 0, shear, 1, 0),
+                "TranslateX": (1, 0, shift, 0, 1, 0),
+                "TranslateY": (1, 0, 0, 0, 1, shift),
+            }[operation]
+        return np.array(rows, "float32")
+
+    @functools.cached_property
+    def sources(self) -> np.ndarray:
+        """The pixel that each pixel shows, for each row of `source_rows`.
+
+        Returns:
+            int32 (11, height * width): a position in the flattened image, or
+            -1 for `FILL`. The first row shows the image as it is.
+        """
+        x = np.arange(self.width, dtype="float32")[None, :]
+        y = np.arange(self.height, dtype="float32")[:, None]
+        position = np.arange(self.height * self.width, dtype="int32")
+        rows = [position]
+        for operation in GEOMETRIC:
+            for sign in (1, -1):
+                a, b, c, d, e, f = self._transform(operation, sign)
+                column = _round(a * x + b * y + c)
+                row = _round(d * x + e * y + f)
+                inside = (0 <= column) & (column < self.width)
+                inside &= (0 <= row) & (row < self.height)
+                source = np.where(inside, row * self.width + column, -1)
+                rows.append(source.astype("int32").ravel())
+        return np.stack(rows)
+
+    @functools.cached_property
+    def tables(self) -> np.ndarray:
+        """What each value becomes, for each operation.
+
+        Returns:
+            float32 (16, 3, 256): the new value of a channel's value. Where
+            that depends on the image, the value itself, and for Color the
+            channel's share of the grey level.
+        """
+        level, v = self.magnitude / 10, _VALUES
+        # Shifting by 8 is undefined, and TensorFlow shifts by 7.
+        shift = min(8 - int(level * 4), 7)
+        # The threshold is compared as a uint8, and 256 wraps to 0.
+        threshold = int(level * 256) % 256
+        added = np.minimum(v + int(level * 110), 255)
+        # Meant to be the mean grey level, but it divides the number of
+        # pixels by 256.
+        grey = int(min(self.height * self.width / 256.0, 255.0))
+        named = {
+            "Invert": 255 - v,
+            "Posterize": v >> shift << shift,
+            "Solarize": np.where(v < threshold, v, 255 - v),
+            "SolarizeAdd": np.where(v < 128, added, v),
+            "Brightness": _blend(np.float32(0), v, self.factor),
+            "Contrast": _blend(np.float32(grey), v, self.factor),
+        }
+        # `tf.image.rgb_to_grayscale`: to [0, 1], the weighted sum, and back.
+        scaled = v.astype("float32") * np.float32(1 / 255)
+        weights = np.array([0.2989, 0.5870, 0.1140], "float32")
+        tables = np.tile(v.astype("float32"), (len(OPERATIONS), 3, 1))
+        for name, table in named.items():
+            tables[_INDEX[name]] = table
+        tables[_INDEX["Color"]] = weights[:, None] * scaled
+        return tables
+
+
+@functools.lru_cache(maxsize=8)
+def plan(magnitude: float, height: int, width: int) -> Plan:
+    """The `Plan` of a magnitude and an image size, made once."""
+    return Plan(magnitude, height, width)
+
+
+# Row of `Plan.sources` for operation i: [2i] with sign +1, [2i + 1] with -1.
+_SOURCE_ROWS = np.array(
+    [
+        1 + 2 * GEOMETRIC.index(name) + flip if name in GEOMETRIC else 0
+        for name in OPERATIONS
+        for flip in (0, 1)
+    ],
+    "int32",
+)
+
+
+def _round(x: np.ndarray) -> np.ndarray:
+    """To the nearest integer, halves away from zero (C's `roundf`)."""
+    whole = np.trunc(x)
+    return (whole + np.sign(x) * (np.abs(x - whole) >= 0.5)).astype("int64")
+
+
+def _blend(low: Any, high: Any, factor: float) -> Any:
+    """The original's `blend` of float32 integers, truncated, as NumPy."""
+    difference = np.float32(factor) * (high - low).astype("float32")
+    return np.floor(np.clip(low + difference, 0, 255))
+
+
+class Choice(NamedTuple):
+    """What RandAugment drew for each image, in int32 arrays of shape (n,).
+
+    Args:
+        operation: Index into `OPERATIONS`.
+        negative: 1 for sign -1, which only `GEOMETRIC` operations read.
+        row: Row of the centre of Cutout's box.
+        column: Its column.
+    """
+
+    operation: Any
+    negative: Any
+    row: Any
+    column: Any
+
+
+# What each family of operations computes. `xp` is an array namespace
+# (`arrays.namespace`), `images` are uint8 (n, height, width, 3).
+
+
+def _show(xp: Any, images: Any, sources: Any) -> Any:
+    """The pixels at `sources`, int32 (n, height * width); any pixel at -1."""
+    n, h, w, c = xp.shape(images)
+    pixels = xp.reshape(images, (n, h * w, c))
+    at = xp.maximum(sources, 0)[..., None]
+    return xp.reshape(xp.take_along_axis(pixels, at, axis=1), (n, h, w, c))
+
+
+def _fill(xp: Any, images: Any, kept: Any) -> Any:
+    """`FILL` where `kept`, bool (n, height * width), is false."""
+    n, h, w, _ = xp.shape(images)
+    kept = xp.reshape(kept, (n, h, w, 1))
+    return xp.where(kept, images, xp.cast(FILL, images.dtype))
+
+
+def _sources(xp: Any, choice: Choice, plan: Plan) -> Any:
+    row = xp.take(_SOURCE_ROWS, 2 * choice.operation + choice.negative, axis=0)
+    return xp.take(plan.sources, row, axis=0)
+
+
+def _outside_box(xp: Any, choice: Choice, half: Any, plan: Plan) -> Any:
+    """False in Cutout's box of half side `half` (n,)."""
+    y = xp.arange(plan.height)[None] - choice.row[:, None]
+    x = xp.arange(plan.width)[None] - choice.column[:, None]
+    half = half[:, None]
+    rows, columns = (y < -half) | (y >= half), (x < -half) | (x >= half)
+    outside = rows[:, :, None] | columns[:, None, :]
+    return xp.reshape(outside, (-1, plan.height * plan.width))
+
+
+def _look_up(xp: Any, images: Any, tables: Any) -> Any:
+    """`tables`, float32 (n, 3, 256), at each value: float32, image-shaped."""
+    n, h, w, c = xp.shape(images)
+    index = xp.cast(images, "int32") + 256 * xp.arange(3)
+    looked = xp.take_along_axis(
+        xp.reshape(tables, (n, 768)), xp.reshape(index, (n, h * w * c)), axis=1
+    )
+    return xp.reshape(looked, (n, h, w, c))
+
+
+# 255 / range for each range, by which AutoContrast multiplies.
+_SCALES = _split(
+    np.divide(255, _VALUES, where=_VALUES > 0, out=np.zeros(256), dtype="f")
+)
+
+
+def _autocontrast_tables(xp: Any, images: Any) -> Any:
+    """Stretches each channel's range to 0, ..., 255: float32 (n, 3, 256)."""
+    low = xp.cast(xp.min(images, axis=(1, 2)), "int32")[..., None]
+    high = xp.cast(xp.max(images, axis=(1, 2)), "int32")[..., None]
+    scale = [xp.take(part, high - low, axis=0) for part in _SCALES]
+    values = xp.arange(256, dtype="float32")
+    offset = _product(xp.cast(-low, "float32"), scale)
+    stretched = xp.floor(xp.clip(_product(values, scale) + offset, 0.0, 255.0))
+    return xp.where(high > low, stretched, values)
+
+
+def _equalize_tables(xp: Any, images: Any, wanted: Any = None) -> Any:
+    """Evens each channel's histogram out: float32 (n, 3, 256).
+
+    Args:
+        xp: The array namespace.
+        images: uint8 (n, height, width, 3).
+        wanted: Bool (n,), or `None` for all. Other images' tables are not
+            meaningful, and cost no counting.
+
+    Returns:
+        float32 (n, 3, 256).
+    """
+    n, h, w, c = xp.shape(images)
+    bins = xp.arange(n * c) * 256
+    index = xp.cast(images, "int32") + xp.reshape(bins, (n, 1, 1, c))
+    if wanted is not None:
+        # Out of range, so not counted.
+        index = xp.where(wanted[:, None, None, None], index, n * c * 256)
+    index = xp.reshape(index, (-1,))
+    count = xp.segment_sum(xp.ones_like(index), index, n * c * 256)
+    count = xp.reshape(xp.cast(count, "int32"), (n, c, 256))
+    values = xp.arange(256)
+    high = xp.cast(xp.max(images, axis=(1, 2)), "int32")[..., None]
+    last = xp.sum(xp.where(high == values, count, 0), axis=-1)[..., None]
+    step = (h * w - last) // 255
+    darker = xp.cumsum(count, axis=-1) - count
+    table = (darker + step // 2) // xp.maximum(step, 1)
+    table = xp.where(step > 0, xp.clip(table, 0, 255), values)
+    return xp.cast(table, "float32")
+
+
+def _grey(xp: Any, shares: Any) -> Any:
+    """The grey level, from `Plan.tables`' shares: (n, height, width, 1)."""
+    grey = shares[..., :1] + shares[..., 1:2] + shares[..., 2:]
+    return xp.floor(grey * 255.5)
+
+
+# The smoothing kernel of PIL, [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13.
+_EDGE, _CENTER = _split(1 / np.float32(13)), _split(5 / np.float32(13))
+
+
+def _smooth(xp: Any, images: Any) -> Any:
+    """Smoothed float32 images; border pixels are kept.
+
+    TensorFlow's convolution adds the nine products row by row, each with a
+    fused multiply-add, and where the exact sum is an integer, the rounding of
+    each addition decides between two results. So this rounds as it does: the
+    product's two parts and the rounding error of the addition (Dekker's
+    Fast2Sum) are summed exactly, then added once.
+    """
+    n, h, w, c = xp.shape(images)
+    if h < 3 or w < 3:
+        return images
+    # As one long row, which compilers vectorise: what lies next to a border
+    # pixel there is wrong, and so is its sum, which is not used.
+    pixels = xp.reshape(images, (n, h * w * c))
+    margin = w * c + c
+    size = h * w * c - 2 * margin
+    total: Any = None
+    for i in range(3):
+        for j in range(3):
+            weight = _CENTER if i == j == 1 else _EDGE
+            start = i * w * c + j * c
+            tap = pixels[:, start : start + size]
+            if total is None:
+                total = _product(tap, weight)
+                continue
+            large, small = tap * weight[0], tap * weight[1]
+            rounded = total + large
+            error = xp.minimum(total, large) - (
+                rounded - xp.maximum(total, large)
+            )
+            total = rounded + (error + small)
+    ends = pixels[:, :margin], pixels[:, -margin:]
+    smoothed = xp.concatenate((ends[0], xp.floor(total), ends[1]), axis=1)
+    border = np.ones((1, h, w, 1), "bool")
+    border[:, 1:-1, 1:-1] = False
+    return xp.where(border, images, xp.reshape(smoothed, (n, h, w, c)))
+
+
+def _blend_images(xp: Any, low: Any, images: Any, plan: Plan) -> Any:
+    """`low` + factor * (`images` - `low`), truncated: float32."""
+    difference = _product(images - low, _split(plan.factor))
+    return xp.floor(xp.clip(low + difference, 0.0, 255.0))
+
+
+def _move(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    sources = _sources(xp, choice, plan)
+    return _fill(xp, _show(xp, images, sources), sources >= 0)
+
+
+def _cut_out(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    half = xp.ones_like(choice.row) * plan.cutout
+    return _fill(xp, images, _outside_box(xp, choice, half, plan))
+
+
+def _map_values(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    return _look_up(xp, images, xp.take(plan.tables, choice.operation, axis=0))
+
+
+def _autocontrast(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    return _look_up(xp, images, _autocontrast_tables(xp, images))
+
+
+def _equalize(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    return _look_up(xp, images, _equalize_tables(xp, images))
+
+
+def _color(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    grey = _grey(xp, _map_values(xp, images, choice, plan))
+    return _blend_images(xp, grey, xp.cast(images, "float32"), plan)
+
+
+def _sharpen(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    images = xp.cast(images, "float32")
+    return _blend_images(xp, _smooth(xp, images), images, plan)
+
+
+_FAMILIES: dict[Callable, tuple[str, ...]] = {
+    _move: GEOMETRIC,
+    _cut_out: ("Cutout",),
+    _map_values: (
+        "Invert",
+        "Posterize",
+        "Solarize",
+        "SolarizeAdd",
+        "Brightness",
+        "Contrast",
+    ),
+    _autocontrast: ("AutoContrast",),
+    _equalize: ("Equalize",),
+    _color: ("Color",),
+    _sharpen: ("Sharpness",),
+}
+_FAMILY_OF = {
+    name: family for family, names in _FAMILIES.items() for name in names
+}
+
+
+def apply_all(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+    """Every image's own operation, for a whole batch without a branch.
+
+    What an accelerator wants: a fixed number of passes over the batch, each
+    shared by the operations that need it.
+
+    Args:
+        xp: The array namespace of `images`.
+        images: uint8 (n, height, width, 3).
+        choice: What each image undergoes.
+        plan: The magnitude's plan for this image size.
+
+    Returns:
+        uint8 (n, height, width, 3).
+    """
+
+    def chosen(name: str) -> Any:
+        return choice.operation == _INDEX[name]
+
+    def pick(name: str, yes: Any, no: Any) -> Any:
+        mask = xp.reshape(chosen(name), (-1,) + (1,) * (len(yes.shape) - 1))
+        return xp.where(mask, yes, no)
+
+    # PyTorch has no way to leave a count out; see `_equalize_tables`.
+    leave_out = keras.backend.backend() != "torch"
+    tables = xp.take(plan.tables, choice.operation, axis=0)
+    tables = pick("AutoContrast", _autocontrast_tables(xp, images), tables)
+    equalized = _equalize_tables(
+        xp, images, chosen("Equalize") if leave_out else None
+    )
+    tables = pick("Equalize", equalized, tables)
+
+    sources = _sources(xp, choice, plan)
+    half = xp.cast(chosen("Cutout"), "int32") * plan.cutout
+    kept = (sources >= 0) & _outside_box(xp, choice, half, plan)
+
+    shown = _show(xp, images, sources)
+    mapped = _look_up(xp, shown, tables)
+    shown = xp.cast(shown, "float32")
+    low = pick("Sharpness", _smooth(xp, shown), _grey(xp, mapped))
+    blended = _blend_images(xp, low, shown, plan)
+    mapped = pick("Color", blended, pick("Sharpness", blended, mapped))
+    return xp.cast(_fill(xp, mapped, kept), "uint8")
+
+
+def apply_each(images: Any, choices: list[Choice], plan: Plan) -> Any:
+    """Each image's own operations, one image after the other, with branches.
+
+    What a CPU in `tf.data` wants: the work of the drawn operations alone.
+
+    Args:
+        images: A TensorFlow tensor, uint8 (n, height, width, 3).
+        choices: What each image undergoes, in order.
+        plan: The magnitude's plan for this image size.
+
+    Returns:
+        uint8 (n, height, width, 3).
+    """
+    import tensorflow as tf
+
+    xp = arrays.namespace(images)
+    families = list(_FAMILIES)
+    family_of = np.array([families.index(_FAMILY_OF[x]) for x in OPERATIONS])
+
+    def transform(arguments: tuple[Any, list[Choice]]) -> Any:
+        image, choices = arguments
+        image = image[None]
+        for choice in choices:
+            one = Choice(*(x[None] for x in choice))
+            image = tf.switch_case(
+                tf.gather(family_of.astype("int32"), choice.operation),
+                [
+                    lambda f=f, i=image, c=one: xp.cast(
+                        f(xp, i, c, plan), "uint8"
+                    )
+                    for f in families
+                ],
+            )
+        return image[0]
+
+    signature = tf.TensorSpec(images.shape[1:], "uint8")
+    return tf.map_fn(
+        transform, (images, choices), fn_output_signature=signature
+    )
+
+
+def apply_op(
+    images: Any,
+    op: str,
+    magnitude: float,
+    sign: int = 1,
+    center: tuple[int, int] | None = None,
+) -> Any:
+    """Applies one named operation of RandAugment to a batch.
+
+    The arithmetic of the AugReg study's input pipeline, to the byte (source:
+    `pp/archive/autoaugment.py` of google-research/big_vision at 0127fb6),
+    eagerly or compiled, and in `tf.data.Dataset.map` on any backend. With m
+    the magnitude:
+
+    | `op` | what it does |
+    | --- | --- |
+    | AutoContrast | stretches each channel to 0, ..., 255 |
+    | Equalize | evens each channel's histogram out |
+    | Invert | 255 - value |
+    | Rotate | turns by 3m degrees |
+    | Posterize | keeps the highest int(0.4m) bits; at 0, one bit |
+    | Solarize | inverts values from int(25.6m) modulo 256 on |
+    | SolarizeAdd | adds int(11m) to values below 128 |
+    | Color | blends with the grey image by 0.18m + 0.1 |
+    | Contrast | blends with grey of height * width / 256, likewise |
+    | Brightness | blends with black, likewise |
+    | Sharpness | blends with the smoothed image, likewise |
+    | ShearX, ShearY | shears by 0.03m |
+    | TranslateX, TranslateY | shifts by 10m pixels |
+    | Cutout | covers a box with sides of 8m pixels |
+
+    Pixels without a source are 128.
+
+    Args:
+        images: uint8 or float (batch, height, width, 3), values in
+            [0, 255]. The fractional part of float values is dropped.
+        op: A name from the table.
+        magnitude: Number in [0, 20]. The study used 0, 10, 15 and 20.
+        sign: 1 or -1: the direction of Rotate, Shear* and Translate*; other
+            operations ignore it.
+        center: For Cutout, (row, column) of the box's centre in pixels.
+
+    Returns:
+        The images, in the shape and dtype given.
+
+    Raises:
+        ValueError: `op`, `magnitude`, `sign`, `center` or the images' shape
+            or values are not as above.
+        TypeError: The images' dtype is neither uint8 nor float.
+
+    Example:
+
+    >>> images = np.zeros((1, 224, 224, 3), "uint8")
+    >>> inverted = keras_augreg.augment.apply_op(images, "Invert", 10)
+    """
+    if op not in _FAMILY_OF:
+        raise ValueError(
+            f"Unknown operation {op!r}. Expected one of: "
+            f"{', '.join(OPERATIONS)}."
+        )
+    check_magnitude(magnitude)
+    if sign not in (1, -1):
+        raise ValueError(f"`sign` must be 1 or -1. Received: sign={sign}.")
+    if op == "Cutout" and center is None:
+        raise ValueError(
+            "Cutout needs `center=(row, column)`, the pixel in the middle of "
+            "its box."
+        )
+    check_images(images)
+    xp = arrays.namespace(images)
+    images = xp.convert_to_tensor(images)
+    n, height, width, _ = xp.shape(images)
+    row, column = center or (0, 0)
+    each = (_INDEX[op], 0 if sign == 1 else 1, row, column)
+    zeros = xp.arange(n) * 0
+    choice = Choice(*(zeros + x for x in each))
+    pixels = xp.cast(images, "uint8")
+    result = _FAMILY_OF[op](xp, pixels, choice, plan(magnitude, height, width))
+    # By way of uint8, as `keras.ops.cast` refuses nothing and rounds nothing.
+    return xp.cast(xp.cast(result, "uint8"), images.dtype)
+
+
+def check_magnitude(magnitude: float) -> None:
+    """Raises ValueError unless `magnitude` is within [0, 20]."""
+    if not 0 <= magnitude <= MAX_MAGNITUDE:
+        raise ValueError(
+            f"`magnitude` must be in [0, {MAX_MAGNITUDE}]; AugReg's recipes "
+            f"use 0, 10, 15 and 20. Received: magnitude={magnitude}."
+        )
+
+
+def check_images(images: Any) -> None:
+    """Raises unless `images` is a batch of RGB images in [0, 255].
+
+    The range is checked on values that are at hand without waiting for a
+    device: not in a compiled function.
+    """
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) != 4:
+        raise ValueError(
+            "`images` must be a batch of shape (batch, height, width, 3). "
+            f"Received: shape={shape}. Add an axis to a single image: "
+            "`images[None]`."
+        )
+    if shape[-1] != 3:
+        raise ValueError(
+            "`images` must have 3 channels, in the last axis: (batch, height, "
+            f"width, 3). Received: shape={shape}. Repeat a grey image's "
+            "channel, drop an alpha channel, and move channels that come "
+            "first to the end."
+        )
+    if None in shape[1:]:
+        raise ValueError(
+            "`images` must have a known height and width. Received: "
+            f"shape={shape}. In `tf.data`, call `set_shape` before batching."
+        )
+    dtype = keras.backend.standardize_dtype(images.dtype)
+    if dtype != "uint8" and "float" not in dtype:
+        raise TypeError(
+            "`images` must be uint8 or float, with values in [0, 255]. "
+            f"Received: dtype={dtype}. Cast them: `images.astype('uint8')`."
+        )
+    if "float" in dtype and _is_concrete(images) and images.shape[0]:
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 255):
+            raise ValueError(
+                "Float images must have values in [0, 255]. Received: values "
+                f"in [{low}, {high}]. Augment before scaling to [-1, 1]."
+            )
+
+
+def _is_concrete(x: Any) -> bool:
+    return isinstance(x, np.ndarray)

@@ -1,0 +1,209 @@
+"""RandAugment as the AugReg study used it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_augreg.augment import arrays, draws, ops
+from keras_augreg.augment.base import AugmentationLayer
+
+# Images are augmented on the device in chunks of about 32 at 224 x 224
+# pixels, which bounds the memory of what is computed on the way.
+_CHUNK_PIXELS = 32 * 224 * 224
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class RandAugment(AugmentationLayer):
+    """`num_layers` random operations on each image, as in the AugReg study.
+
+    For every image and each of its layers, one of the 16 operations of
+    `apply_op` is drawn uniformly and applied; Rotate, Shear* and Translate*
+    draw a sign, Cutout the pixel of its centre, and nothing else is random
+    (source: `pp/archive/autoaugment.py` of google-research/big_vision). The
+    operations' arithmetic is that of the original, to the byte.
+
+    The layer works on a batch
+
+    - eagerly, and inside a compiled training step on JAX, TensorFlow and
+      PyTorch: without a loop over images, without data-dependent shapes and
+      without waiting for the host, in chunks of bounded memory;
+    - inside `tf.data.Dataset.map`, on any Keras backend, where it computes
+      for each image only what was drawn for it.
+
+    Both give the same bytes for the same seed, step and position in the batch.
+
+    Args:
+        num_layers: Operations for each image, at least 0. The study used 2.
+        magnitude: Their strength, in [0, 20]. The study used 0, 10, 15, 20;
+            0 is not nothing.
+        seed: Integer in [0, 2^31). The same seed gives the same run again.
+            `None` takes one from Keras's global seed.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call arguments:
+        images: uint8 or float (batch, height, width, 3), values in [0, 255],
+            sides below 32,768 pixels. The fractional part of float values is
+            dropped.
+        step: Integer scalar, traced or not: the number of this call. Equal
+            steps draw equally, so a run resumed at a step draws what it
+            would have drawn. `None` counts the calls from 0. A parallel
+            `map` counts in no fixed order; where that matters, number the
+            batches: `dataset.enumerate(first_step).map(lambda step, images:
+            layer(images, step=step), tf.data.AUTOTUNE)`.
+        training: With `False`, the images are returned as they are.
+
+    Returns:
+        The images, in the shape and dtype given.
+
+    Raises:
+        ValueError: `num_layers`, `magnitude`, `seed` or the images' shape or
+            values are not as above.
+        TypeError: The images' dtype is neither uint8 nor float.
+
+    Example:
+
+    >>> layer = keras_augreg.augment.RandAugment(2, 15, seed=0)
+    >>> images = np.zeros((8, 224, 224, 3), "uint8")
+    >>> augmented = layer(images)
+    >>> dataset = tf.data.Dataset.from_tensors(images).map(layer)
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 2,
+        magnitude: float = 15,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed=seed, **kwargs)
+        if num_layers < 0:
+            raise ValueError(
+                "`num_layers` must be at least 0. Received: "
+                f"num_layers={num_layers}."
+            )
+        ops.check_magnitude(magnitude)
+        self.num_layers = num_layers
+        self.magnitude = magnitude
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        ops.check_images(images)
+        return super().__call__(images, *args, **kwargs)
+
+    def call(self, images: Any, step: Any = None, training: bool = True) -> Any:
+        if not training:
+            return images
+        key = self._key(images, step)
+        return randaugment(images, key, self.num_layers, self.magnitude)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def compute_output_spec(self, images: Any, *_: Any, **__: Any) -> Any:
+        return keras.KerasTensor(images.shape, dtype=images.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_layers": self.num_layers,
+            "magnitude": self.magnitude,
+        }
+
+
+def randaugment(
+    images: Any, key: tuple[Any, Any], num_layers: int, magnitude: float
+) -> Any:
+    """RandAugment with the draws of a key, here or in `tf.data`.
+
+    Args:
+        images: uint8 or float (n, height, width, 3).
+        key: The seed and the step, int32 scalars of the images' library.
+        num_layers: Operations for each image.
+        magnitude: Their strength.
+
+    Returns:
+        The images, in the shape and dtype given.
+    """
+    host = arrays.in_dataset(images)
+    library = "tensorflow" if host else keras.backend.backend()
+    xp = arrays.namespace(images)
+    augment = _compiled(library, host, num_layers, magnitude)
+    result = augment(xp.cast(images, "uint8"), *key)
+    return xp.cast(result, images.dtype)
+
+
+@functools.cache
+def _compiled(
+    library: str, host: bool, num_layers: int, magnitude: float
+) -> Callable:
+    def augment(images: Any, seed: Any, step: Any) -> Any:
+        xp = arrays.namespace(images)
+        n, height, width, _ = xp.shape(images)
+        choices = [
+            draw(xp, (seed, step), n, height, width, layer)
+            for layer in range(num_layers)
+        ]
+        plan = ops.plan(magnitude, height, width)
+        if host:
+            return ops.apply_each(images, choices, plan)
+        return _apply_in_chunks(xp, images, choices, plan)
+
+    return arrays.compiled(augment, library)
+
+
+def draw(
+    xp: Any, key: tuple[Any, Any], n: int, height: int, width: int, layer: int
+) -> ops.Choice:
+    """What one layer does to each of `n` images."""
+    index = xp.arange(n)
+    operation, sign = draws.threefry(key, (index, index * 0 + 2 * layer))
+    row, column = draws.threefry(key, (index, index * 0 + 2 * layer + 1))
+    return ops.Choice(
+        operation=draws.top_bits(operation, 4),
+        negative=draws.top_bits(sign, 1),
+        row=draws.below(row, height),
+        column=draws.below(column, width),
+    )
+
+
+def _apply_in_chunks(
+    xp: Any, images: Any, choices: list[ops.Choice], plan: ops.Plan
+) -> Any:
+    """`ops.apply_all` for each layer, some images at a time."""
+
+    def apply(images: Any, choices: list[ops.Choice]) -> Any:
+        for choice in choices:
+            images = ops.apply_all(xp, images, choice, plan)
+        return images
+
+    n, height, width, channels = xp.shape(images)
+    most = max(1, _CHUNK_PIXELS // (height * width))
+    if isinstance(n, int) and n <= most:
+        return apply(images, choices)
+    count = -(-n // most)
+    size = -(-n // count)
+
+    # Chunk i holds images i, i + count, ...: where the batch is split over
+    # devices, each device has its part of every chunk.
+    def split(x: Any) -> Any:
+        x = xp.concatenate((x, x[: count * size - n]), axis=0)
+        return xp.reshape(x, (size, count, *x.shape[1:]))
+
+    parts = split(images)
+    split_choices = [ops.Choice(*map(split, choice)) for choice in choices]
+
+    def chunk(i: Any) -> Any:
+        return apply(
+            xp.take(parts, i, axis=1),
+            [
+                ops.Choice(*(xp.take(x, i, axis=1) for x in choice))
+                for choice in split_choices
+            ],
+        )
+
+    chunks = xp.map(chunk, xp.arange(count))
+    shape = (count * size, height, width, channels)
+    return xp.reshape(xp.swapaxes(chunks, 0, 1), shape)[:n]
