@@ -215,14 +215,21 @@ def _from_hub(name: str) -> Path:
             f"{name!r} needs huggingface_hub: pip install huggingface_hub"
         ) from error
     repository, revision = match.groups()
-    return Path(
-        huggingface_hub.hf_hub_download(
+    try:
+        path = huggingface_hub.hf_hub_download(
             repository,
             "model.safetensors",
             revision=revision,
             local_files_only=_offline(),
         )
-    )
+    except OSError as error:
+        if _offline():
+            raise FileNotFoundError(
+                f"{name} is not in the cache of huggingface_hub, and "
+                f"KERAS_AUGREG_OFFLINE=1 forbids to download it."
+            ) from error
+        raise DownloadError(f"{name}: {error}") from error
+    return Path(path)
 
 
 def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:

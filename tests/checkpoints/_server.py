@@ -46,6 +46,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self._answer(fault, bucket.files.get(self.path))
 
+    def do_HEAD(self) -> None:
+        """What huggingface_hub asks first."""
+        body = self.server.files.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.send_header("ETag", '"abc"')
+        self.send_header("X-Repo-Commit", "c" * 40)
+        self.end_headers()
+
     def _answer(self, fault: dict, body: bytes | None) -> None:
         status = fault.get("status", 404 if body is None else 200)
         headers: dict[str, str | None] = {}

@@ -233,6 +233,7 @@ def test_attempts_that_advance_do_not_count(server, waits, monkeypatch):
 
 
 def test_a_slow_drip_is_broken_off(server, target):
+    server.files[PATH] = BODY[:300]
     server.always = {"drip": 0.02}
     begin = time.monotonic()
     with pytest.raises(DownloadError, match="bytes in 0 seconds"):
@@ -458,28 +459,40 @@ def test_defaults(monkeypatch):
     assert files._mirror() == "https://storage.googleapis.com/vit_models"
 
 
-def test_hub(server, monkeypatch):
-    asked = []
-    fake = types.ModuleType("huggingface_hub")
-    fake.hf_hub_download = lambda *args, **kwargs: (
-        asked.append((args, kwargs)) or "/hub/model.safetensors"
+HUB = "hf://timm/vit_tiny_patch16_224.augreg_in21k"
+
+
+def _from_hub(server, tmp_path, name, **env):
+    """Another process: huggingface_hub reads its settings when imported."""
+    env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub")}
+    return subprocess.run(
+        [sys.executable, _child.__file__, name],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
     )
-    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    path = files.download("hf://timm/vit_tiny_patch16_224.augreg_in21k@abc")
-    assert path == pathlib.Path("/hub/model.safetensors")
-    monkeypatch.setenv("KERAS_AUGREG_OFFLINE", "1")
-    files.download("hf://timm/vit_tiny_patch16_224.augreg_in21k")
-    repository = "timm/vit_tiny_patch16_224.augreg_in21k"
-    assert asked == [
-        (
-            (repository, "model.safetensors"),
-            {"revision": revision, "local_files_only": offline},
-        )
-        for revision, offline in (("abc", False), (None, True))
-    ]
+
+
+def test_hub(server, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    path = f"{HUB.removeprefix('hf:/')}/resolve/main/model.safetensors"
+    server.files[path] = b"a checkpoint"
+    for offline in ("0", "1"):
+        run = _from_hub(server, tmp_path, HUB, KERAS_AUGREG_OFFLINE=offline)
+        found = pathlib.Path(run.stdout.strip())
+        assert found.read_bytes() == b"a checkpoint", run.stderr
+        assert found.name == "model.safetensors"
+    assert [path for path, _ in server.log].count(path) == 1
+    run = _from_hub(server, tmp_path, f"{HUB}@x", KERAS_AUGREG_OFFLINE="1")
+    assert f"{HUB}@x is not in the cache of huggingface_hub" in run.stderr
+    run = _from_hub(server, tmp_path, "hf://timm/none")
+    assert "DownloadError: hf://timm/none: " in run.stderr
+
+
+def test_hub_without_huggingface_hub(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
-        files.download("hf://timm/x")
+        files.download(HUB)
 
 
 def test_command_line(server, target, capsys):
