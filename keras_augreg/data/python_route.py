@@ -1,0 +1,166 @@
+"""The route without TensorFlow: a `keras.utils.PyDataset` on threads.
+
+Pillow and NumPy do most of their work outside the interpreter's lock, so that
+threads keep all cores busy; they prepare the next batches while the model
+works on this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import keras
+import numpy as np
+
+from keras_augreg.data.decode import ImageError, Preprocess, crop_and_resize
+from keras_augreg.data.order import PADDING, Batch, Order, draws
+from keras_augreg.data.sources import Examples
+from keras_augreg.data.targets import Targets
+
+# Batches that are prepared ahead of the one that is asked for.
+AHEAD = 2
+# Images of one task: few enough to spread a batch over all cores.
+CHUNK = 4
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of images and labels, for `fit`, `evaluate` and `predict`.
+
+    In training, the k-th request of a pass gets the pass's k-th batch,
+    whatever its index: `fit` shuffles the indices of a `PyDataset` unless it
+    is told not to, and the order is random already. A pass that was left
+    early begins again; the pass after a complete one gets the steps after it.
+
+    Args:
+        examples: What to read.
+        order: Which examples when.
+        preprocess: Which crop.
+        targets: What comes after the images of a batch.
+        first_step: The step of the run that the first batch belongs to.
+        num_batches: How many batches a pass has.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        order: Order,
+        preprocess: Preprocess,
+        targets: Targets,
+        first_step: int,
+        num_batches: int,
+    ) -> None:
+        super().__init__()
+        self._examples = examples
+        self._order = order
+        self._preprocess = preprocess
+        self._targets = targets
+        self._first_step = first_step
+        self._length = num_batches
+        self._skipped = targets.skipped
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._jobs: dict[int, _Job] = {}
+        # The steps of this pass, by the index they were asked for with.
+        self._steps: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def cardinality(self) -> int:
+        """Number of batches, by the name that a `tf.data.Dataset` has."""
+        return self._length
+
+    @property
+    def num_batches(self) -> int:
+        # Keras asks for it whenever a pass begins.
+        self._begin_pass()
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        self._begin_pass()
+        for index in range(self._length):
+            yield self[index]
+
+    def _begin_pass(self) -> None:
+        if len(self._steps) == self._length and self._order.training:
+            self._first_step += self._length
+        self._steps = {}
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        if not 0 <= index < self._length:
+            raise IndexError(
+                f"Batch {index} of a data set with {self._length} batches."
+            )
+        ended = len(self._steps) == self._length
+        count = len(self._steps) if self._order.training else index
+        step = self._steps.setdefault(index, self._first_step + count)
+        last = self._first_step + self._length - 1
+        wanted = range(step, min(step + AHEAD, last) + 1)
+        jobs = self._jobs
+        self._jobs = {s: jobs.get(s) or self._start(s) for s in wanted}
+        batch = self._finish(self._jobs.pop(step))
+        if not ended and len(self._steps) == self._length and self._skipped:
+            self._skipped.end_pass()
+        return batch
+
+    def _start(self, step: int) -> _Job:
+        batch = self._order.batch(step)
+        size = len(batch.numbers)
+        images = np.zeros((size, *self._preprocess.image_size, 3), np.uint8)
+        return _Job(
+            batch,
+            images,
+            [
+                self._pool.submit(self._read, batch, images, i)
+                for i in range(0, size, CHUNK)
+            ],
+        )
+
+    def _read(self, batch: Batch, images: np.ndarray, start: int) -> list[int]:
+        """Fills some images of a batch; returns those that are broken."""
+        broken = []
+        for i in range(start, min(start + CHUNK, len(images))):
+            number = int(batch.numbers[i])
+            if number == PADDING:
+                continue
+            rng = draws(self._order.seed, batch.epoch, batch.start + i)
+            try:
+                picture = self._examples.picture(number)
+                plan = self._preprocess.plan(picture.height, picture.width, rng)
+                pixels = picture.pixels(plan.box)
+            except ImageError:
+                if self._skipped is None:
+                    raise
+                broken.append(i)
+                continue
+            images[i] = crop_and_resize(pixels, plan, self._preprocess)
+        return broken
+
+    def _finish(self, job: _Job) -> tuple[np.ndarray, ...]:
+        numbers, images = job.batch.numbers, job.images
+        broken = [""] * len(numbers)
+        for future in job.futures:
+            for i in future.result():
+                broken[i] = self._examples.names[numbers[i]]
+        take, labels, weights = self._targets(
+            self._examples.labels[numbers],
+            self._examples.weights[numbers],
+            numbers == PADDING,
+            broken,
+        )
+        if any(broken):
+            images = images[take]
+        if self._targets.has_weights:
+            return images, labels, weights
+        return images, labels
+
+
+@dataclasses.dataclass
+class _Job:
+    """A batch under way."""
+
+    batch: Batch
+    images: np.ndarray
+    futures: list[Future[list[int]]]

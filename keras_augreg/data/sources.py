@@ -1,0 +1,238 @@
+"""Where images and labels come from: folders and bundled data.
+
+A source has `names`, `labels` and `class_names`, and reads one example by its
+number. TFDS, which reads in files' order, is in `tfds_source.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from keras_augreg.data.decode import ArrayPicture, ImageError, Picture
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# Of class folders and digits, which come without a test split.
+TEST_SHARE = 0.2
+BUNDLED = ("digits",)
+
+
+@dataclasses.dataclass
+class Examples:
+    """Examples that can be read in any order.
+
+    Attributes:
+        names: What error messages and `exclude` lists call each example.
+        labels: int64 of shape (n,).
+        class_names: What each label means.
+        read: Example's number -> the bytes of an image file, or a uint8 array
+            of shape (h, w, 3).
+        root: The folder that names are relative to, if any.
+        left_out: Names that `on_error="skip"` left out before reading.
+        weights: float32 of shape (n,), the examples' own weights.
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    class_names: list[str]
+    read: Callable[[int], bytes | np.ndarray]
+    root: str = ""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    weights: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = np.ones(len(self.names), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, number: int) -> Picture | ArrayPicture:
+        """Reads an example, as far as the header of its file.
+
+        Args:
+            number: Of the example.
+
+        Returns:
+            The picture, whose pixels are not decoded yet.
+
+        Raises:
+            ImageError: If it is no picture that can be read.
+        """
+        name = os.path.join(self.root, self.names[number])
+        try:
+            data = self.read(number)
+        except OSError as error:
+            raise ImageError(
+                f"Cannot read {name!r}: {error}. Replace or remove the file, "
+                'or pass on_error="skip" to leave out such files.'
+            ) from error
+        if isinstance(data, bytes):
+            return Picture(data, name)
+        return ArrayPicture(data)
+
+    def subset(self, numbers: Iterable[int]) -> Examples:
+        """These examples alone, in this order."""
+        numbers = np.asarray(list(numbers), np.int64)
+        read = self.read
+        return dataclasses.replace(
+            self,
+            names=[self.names[i] for i in numbers],
+            labels=self.labels[numbers],
+            read=lambda i: read(int(numbers[i])),
+        )
+
+
+def digits(split: str, split_seed: int) -> Examples:
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 10 classes.
+
+    Args:
+        split: "train", "test" or "all".
+        split_seed: Of the stratified split.
+
+    Returns:
+        The examples, as arrays of shape (8, 8, 3).
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        ValueError: If there is no such split.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            'The source "digits" is scikit-learn\'s: pip install scikit-learn'
+        ) from error
+    bunch = load_digits()
+    # Sixteen is white.
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    images = np.repeat(images[..., None], 3, axis=-1)
+    everything = Examples(
+        names=[f"digits[{i}]" for i in range(len(images))],
+        labels=bunch.target.astype(np.int64),
+        class_names=[str(name) for name in bunch.target_names],
+        read=lambda i: images[i],
+    )
+    return _split(everything, "digits", split, split_seed)
+
+
+def folder(
+    path: str | os.PathLike[str],
+    split: str,
+    split_seed: int,
+    class_names: Sequence[str] | None,
+    on_error: str,
+) -> Examples:
+    """Image files in one folder for each class.
+
+    Args:
+        path: Either holds one folder for each split (`train/CLASS/x.jpg`), or
+            the class folders themselves. A folder `train` tells which.
+        split: The split's folder; of class folders "train", "test" or "all".
+        split_seed: Of the stratified split of class folders.
+        class_names: The classes in the order of their labels; `None` for the
+            sorted names of the folders that `train` (or `path`) has.
+        on_error: "raise" or "skip": what to do about an empty class folder
+            and a class that `train` lacks.
+
+    Returns:
+        The examples, sorted by class and name.
+
+    Raises:
+        ValueError: If a folder is not as described.
+    """
+    root = pathlib.Path(path)
+    with_splits = (root / "train").is_dir()
+    top = root / split if with_splits else root
+    if not top.is_dir():
+        raise ValueError(
+            f"{str(root)!r} has no split {split!r}. It has: {_folders(root)}"
+        )
+    found = {name: _images(top / name) for name in _folders(top)}
+    of_train = root / "train" if with_splits else root
+    # An empty class is none, in every split alike.
+    in_train = found if top == of_train else {
+        name: _images(of_train / name) for name in _folders(of_train)
+    }  # fmt: skip
+    empty = [n for n, files in in_train.items() if not files]
+    known = list(class_names or (n for n in in_train if n not in empty))
+    unknown = [n for n in found if n not in known and n not in empty]
+    problem = None
+    if class_names is None and empty:
+        problem = (
+            f"The class folder {str(of_train / empty[0])!r} holds no image "
+            f"(expected files that end in {', '.join(EXTENSIONS)})"
+        )
+    elif unknown:
+        where = "`class_names`" if class_names else repr(str(of_train))
+        problem = (
+            f"The class folder {str(top / unknown[0])!r} is unknown: {where} "
+            f"has no class {unknown[0]!r}"
+        )
+    if problem and on_error == "raise":
+        raise ValueError(
+            f'{problem}. Remove or fill it, or pass on_error="skip".'
+        )
+    files = [(n, f) for n in known for f in found.get(n, ())]
+    if not files:
+        raise ValueError(
+            f"{str(top)!r} holds no images in class folders: expected files "
+            f"such as CLASS/picture.jpg ({', '.join(EXTENSIONS)}). Folders "
+            f"found: {_folders(top)}"
+        )
+    number = {name: i for i, name in enumerate(known)}
+    names = [f"{name}/{file}" for name, file in files]
+    everything = Examples(
+        names=names,
+        labels=np.array([number[name] for name, _ in files], np.int64),
+        class_names=known,
+        read=lambda i: (top / names[i]).read_bytes(),
+        root=str(top),
+        left_out=[f"{n}/{f}" for n in unknown for f in found[n]]
+        + [f"{n}/" for n in empty if class_names is None],
+    )
+    if with_splits:
+        return everything
+    return _split(everything, str(root), split, split_seed)
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+    return sorted(
+        p.name
+        for p in path.iterdir()
+        if p.is_dir() and not p.name.startswith(".")
+    )
+
+
+def _images(path: pathlib.Path) -> list[str]:
+    """Names of image files under a folder, relative to it, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
+        for where, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    )
+
+
+def _split(
+    examples: Examples, where: str, split: str, split_seed: int
+) -> Examples:
+    """The train or test part, with every class in the same proportion."""
+    if split == "all":
+        return examples
+    if split not in ("train", "test"):
+        raise ValueError(
+            f'{where!r} is split by seed into "train" and "test" ("all" is '
+            f"both). Received: split={split!r}"
+        )
+    in_test = np.zeros(len(examples), bool)
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels == label)
+        # RandomState's streams are frozen, Generator's are not (NEP 19).
+        rng = np.random.RandomState([split_seed, label])
+        count = min(round(TEST_SHARE * len(members)), len(members) - 1)
+        in_test[rng.permutation(members)[:count]] = True
+    return examples.subset(np.flatnonzero(in_test == (split == "test")))

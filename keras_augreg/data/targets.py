@@ -1,0 +1,88 @@
+"""What follows the images of a batch: labels and, if there are any, weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_augreg.data.decode import ImageError
+from keras_augreg.data.report import Skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Finishes a batch, on NumPy arrays, for both routes.
+
+    Args:
+        num_classes: How many classes there are.
+        training: Whether broken images give their places to others; in
+            evaluation they are left out, or weigh nothing with `pad`.
+        pad: Whether batches keep their size and weights mark what counts.
+        one_hot: Whether labels become float32 vectors.
+        class_weights: float32 of shape (num_classes,) or `None`.
+        weighted: Whether examples have weights of their own.
+        skipped: Where broken images are counted, if they are not errors.
+    """
+
+    num_classes: int
+    training: bool
+    pad: bool
+    one_hot: bool
+    class_weights: np.ndarray | None
+    weighted: bool
+    skipped: Skipped | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether batches end in sample weights."""
+        return self.pad or self.weighted or self.class_weights is not None
+
+    def __call__(
+        self,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        padding: np.ndarray,
+        broken: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Finishes one batch.
+
+        Args:
+            labels: int64 of shape (n,), or float32 of shape (n, num_classes).
+            weights: float32 of shape (n,), the examples' own.
+            padding: bool of shape (n,), true where there is no example.
+            broken: n names of images that could not be read, "" for others.
+
+        Returns:
+            The places of the batch to take its images from (int64), and
+            their labels (int32, or float32 vectors) and weights (float32).
+
+        Raises:
+            ImageError: If no image of the batch could be read.
+        """
+        bad = np.array([name != "" for name in broken], bool)
+        if self.skipped is not None:
+            self.skipped.add(name for name in broken if name)
+        good = ~(bad | padding)
+        if bad.any() and not good.any():
+            raise ImageError(
+                "No image of a batch could be read, among them "
+                f"{broken[int(bad.argmax())]!r}. Remove such files."
+            )
+        take = np.arange(len(labels))
+        if self.training:
+            # A broken image's place goes to the next one that is not.
+            found = np.flatnonzero(good)
+            take = found[np.searchsorted(found, take) % len(found)]
+        elif not self.pad:
+            take = np.flatnonzero(good)
+        labels = np.where(padding, 0, labels.T).T[take]
+        weights = (weights * good)[take].astype(np.float32)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[labels]
+        if self.one_hot:
+            labels = np.eye(self.num_classes, dtype=np.float32)[labels]
+        elif labels.ndim == 1:
+            labels = labels.astype(np.int32)
+        return take, labels, weights
