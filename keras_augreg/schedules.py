@@ -1,0 +1,54 @@
+"""The learning-rate schedule of the study: linear warm-up, cosine to zero."""
+
+from __future__ import annotations
+
+import keras
+
+
+def warmup_cosine(
+    base_lr: float, total_steps: int, warmup_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Rises linearly from 0 to `base_lr`, then falls to 0 along a cosine.
+
+    `create_learning_rate_schedule` of google-research/vision_transformer
+    (`vit_jax/utils.py`) and of big_vision (`utils.py`); the very first step
+    has rate 0.
+
+    The optimizers of `keras_augreg.optimizers` ask for the rate of a weight
+    update, under gradient accumulation too; those of Keras count batches.
+
+    Args:
+        base_lr: Peak of the learning rate, above 0.
+        total_steps: Weight updates until the rate is 0 again.
+        warmup_steps: Weight updates until the peak, at least 0 and fewer than
+            `total_steps`.
+
+    Returns:
+        A Keras schedule: step -> rate, serializable.
+
+    Raises:
+        ValueError: If the steps or the rate are out of these ranges.
+
+    Example:
+    >>> schedule = warmup_cosine(0.01, total_steps=20, warmup_steps=10)
+    >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 15, 20)]
+    [0.0, 0.005, 0.01, 0.005, 0.0]
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            "The warm-up is a part of the training: 0 <= warmup_steps < "
+            f"total_steps. Received: warmup_steps={warmup_steps}, "
+            f"total_steps={total_steps}. Both count weight updates."
+        )
+    if not base_lr > 0:
+        raise ValueError(f"`base_lr` is above 0. Received: base_lr={base_lr}")
+    if not warmup_steps:
+        return keras.optimizers.schedules.CosineDecay(
+            float(base_lr), total_steps
+        )
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        total_steps - warmup_steps,
+        warmup_target=float(base_lr),
+        warmup_steps=warmup_steps,
+    )
