@@ -524,3 +524,14 @@ def test_progress_elsewhere(server, monkeypatch, capsys, shown):
     files.download(NAME, progress=shown, timeout=1e9)
     err = capsys.readouterr().err
     assert ("\n" in err and "\r" not in err) if shown else err == ""
+
+
+def test_it_is_on_the_disk_before_it_gets_its_name(server, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, n=name, r=real: calls.append(n) or r(*a)
+        )
+    files.download(NAME)
+    assert calls == ["fsync", "replace"]
