@@ -55,8 +55,9 @@ def receive(
     """Downloads `url` to `part`, from where an earlier call broke off.
 
     Args:
-        url: An http(s) address. What ends in `.npz` and comes without a hash
-            is checked by the checksums inside; nothing else is resumed.
+        url: An http(s) address. Only what ends in `.npz` is resumed: if the
+            server states no hash, the checksums inside tell whether the
+            pieces belong together.
         part: The temporary file. After an error it holds what has arrived,
             or is gone if that was wrong.
         timeout: See `files.download`.
@@ -89,10 +90,9 @@ def receive(
         failures = 1 if size - best >= _PROGRESS else failures + 1
         if failures > retries:
             raise DownloadError(
-                f"{url}: {error}, in attempt {failures} as well. What came is "
-                f"kept ({size:,} bytes): call again to resume. Without "
-                f"internet, set KERAS_AUGREG_MIRROR to a directory or "
-                f"KERAS_AUGREG_OFFLINE=1."
+                f"{url}: {error}. Gave up in attempt {failures}; call again "
+                f"to continue. Without internet, set KERAS_AUGREG_MIRROR to a "
+                f"directory or KERAS_AUGREG_OFFLINE=1."
             )
         wait = min(2.0 ** (failures - 1), 30.0)
         if progress:
