@@ -12,6 +12,7 @@ from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.load import find, inspect, load
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.resnet import resnet_stem
+from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import VARIANTS, Variant
 from keras_augreg.vit import (
     LAYER_NORM_EPSILON,
@@ -25,7 +26,7 @@ DEFAULT_CLASSES = 1000
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class VisionTransformer(keras.Model):
+class VisionTransformer(TrainStep):
     """A Vision Transformer of any size, with or without a ResNet stem.
 
     The named builders (`keras_augreg.ViT_B16` and the others) return one with
@@ -125,9 +126,7 @@ class VisionTransformer(keras.Model):
         if input_tensor is not None:
             input_shape = tuple(input_tensor.shape[1:])
         input_shape = check_input_shape(input_shape, sizes)
-        policy = keras.dtype_policies.get(
-            dtype or keras.config.dtype_policy()
-        )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         # A classifier reads the class token alone.
         reads = "token" if class_token else "avg"
@@ -169,7 +168,7 @@ class VisionTransformer(keras.Model):
                 name="head",
             )(x)
             if classifier_activation is not None:
-                x = keras.layers.Activation(
+                x = Predictions(
                     classifier_activation,
                     dtype=policy.variable_dtype,
                     name="predictions",

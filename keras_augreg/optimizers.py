@@ -20,11 +20,12 @@ which is how big_vision and vit_jax write them.
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+
+from keras_augreg.distribution import mean_over_processes
 
 
 class _Step(NamedTuple):
@@ -143,13 +144,11 @@ class _Optimizer(keras.optimizers.Optimizer):
         return super()._get_current_learning_rate()
 
     def _sum_over_replicas(self, grads: list[Any], variables: list[Any]) -> Any:
-        backend = keras.backend.backend()
-        if backend == "tensorflow":
+        if keras.backend.backend() == "tensorflow":
             pairs = zip(grads, variables, strict=True)
             return [g for g, _ in super()._all_reduce_sum_gradients(pairs)]
-        if backend == "torch":
-            return _mean_over_processes(grads)
-        return grads  # JAX differentiates the loss of the whole batch.
+        # JAX differentiates the loss of the whole batch already.
+        return mean_over_processes(grads)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         # TensorFlow's update would sum here, after the clipping.
@@ -363,16 +362,3 @@ class SGD(_Optimizer):  # noqa: D101 (an f-string)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum}
-
-
-def _mean_over_processes(grads: list[Any]) -> list[Any]:
-    """The mean over the processes that `torchrun` started, in one message."""
-    torch = sys.modules["torch"]
-    if not torch.distributed.is_initialized():
-        return grads
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    torch.distributed.all_reduce(flat)
-    parts = torch.split(
-        flat / torch.distributed.get_world_size(), [g.numel() for g in grads]
-    )
-    return [part.reshape(g.shape) for part, g in zip(parts, grads, strict=True)]

@@ -1,0 +1,177 @@
+"""What `fit` does with a batch: augment it, train on logits, on any backend.
+
+`VisionTransformer` inherits from `TrainStep`; `keras_augreg.training` compiles
+with it. Everything runs inside Keras's own compiled step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_augreg import distribution
+
+# Threads, because TensorFlow's strategies trace each replica in its own.
+_scope = threading.local()
+
+
+@contextmanager
+def _logits(active: bool) -> Iterator[None]:
+    before = getattr(_scope, "logits", False)
+    _scope.logits = active
+    try:
+        yield
+    finally:
+        _scope.logits = before
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Predictions(keras.layers.Activation):
+    """The classifier's activation, skipped while training on logits."""
+
+    def call(self, x: Any) -> Any:
+        return x if getattr(_scope, "logits", False) else super().call(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Of `compile`. Not a dict: Keras would track the layer in it."""
+
+    on_logits: bool = False
+    augment: Any = None
+    augment_on: str = "device"
+
+
+class TrainStep(keras.Model):
+    """A model whose `compile` knows logits and augmentation."""
+
+    _options = _Options()
+
+    def compile(
+        self,
+        *args: Any,
+        on_logits: bool = False,
+        augment: Any = None,
+        augment_on: str = "device",
+        **kwargs: Any,
+    ) -> None:
+        """Configures the model for training, as `keras.Model.compile`.
+
+        `keras_augreg.compile_pretraining` and `compile_finetuning` call it.
+
+        Args:
+            *args: Of `keras.Model.compile`.
+            on_logits: Whether loss and metrics get logits, in `fit` and
+                `evaluate`, whatever the classifier's activation is.
+            augment: A layer that maps images (B, H, W, 3), labels and `step`
+                to images and labels, in `fit` alone.
+            augment_on: `"device"`: inside the compiled training step;
+                `"host"`: inside the `tf.data.Dataset` given to `fit`.
+            **kwargs: Of `keras.Model.compile`.
+        """
+        super().compile(*args, **kwargs)
+        self._options = _Options(on_logits, augment, augment_on)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if config:
+            serialize = keras.saving.serialize_keras_object
+            config["on_logits"] = self._options.on_logits
+            config["augment"] = serialize(self._options.augment)
+            config["augment_on"] = self._options.augment_on
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *args: Any) -> Any:
+        *state, data = args  # JAX: (state, data); the others: (data,)
+        options = self._options
+        if options.augment is not None and options.augment_on == "device":
+            data = self._augmented(data, self._batches_seen(*state))
+        with _logits(options.on_logits):
+            return super().train_step(*state, data)
+
+    def test_step(self, *args: Any) -> Any:
+        with _logits(self._options.on_logits):
+            return super().test_step(*args)
+
+    def _batches_seen(self, state: Any = None) -> Any:
+        """Batches trained on so far, which a checkpoint brings back."""
+        optimizer = self.optimizer
+        counter = getattr(optimizer, "inner_optimizer", optimizer)._iterations
+        if state is None:
+            return keras.ops.convert_to_tensor(counter)
+        values = zip(optimizer.variables, state[2], strict=True)
+        return next(value for v, value in values if v is counter)
+
+    def _augmented(self, data: Any, step: Any) -> Any:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        index, replicas = distribution.replica()
+        # Replicas have other images; they should not share their draws.
+        step = keras.ops.cast(step, "int32") * replicas + index
+        x, y = self._options.augment(x, y, step=step)
+        return keras.utils.pack_x_y_sample_weight(x, y, weights)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        distribution.copy_from_first_process(
+            self.variables + self.optimizer.variables
+        )
+        options = self._options
+        if options.augment is not None and options.augment_on == "host":
+            x, count = self._augmented_dataset(x)
+            callbacks = kwargs.get("callbacks") or []
+            if isinstance(callbacks, keras.callbacks.Callback):
+                callbacks = [callbacks]
+            kwargs["callbacks"] = [count, *callbacks]
+        return super().fit(x, *args, **kwargs)
+
+    def _augmented_dataset(self, dataset: Any) -> tuple[Any, Any]:
+        """The data set, augmented, and the callback that counts for it."""
+        tf = sys.modules.get("tensorflow")
+        if tf is None or not isinstance(dataset, tf.data.Dataset):
+            raise TypeError(
+                "augment='host' augments a `tf.data.Dataset` of batches of "
+                "images and labels. Received: x of type "
+                f"{type(dataset).__name__}. Pass such a data set, or compile "
+                "with augment='device'."
+            )
+        # Read whenever a pass begins: resumed and later epochs draw anew.
+        first = tf.Variable(0, dtype="int64")
+
+        def on_epoch_begin(epoch: int, logs: Any = None) -> None:
+            first.assign(int(self._batches_seen()))
+
+        def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
+            images, labels = self._options.augment(
+                data[0], data[1], step=tf.cast(step, "int32")
+            )
+            return (images, labels, *data[2:])
+
+        numbered = tf.data.Dataset.from_tensors(0).flat_map(
+            lambda _: dataset.enumerate(first.read_value())
+        )
+        augmented = numbered.map(
+            lambda step, data: augment(step, data), tf.data.AUTOTUNE
+        ).prefetch(tf.data.AUTOTUNE)
+        cardinality = dataset.cardinality()
+        return (
+            augmented.apply(
+                tf.data.experimental.assert_cardinality(cardinality)
+            ),
+            keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin),
+        )
+
+    def get_metrics_result(self) -> Any:
+        variables = [v for m in self.metrics for v in m.variables]
+        with distribution.summed_over_processes(variables):
+            return super().get_metrics_result()
