@@ -29,11 +29,11 @@ def decode_predictions(
 
     The names are those of WordNet 3.0. The order of the 1,000 classes is that
     of TensorFlow Datasets' `imagenet2012`, on which the release was
-    fine-tuned. The order of the 21,843 classes is **unverified**: it is
-    timm's list of Google's ImageNet-21k (sorted synsets, no background
-    class), of which an author published a copy for BiT without having checked
-    it (google-research/big_transfer, issue 7); nothing published says that
-    the AugReg files use it. `assets/README.md` in the package tells more.
+    fine-tuned. The order of the 21,843 classes is **unverified**: it is that
+    of timm (sorted synsets, no background class), whose author is one of the
+    paper's, but the authors' own list was published for BiT, unchecked
+    (google-research/big_transfer, issue 7), and no released file could be
+    tried here. `assets/README.md` in the package tells more.
 
     Args:
         preds: Predictions of a batch, logits or probabilities: an array or
