@@ -119,6 +119,7 @@ def test_the_rule_counts_as_the_release_does():
         ("augreg_in21k", "not the name", "augreg-in21k"),
         ("ViT-B_16", "not the name", None),
         ("x" * 10_000, "'xxx.*xxx...': It is not the name", None),
+        (B16 + PETS.replace("0k", "9" * 10_000 + "k"), "not the name", None),
     ],
 )
 def test_bad_names_get_the_nearest(wrong, message, nearest):
@@ -141,6 +142,7 @@ def test_the_table_is_consistent():
             assert names.bucket_path(name) == f"{name}.npz"
         else:
             assert names.parse(name).variant == row["variant"]
+            assert names.bucket_path(name) == f"augreg/{name}.npz"
             assert (row["timm"] != "") <= ("timm" in row["sources"]), name
             # The checkpoint it was fine-tuned from is there as well.
             assert str(names.parse(name).pretrained) in rows
