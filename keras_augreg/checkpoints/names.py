@@ -58,7 +58,7 @@ _NUMBER = r"([0-9]\.[0-9]{1,3})"
 _NAME = re.compile(
     r"([A-Za-z0-9_]+)-([a-z0-9_]+)-([0-9]{2,3})ep"
     rf"-lr_{_NUMBER}-aug_([a-z0-9]+)-wd_{_NUMBER}-do_{_NUMBER}-sd_{_NUMBER}"
-    rf"(?:--([a-z0-9_]+)-steps_([0-9]{1, 2}k)-lr_{_NUMBER}-res_([0-9]{{3}}))?"
+    rf"(?:--([a-z0-9_]+)-steps_([0-9]{{1,2}}k)-lr_{_NUMBER}-res_([0-9]{{3}}))?"
 )
 _STEPS = {f"{n // 1000}k": n for steps, _ in ADAPT.values() for n in steps}
 # Bounds the time that difflib takes; the longest released name has 116.
