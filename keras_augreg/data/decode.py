@@ -175,16 +175,18 @@ class Picture:
     Args:
         data: The bytes of the file.
         name: What error messages call it.
+        brightness: What to multiply the pixels by.
 
     Raises:
         ImageError: If the bytes are no image that can be read, or if it has
             more pixels than `PIL.Image` takes for a decompression bomb.
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, brightness: int = 1) -> None:
         import PIL.Image
 
         self.name = name
+        self._brightness = brightness
         PIL.Image.init()
         try:
             self._image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
@@ -196,7 +198,7 @@ class Picture:
             ) from error
         except Exception as error:
             raise _unreadable(name, data, error) from error
-        self._data = data
+        self.data = data
         width, height = self._image.size
         # Orientations 5 to 8 swap the sides.
         turned = isinstance(orientation, int) and 5 <= orientation <= 8
@@ -208,6 +210,7 @@ class Picture:
             and self._image.mode in ("L", "RGB")
             and orientation == 1
             and data.endswith(b"\xff\xd9")
+            and brightness == 1
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -226,11 +229,11 @@ class Picture:
         try:
             image = _upright_rgb(self._image)
         except Exception as error:
-            raise _unreadable(self.name, self._data, error) from error
+            raise _unreadable(self.name, self.data, error) from error
         top, left, height, width = box
         image = image.crop((left, top, left + width, top + height))
         pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8)
-        return pixels.reshape(height, width, 4)
+        return pixels.reshape(height, width, 4) * np.uint8(self._brightness)
 
 
 class ArrayPicture:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keras_augreg.data import sources
-from keras_augreg.data.decode import SMALLER_SIDE, Preprocess
+import keras
+import numpy as np
+
+from keras_augreg.data import sources, tfds_source
+from keras_augreg.data.datasets import DATASETS, PaperDataset
+from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Preprocess
 from keras_augreg.data.order import Order
 from keras_augreg.data.report import Skipped
+from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
+from keras_augreg.data.tfds_source import Records
+
+ENGINES = ("auto", "tensorflow", "python")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +31,13 @@ class Info:
 
     Attributes:
         num_classes: How many classes there are.
-        num_examples: How many examples the split has, of all hosts together.
+        num_examples: How many examples the split has, of all hosts together
+            and without those that `exclude` names.
         class_names: What each label means.
         steps_per_epoch: Batches of one epoch.
         engine: The route that was taken, "tensorflow" or "python".
-        skipped: `skipped.names` are the names of what the latest complete
-            pass left out; `None` unless `on_error="skip"`.
+        skipped: With `on_error="skip"`, `skipped.names` lists what the latest
+            complete pass left out; otherwise `None`.
     """
 
     num_classes: int
@@ -52,64 +63,384 @@ def load(
     steps: int | None = None,
     one_hot: bool = False,
     class_weight: Mapping[int, float] | None = None,
-    sample_weight: Sequence[float] | None = None,
+    sample_weight: str | Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     split_seed: int = 0,
+    exclude: str | os.PathLike[str] | Iterable[str] = (),
+    data_dir: str | os.PathLike[str] | None = None,
     cache: bool = False,
+    shuffle_buffer: int = 10_000,
     pad: bool | None = None,
     host: tuple[int, int] = (0, 1),
     on_error: str = "raise",
     engine: str = "auto",
 ) -> tuple[Any, Info]:
-    """Loads a data set of images and labels for `fit` and `evaluate`."""
-    size = _pair(image_size)
-    if crop is None:
-        crop = "inception" if training else "resize_small"
-        if source in sources.BUNDLED:
-            crop = "resize"
-    if smaller_side is None:
-        smaller_side = round(SMALLER_SIDE * min(size))
-    if source in sources.BUNDLED:
-        examples = sources.digits(split, split_seed)
-        flip = False if flip is None else flip
-    else:
-        examples = sources.folder(
-            source, split, split_seed, class_names, on_error
-        )
-    if cache:
-        examples.read = functools.cache(examples.read)
-    pad = host[1] > 1 if pad is None else pad
-    order = Order(len(examples), batch_size, training, seed, pad, *host)
-    skipped = Skipped(examples.left_out) if on_error == "skip" else None
-    targets = Targets(
-        len(examples.class_names),
-        training,
-        pad,
-        one_hot,
-        None,
-        sample_weight is not None,
-        skipped,
-    )
-    preprocess = Preprocess(
-        size, crop, training, True if flip is None else flip, smaller_side
-    )
-    from keras_augreg.data.python_route import Batches
+    """Loads images and labels for `fit`, `evaluate` and `predict`.
 
-    dataset = Batches(
-        examples, order, preprocess, targets, start_step, steps or order.steps
+    Batches hold uint8 images (batch, height, width, 3) and int32 labels
+    (batch,). A pass over the data set is one epoch; every training epoch has
+    its own random order, crops and flips, all drawn from `seed`: a run gets
+    the same batches whenever it is repeated, and both engines give the same
+    ones to within one grey level.
+
+    What to read:
+
+    Args:
+        source: One of
+            - `"digits"`: scikit-learn's handwritten digits;
+            - a folder with one folder of images for each class, or with such
+              a folder for each split (`train/CLASS/x.jpg`, `test/CLASS/...`):
+              JPEG, PNG, WebP, BMP, and of GIF the first frame; grey, CMYK,
+              16-bit, rotated (EXIF) and transparent (on white) files become
+              the RGB picture that a person sees;
+            - a data set of the paper or of VTAB-1k: `data.DATASETS`;
+            - a name of TensorFlow Datasets (prepared as `tfds.load` does), or
+              a directory that it wrote, also on `gs://`.
+        split: A split's folder; `"train"`, `"test"` (a fifth of every class)
+            or `"all"` where there are none, and of digits; a split of a
+            paper's data set; TFDS's split syntax.
+        image_size: Side of the images, or (height, width), in pixels.
+        batch_size: Of all hosts together, at least 1.
+        training: Random order, crop and flip, and full batches only;
+            otherwise every example once, in the source's order.
+        crop: `"inception"` (training only: 5% to 100% of the area, width over
+            height 0.75 to 1.33), `"resize_small"` (the smaller side to
+            `smaller_side`, then a random or, in evaluation, central crop) or
+            `"resize"` (straight to `image_size`). `None` is what the source's
+            row says, `"resize"` for digits, and otherwise `"inception"` in
+            training and `"resize_small"` in evaluation.
+        smaller_side: In pixels; defaults to 256/224 of the image's smaller
+            side. big_vision fine-tunes at 384 with 448.
+        flip: Whether training mirrors half of the images. Defaults to yes,
+            except for digits and where the source's row says otherwise.
+        seed: Of order, crops and flips.
+        start_step: Training begins with the batch that a run from 0 would
+            get at this step.
+        steps: Batches of a pass, in training; defaults to one epoch. With
+            the length of a whole run and `fit(steps_per_epoch=...)`, there
+            is one pass and no pause between epochs.
+        one_hot: Labels as float32 vectors (batch, num_classes).
+        class_weight: Class -> weight, 1 where missing. Batches become
+            (images, labels, weights).
+        sample_weight: One weight for each example of a folder's or digits'
+            split, in the order of evaluation; or the name of a feature of a
+            TFDS data set. Batches become (images, labels, weights).
+        class_names: The class folders in the order of their labels, instead
+            of alphabetically.
+        split_seed: Of the split where the source has none; the same for
+            "train" and "test".
+        exclude: Names of examples to leave out (`CLASS/file.jpg`, or TFDS's
+            `tfds_id`), or a file of them, a line each:
+            `keras_augreg.data.dedup` writes one.
+        data_dir: TFDS's directory. For `"imagenet-21k"`: its folder, or the
+            directory that TFDS wrote.
+        cache: Keep the encoded files in memory.
+        shuffle_buffer: Of TFDS training data: records, in memory, among which
+            the next one is drawn. Other sources shuffle all of their data.
+        pad: Whether the last evaluation batch is filled up with examples of
+            weight 0, and batches are (images, labels, weights); then metrics
+            belong into `compile(weighted_metrics=...)`. `None` pads with
+            several hosts and where a `keras.distribution` is set.
+        host: (number of this host from 0, number of hosts): each reads its
+            own slice of every batch, with the same number of steps.
+        on_error: `"raise"`: a broken file is an error that names it.
+            `"skip"`: it is left out (in training, the next image of the batch
+            takes its place), counted in `info.skipped`, and a warning at the
+            end of the pass says how many there were.
+        engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
+            `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
+            for digits and where TensorFlow is not installed.
+
+    Returns:
+        `(dataset, info)`: the data set, whose `cardinality()` is its number
+        of batches, and an `Info`.
+
+    Raises:
+        ValueError: If an argument, the source or a file is not as described.
+        ImportError: If the source needs a package that is not installed.
+
+    Example:
+    ```python
+    from keras_augreg import data
+
+    train, info = data.load(
+        "digits", "train", image_size=32, batch_size=128, training=True
     )
-    info = Info(
-        len(examples.class_names),
-        len(examples),
-        examples.class_names,
-        order.steps,
-        "python",
-        skipped,
+    images, labels = next(iter(train))
+    assert images.shape == (128, 32, 32, 3) and info.num_classes == 10
+    ```
+    """
+    number, hosts = host
+    if batch_size < 1 or hosts < 1 or batch_size % hosts:
+        raise ValueError(
+            "`batch_size` is of all hosts together, at least 1 and divisible "
+            f"by their number. Received: batch_size={batch_size}, host={host}"
+        )
+    if not 0 <= number < hosts:
+        raise ValueError(
+            f"`host` is (number from 0, number of hosts). Received: host={host}"
+        )
+    for argument, value, choices in (
+        ("on_error", on_error, ("raise", "skip")),
+        ("engine", engine, ENGINES),
+    ):
+        if value not in choices:
+            raise ValueError(
+                f"`{argument}` is one of {choices}. Received: "
+                f"{argument}={value!r}"
+            )
+    if not training and (start_step or steps is not None):
+        raise ValueError(
+            "`start_step` and `steps` belong to training; an evaluation is "
+            f"one pass. Received: start_step={start_step}, steps={steps}"
+        )
+    if start_step < 0 or (steps is not None and steps < 1):
+        raise ValueError(
+            "`start_step` is at least 0 and `steps` at least 1. Received: "
+            f"start_step={start_step}, steps={steps}"
+        )
+    row = DATASETS.get(str(source))
+    path, kind = _locate(str(source), row, data_dir)
+    preprocess = _preprocess(
+        row or PaperDataset(
+            str(source), None, {}, 0,
+            *(("resize", "resize", False) if kind == "bundled" else ()),
+        ),
+        image_size, training, crop, smaller_side, flip,
+    )  # fmt: skip
+    engine = _engine(engine, kind, path)
+    excluded = _read_names(exclude)
+    if row is not None and row.tfds is None and class_names is None:
+        class_names = [synset for synset, _ in _classes(row.num_classes)]
+
+    found: Examples | Records
+    if kind == "tfds":
+        if sample_weight is not None and not isinstance(sample_weight, str):
+            raise ValueError(
+                "`sample_weight` of a TFDS data set is the name of a feature. "
+                f"Received: {type(sample_weight).__name__}"
+            )
+        found = _records(
+            path,
+            row,
+            split,
+            None if data_dir is None else str(data_dir),
+            sample_weight=sample_weight,
+            excluded=excluded,
+            host=number,
+            hosts=hosts,
+            shuffle_buffer=shuffle_buffer,
+            cache=cache,
+        )
+        share = found.smallest_share if training else found.largest_share
+        in_order = share * hosts
+    else:
+        if kind == "bundled":
+            found = sources.digits(split, split_seed)
+        else:
+            found = sources.folder(
+                path, split, split_seed, class_names, on_error
+            )
+        if excluded:
+            found = found.subset(
+                i for i, n in enumerate(found.names) if n not in excluded
+            )
+        if sample_weight is not None:
+            found.weights = np.asarray(sample_weight, np.float32)
+            if found.weights.shape != (len(found),):
+                raise ValueError(
+                    "`sample_weight` has one number for each of the "
+                    f"{len(found)} examples. Received: {sample_weight!r}"
+                )
+        if cache:
+            found.read = functools.cache(found.read)
+        in_order = len(found)
+
+    names = found.class_names
+    vectors = found.labels.ndim == 2
+    if vectors and (one_hot or class_weight):
+        raise ValueError(
+            f"The labels of {str(source)!r} are vectors of several classes: "
+            "`one_hot` and `class_weight` do not apply."
+        )
+    if pad is None:
+        pad = hosts > 1 or keras.distribution.distribution() is not None
+    order = Order(
+        in_order, batch_size, training, seed, pad and not training, number,
+        hosts,
+    )  # fmt: skip
+    if order.steps == 0:
+        raise ValueError(
+            f"The split {split!r} of {str(source)!r} has {len(found)} "
+            f"examples: too few for a batch of {batch_size}."
+        )
+    skipped = Skipped(found.left_out) if on_error == "skip" else None
+    targets = Targets(
+        num_classes=len(names),
+        training=training,
+        pad=order.pad,
+        one_hot=one_hot,
+        class_weights=_class_weights(class_weight, len(names)),
+        weighted=sample_weight is not None or vectors,
+        skipped=skipped,
     )
+    num_batches = steps or order.steps
+    arguments = (order, preprocess, targets, start_step, num_batches)
+    if engine == "tensorflow":
+        from keras_augreg.data import pipeline
+
+        dataset = pipeline.build(found, *arguments)
+    else:
+        from keras_augreg.data.python_route import Batches
+
+        assert isinstance(found, Examples)
+        dataset = Batches(found, *arguments)
+    info = Info(len(names), len(found), names, order.steps, engine, skipped)
     return dataset, info
 
 
-def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(image_size, int):
-        return image_size, image_size
-    return image_size
+def _classes(num_classes: int) -> Any:
+    from keras_augreg.labels import _classes
+
+    return _classes(num_classes)
+
+
+def _locate(
+    source: str,
+    row: PaperDataset | None,
+    data_dir: str | os.PathLike[str] | None,
+) -> tuple[str, str]:
+    """Where to read, and whether that is "bundled", a "folder" or "tfds"."""
+    if source in sources.BUNDLED:
+        return source, "bundled"
+    if row is not None and row.tfds is not None:
+        return row.tfds, "tfds"
+    path = source
+    if row is not None:
+        if data_dir is None:
+            raise ValueError(
+                f"{source!r} has no public TFDS data set: pass `data_dir`, a "
+                "folder of class folders or a directory that TFDS wrote."
+            )
+        path = str(data_dir)
+    if tfds_source.is_prepared_directory(path):
+        return path, "tfds"
+    if pathlib.Path(path).is_dir():
+        return path, "folder"
+    if row is not None or path.startswith((".", "/", "~")) or "://" in path:
+        raise ValueError(
+            f"No folder {path!r}. Expected a folder of class folders, or a "
+            "directory that TFDS wrote (with dataset_info.json)."
+        )
+    return path, "tfds"
+
+
+def _engine(engine: str, kind: str, path: str) -> str:
+    installed = importlib.util.find_spec("tensorflow") is not None
+    if engine == "auto":
+        if kind == "tfds":
+            return "tensorflow"
+        return "tensorflow" if installed and kind == "folder" else "python"
+    if engine == "python" and kind == "tfds":
+        raise ValueError(
+            f"{path!r} is read through TensorFlow Datasets, which "
+            'engine="python" cannot. Pass engine="tensorflow" or a folder.'
+        )
+    if engine == "tensorflow" and not installed:
+        raise ImportError(
+            'engine="tensorflow" needs pip install tensorflow; '
+            'engine="python" does without.'
+        )
+    return engine
+
+
+def _preprocess(
+    row: PaperDataset,
+    image_size: int | tuple[int, int],
+    training: bool,
+    crop: str | None,
+    smaller_side: int | None,
+    flip: bool | None,
+) -> Preprocess:
+    size = (image_size, image_size) if isinstance(image_size, int) else (
+        *image_size,
+    )  # fmt: skip
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(
+            "`image_size` is a side or (height, width), in pixels. Received: "
+            f"image_size={image_size}"
+        )
+    if crop is None:
+        crop = row.crop if training else row.eval_crop
+    if crop not in CROPS or (crop == "inception" and not training):
+        raise ValueError(
+            f'`crop` is one of {CROPS}, and "inception" is for training. '
+            f"Received: crop={crop!r}, training={training}"
+        )
+    if smaller_side is None:
+        smaller_side = round(SMALLER_SIDE * min(size))
+    elif crop != "resize_small" or smaller_side < min(size):
+        raise ValueError(
+            '`smaller_side` belongs to crop="resize_small" and is at least '
+            f"the smaller side of `image_size`. Received: smaller_side="
+            f"{smaller_side}, crop={crop!r}, image_size={image_size}"
+        )
+    return Preprocess(
+        size, crop, training, row.flip if flip is None else flip, smaller_side
+    )
+
+
+def _records(
+    path: str,
+    row: PaperDataset | None,
+    split: str,
+    data_dir: str | None,
+    **arguments: Any,
+) -> Records:
+    builder = tfds_source.open_builder(path, data_dir)
+    row = row or PaperDataset(path, path, {}, 0)
+    split = row.splits.get(split, split)
+    if "{p}" in split:
+        first = row.held_out * builder.info.splits["train"].num_examples // 100
+        split = split.format(p=first, p200=first + 200)
+    records = tfds_source.open_records(
+        builder,
+        split,
+        label=row.label,
+        label_features=row.label_features,
+        num_classes=row.num_classes,
+        brightness=row.brightness,
+        **arguments,
+    )
+    if row.num_classes and len(records.class_names) != row.num_classes:
+        raise ValueError(
+            f"{row.name!r} has {row.num_classes} classes, but what was found "
+            f"at {path!r} has {len(records.class_names)}."
+        )
+    return records
+
+
+def _read_names(
+    exclude: str | os.PathLike[str] | Iterable[str],
+) -> frozenset[str]:
+    if isinstance(exclude, (str, os.PathLike)):
+        text = pathlib.Path(exclude).read_text(encoding="utf-8")
+        exclude = text.splitlines()
+    return frozenset(exclude)
+
+
+def _class_weights(
+    class_weight: Mapping[int, float] | None, num_classes: int
+) -> np.ndarray | None:
+    if class_weight is None:
+        return None
+    unknown = [c for c in class_weight if c not in range(num_classes)]
+    if unknown:
+        raise ValueError(
+            f"`class_weight` has weights for classes 0 to {num_classes - 1}. "
+            f"Received: {unknown[0]!r}"
+        )
+    weights = np.ones(num_classes, np.float32)
+    for label, weight in class_weight.items():
+        weights[label] = weight
+    return weights

@@ -50,6 +50,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, number: int) -> str:
+        """The name of an example."""
+        return self.names[number]
+
     def picture(self, number: int) -> Picture | ArrayPicture:
         """Reads an example, as far as the header of its file.
 

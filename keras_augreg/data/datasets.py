@@ -1,0 +1,274 @@
+"""The data sets of the paper and of VTAB-1k, by name, in one table.
+
+Sources of the columns, where a row does not say otherwise:
+
+- Rows up to Flowers: google-research/big_vision at 0127fb6,
+  `configs/transfer.py` (splits, classes, crop).
+- Rows from Resisc45 on: google-research/task_adaptation at d7630d3, the code
+  of the VTAB benchmark, `data/*.py` (splits, labels), `data_loader.py`
+  (plain resize, no flip) and `scripts/run_all_tasks.sh` (which tasks). The
+  AugReg paper fine-tunes on Resisc45 and Kitti and does not state its splits:
+  that they are VTAB's is an inference.
+- `tfds`: the name in TensorFlow Datasets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperDataset:
+    """One row.
+
+    Attributes:
+        name: What `load` calls it.
+        tfds: Its TFDS name; `None` where the user builds it.
+        splits: Name -> TFDS split. `{p}` stands for the first example of the
+            held-out part of the training set, `{p200}` for 200 more.
+        num_classes: How many classes there are.
+        crop: The crop in training.
+        eval_crop: The crop in evaluation.
+        flip: Whether training mirrors images.
+        held_out: Where `{p}` is, in percent of the training set.
+        label: The feature that is the label, or a function of an example;
+            `None` for the data set's own.
+        label_features: The features that such a function needs.
+        brightness: What to multiply pixel values by.
+    """
+
+    name: str
+    tfds: str | None
+    splits: Mapping[str, str]
+    num_classes: int
+    crop: str = "inception"
+    eval_crop: str = "resize_small"
+    flip: bool = True
+    held_out: int = 0
+    label: str | Callable[[Any], Any] | None = None
+    label_features: tuple[str, ...] = ()
+    brightness: int = 1
+
+
+def _bin(value: Any, edges: list[float]) -> Any:
+    """How many of the edges after the first lie strictly below a value."""
+    import tensorflow as tf
+
+    return tf.reduce_sum(tf.cast(tf.constant(edges[1:]) < value, tf.int64))
+
+
+def kitti_distance(example: Any) -> Any:
+    """VTAB's class of the distance to the closest vehicle.
+
+    Vehicles are the types 0 to 2 (car, van, truck); the distance is the
+    third coordinate of an object's location, in metres. Bins: up to 8, up to
+    20, farther, no vehicle (`data/kitti.py`).
+    """
+    import tensorflow as tf
+
+    objects = example["objects"]
+    is_vehicle = objects["type"] < 3
+    distance = tf.boolean_mask(objects["location"][:, 2], is_vehicle)
+    nearest = tf.reduce_min(tf.concat([distance, [1000.0]], axis=0))
+    return _bin(nearest, [-100.0, 8.0, 20.0, 999.0])
+
+
+def clevr_count(example: Any) -> Any:
+    """VTAB's class of the number of objects, 3 to 10 (`data/clevr.py`)."""
+    import tensorflow as tf
+
+    return tf.size(example["objects"]["size"]) - 3
+
+
+def clevr_distance(example: Any) -> Any:
+    """VTAB's class of the distance to the closest object (`data/clevr.py`)."""
+    import tensorflow as tf
+
+    nearest = tf.reduce_min(example["objects"]["pixel_coords"][:, 2])
+    return _bin(nearest, [0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0])
+
+
+def dsprites_x(example: Any) -> Any:
+    """VTAB's class of the x position: 32 in pairs (`data/dsprites.py`)."""
+    return example["label_x_position"] // 2
+
+
+def dsprites_orientation(example: Any) -> Any:
+    """VTAB's class of the orientation: 40 in 16 bins (`data/dsprites.py`)."""
+    import tensorflow as tf
+
+    return tf.cast(example["label_orientation"], tf.float32) // (40 / 16)
+
+
+# VTAB-1k: 800 examples to train on, 200 to choose settings with, and both.
+_VTAB_1K = {
+    "train800": "train[:800]",
+    "val200": "validation[:200]",
+    "train800val200": "train[:800]+validation[:200]",
+}
+_VALIDATION = {
+    "train": "train",
+    "val": "validation",
+    "trainval": "train+validation",
+    "test": "test",
+    **_VTAB_1K,
+}
+_HELD_OUT = {
+    "train": "train[:{p}]",
+    "val": "train[{p}:]",
+    "trainval": "train",
+    "test": "test",
+    "train800": "train[:800]",
+    "val200": "train[{p}:{p200}]",
+    "train800val200": "train[:800]+train[{p}:{p200}]",
+}
+# 60% train, 20% validation, 20% test, all of TFDS's one split.
+_ONE_SPLIT_60 = {
+    **_HELD_OUT,
+    "val": "train[60%:80%]",
+    "trainval": "train[:80%]",
+    "test": "train[80%:]",
+}
+_ONE_SPLIT_80 = {
+    **_HELD_OUT,
+    "val": "train[80%:90%]",
+    "trainval": "train[:90%]",
+    "test": "train[90%:]",
+}
+_NORB = {
+    "train": "train",
+    "val": "test[:50%]",
+    "trainval": "train+test[:50%]",
+    "test": "test[50%:]",
+    "train800": "train[:800]",
+    "val200": "test[:200]",
+    "train800val200": "train[:800]+test[:200]",
+}
+
+
+def _transfer(train: int, test: str = "test") -> dict[str, str]:
+    return {
+        "train": f"train[:{train}%]",
+        "minival": f"train[{train}%:]",
+        "test": test,
+    }
+
+
+def _vtab(
+    name: str,
+    tfds: str,
+    splits: Mapping[str, str],
+    num_classes: int,
+    **more: Any,
+) -> PaperDataset:
+    return PaperDataset(
+        name, tfds, splits, num_classes, "resize", "resize", False, **more
+    )
+
+
+_OBJECTS = ("objects",)
+DATASETS: dict[str, PaperDataset] = {
+    row.name: row
+    for row in (
+        PaperDataset(
+            "imagenet-1k", "imagenet2012", _transfer(99, "validation"), 1000
+        ),
+        # No public TFDS data set: `data_dir` is a folder or what TFDS wrote.
+        # 21,843 classes in the release's order (`assets/README.md`); splits
+        # of big_vision's `vit_i21k.py` are "full" and slices of it.
+        PaperDataset("imagenet-21k", None, {}, 21843),
+        PaperDataset("imagenet-v2", "imagenet_v2", {"test": "test"}, 1000),
+        # Labels are vectors with a one for every right class.
+        PaperDataset(
+            "imagenet-real",
+            "imagenet2012_real",
+            {"test": "validation"},
+            1000,
+            label="real_label",
+        ),
+        PaperDataset(
+            "cifar-10", "cifar10", _transfer(98), 10, crop="resize_small"
+        ),
+        PaperDataset(
+            "cifar-100", "cifar100", _transfer(98), 100, crop="resize_small"
+        ),
+        PaperDataset("pets", "oxford_iiit_pet", _transfer(90), 37),
+        PaperDataset("flowers", "oxford_flowers102", _transfer(90), 102),
+        _vtab("resisc45", "resisc45", _ONE_SPLIT_60, 45, held_out=60),
+        _vtab(
+            "kitti-distance",
+            "kitti",
+            _VALIDATION,
+            4,
+            label=kitti_distance,
+            label_features=_OBJECTS,
+        ),
+        _vtab("vtab-caltech101", "caltech101", _HELD_OUT, 102, held_out=90),
+        _vtab("vtab-cifar-100", "cifar100", _HELD_OUT, 100, held_out=90),
+        _vtab("vtab-dtd", "dtd", _VALIDATION, 47),
+        _vtab("vtab-flowers", "oxford_flowers102", _VALIDATION, 102),
+        _vtab("vtab-pets", "oxford_iiit_pet", _HELD_OUT, 37, held_out=80),
+        _vtab("vtab-sun397", "sun397/tfds", _VALIDATION, 397),
+        _vtab("vtab-svhn", "svhn_cropped", _HELD_OUT, 10, held_out=90),
+        _vtab("vtab-eurosat", "eurosat/rgb", _ONE_SPLIT_60, 10, held_out=60),
+        _vtab("vtab-camelyon", "patch_camelyon", _VALIDATION, 2),
+        _vtab(
+            "vtab-retinopathy",
+            "diabetic_retinopathy_detection/btgraham-300",
+            _VALIDATION,
+            5,
+        ),
+        _vtab(
+            "vtab-clevr-count",
+            "clevr",
+            {**_HELD_OUT, "test": "validation"},
+            8,
+            held_out=90,
+            label=clevr_count,
+            label_features=_OBJECTS,
+        ),
+        _vtab(
+            "vtab-clevr-distance",
+            "clevr",
+            {**_HELD_OUT, "test": "validation"},
+            6,
+            held_out=90,
+            label=clevr_distance,
+            label_features=_OBJECTS,
+        ),
+        _vtab("vtab-dmlab", "dmlab", _VALIDATION, 6),
+        # Its pixels are 0 and 1.
+        _vtab(
+            "vtab-dsprites-x",
+            "dsprites",
+            _ONE_SPLIT_80,
+            16,
+            held_out=80,
+            label=dsprites_x,
+            label_features=("label_x_position",),
+            brightness=255,
+        ),
+        _vtab(
+            "vtab-dsprites-orientation",
+            "dsprites",
+            _ONE_SPLIT_80,
+            16,
+            held_out=80,
+            label=dsprites_orientation,
+            label_features=("label_orientation",),
+            brightness=255,
+        ),
+        _vtab(
+            "vtab-norb-azimuth", "smallnorb", _NORB, 18, label="label_azimuth"
+        ),
+        _vtab(
+            "vtab-norb-elevation",
+            "smallnorb",
+            _NORB,
+            9,
+            label="label_elevation",
+        ),
+    )
+}
