@@ -61,7 +61,7 @@ _NAME = re.compile(
     rf"(?:--([a-z0-9_]+)-steps_([0-9]{{1,2}}k)-lr_{_NUMBER}-res_([0-9]{{3}}))?"
 )
 _STEPS = {f"{n // 1000}k": n for steps, _ in ADAPT.values() for n in steps}
-# Bounds the time that difflib takes; the longest released name has 116.
+# Bounds the time that difflib takes; the longest released name has 107.
 _MAX_LENGTH = 200
 
 
