@@ -268,6 +268,39 @@ def replica() -> tuple[Any, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def process() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    distributed = _torch()
+    if distributed is not None:
+        return distributed.get_rank(), distributed.get_world_size()
+    jax = sys.modules.get("jax")
+    if keras.backend.backend() == "jax" and jax is not None:
+        return jax.process_index(), jax.process_count()
+    return 0, 1
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    distributed = _torch()
+    if distributed is not None:
+        distributed.barrier()
+    elif process()[1] > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("keras_augreg")
+
+
+def to_numpy(variable: Any) -> Any:
+    """The whole value of a variable, also where processes share it."""
+    value = variable.value
+    if process()[1] > 1 and keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        if not value.is_fully_replicated:
+            return multihost_utils.process_allgather(value, tiled=True)
+    return keras.ops.convert_to_numpy(value)
+
+
 def mean_over_processes(tensors: list[Any]) -> list[Any]:
     """The mean over `torchrun`'s processes of each tensor, in one message."""
     distributed = _torch()

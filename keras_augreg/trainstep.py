@@ -114,11 +114,23 @@ class TrainStep(keras.Model):
 
     def _augmented(self, data: Any, step: Any) -> Any:
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if weights is not None:
+            self._check_weights()
         index, replicas = distribution.replica()
         # Replicas have other images; they should not share their draws.
         step = keras.ops.cast(step, "int32") * replicas + index
         x, y = self._options.augment(x, y, step=step)
         return keras.utils.pack_x_y_sample_weight(x, y, weights)
+
+    def _check_weights(self) -> None:
+        recipe = getattr(self._options.augment, "recipe", None)
+        if recipe is not None and recipe.mixup:
+            raise ValueError(
+                "Mixup mixes examples, and a mixture has no weight of its "
+                "own. Train without class weights and sample weights, or with "
+                "a recipe without Mixup (none, light1). Received: weights with "
+                f"the recipe {recipe}"
+            )
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not self.optimizer.built:
@@ -128,6 +140,8 @@ class TrainStep(keras.Model):
         )
         options = self._options
         if options.augment is not None and options.augment_on == "host":
+            if kwargs.get("class_weight"):
+                self._check_weights()
             x, count = self._augmented_dataset(x)
             callbacks = kwargs.get("callbacks") or []
             if isinstance(callbacks, keras.callbacks.Callback):
@@ -152,6 +166,8 @@ class TrainStep(keras.Model):
             first.assign(int(self._batches_seen()))
 
         def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
+            if len(data) > 2:
+                self._check_weights()
             images, labels = self._options.augment(
                 data[0], data[1], step=tf.cast(step, "int32")
             )
@@ -160,9 +176,8 @@ class TrainStep(keras.Model):
         numbered = tf.data.Dataset.from_tensors(0).flat_map(
             lambda _: dataset.enumerate(first.read_value())
         )
-        augmented = numbered.map(
-            lambda step, data: augment(step, data), tf.data.AUTOTUNE
-        ).prefetch(tf.data.AUTOTUNE)
+        augmented = numbered.map(augment, tf.data.AUTOTUNE)
+        augmented = augmented.prefetch(tf.data.AUTOTUNE)
         cardinality = dataset.cardinality()
         return (
             augmented.apply(

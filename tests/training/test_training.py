@@ -1,0 +1,310 @@
+"""compile_pretraining and compile_finetuning."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from keras_augreg import VisionTransformer, training
+from keras_augreg.augment import AugRegAugment
+from keras_augreg.losses import SoftmaxCrossentropy
+from keras_augreg.recipe import AugReg
+
+CLASSES = 5
+
+
+def build(**changes):
+    keras.utils.set_random_seed(0)
+    return VisionTransformer(
+        **{
+            "patch_size": 8,
+            "width": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_dim": 32,
+            "input_shape": (16, 16, 3),
+            "classes": CLASSES,
+            "seed": 0,
+            **changes,
+        }
+    )
+
+
+def pretrain(model, recipe="medium1", **changes):
+    return training.compile_pretraining(
+        model,
+        AugReg(recipe),
+        **{"total_steps": 20, "warmup_steps": 5, "seed": 3, **changes},
+    )
+
+
+def finetune(model, **changes):
+    return training.compile_finetuning(
+        model,
+        **{"total_steps": 20, "warmup_steps": 5, "base_lr": 0.1, **changes},
+    )
+
+
+def batch(n=16):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 16, 16, 3)).astype("uint8")
+    return images, (np.arange(n) % CLASSES).astype("int32")
+
+
+def weights(model):
+    return [keras.ops.convert_to_numpy(w) for w in model.trainable_weights]
+
+
+def assert_close(got, want):
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
+
+
+def fit(model, n=16, batch_size=8, epochs=2, **kwargs):
+    history = model.fit(
+        *batch(n),
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **kwargs,
+    )
+    return history.history
+
+
+def test_paper_settings():
+    adam = training.compile_pretraining(
+        build(), AugReg("light1", weight_decay=0.03), total_steps=90_000
+    ).optimizer
+    assert (adam.beta_1, adam.beta_2, adam.epsilon) == (0.9, 0.999, 1e-8)
+    assert (adam.weight_decay, adam.global_clipnorm) == (0.03, 1.0)
+    rates = [
+        float(adam._learning_rate(s))
+        for s in (0, 5_000, 10_000, 50_000, 90_000)
+    ]
+    np.testing.assert_allclose(rates, [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9)
+    sgd = training.compile_finetuning(
+        build(), total_steps=2_500, base_lr=0.03
+    ).optimizer
+    assert (sgd.momentum, sgd.weight_decay) == (0.9, None)
+    assert sgd.global_clipnorm == 1.0
+    assert float(sgd._learning_rate(500)) == pytest.approx(0.03)
+    assert float(sgd._learning_rate(250)) == pytest.approx(0.015)
+
+
+def test_sweep_has_the_paper_s_68_runs():
+    runs = sum(len(s.steps) * len(s.base_lrs) for s in training.SWEEPS.values())
+    assert runs * len(training.FINETUNING_RESOLUTIONS) == 68
+    assert training.finetuning_warmup(500) == 100
+    assert training.finetuning_warmup(2_500) == 500
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_trains_on_logits_whatever_the_activation(loss):
+    results = []
+    for activation in ("softmax", "sigmoid", None):
+        model = pretrain(build(classifier_activation=activation), loss=loss)
+        history = fit(model, validation_data=batch())
+        results.append((history["loss"] + history["val_loss"], weights(model)))
+    for losses, ends in results[1:]:
+        np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
+        assert_close(ends, results[0][1])
+    model = pretrain(build())
+    # Predictions are still what the classifier says.
+    np.testing.assert_allclose(
+        model.predict(batch()[0], verbose=0).sum(-1), 1.0, rtol=1e-5
+    )
+
+
+def test_first_loss_and_the_prior_of_a_fresh_head():
+    model = pretrain(build(), "none", loss="sigmoid")
+    bias = keras.ops.convert_to_numpy(model.get_layer("head").bias)
+    np.testing.assert_allclose(bias, -math.log(CLASSES), rtol=1e-6)
+    p = 1 / (1 + CLASSES)
+    want = -math.log(p) - (CLASSES - 1) * math.log(1 - p)
+    got = model.evaluate(*batch(), verbose=0, return_dict=True)["loss"]
+    assert got == pytest.approx(want, rel=1e-5)
+    # A head that was trained stays.
+    pretrained = pretrain(build(), "none", loss="softmax")
+    fit(pretrained)
+    before = weights(pretrained)
+    assert_close(weights(pretrain(pretrained, "none", loss="sigmoid")), before)
+
+
+@pytest.mark.parametrize("recipe", ["light2", "medium1"])
+def test_augments_on_the_device_by_seed_and_step(recipe):
+    """`fit` sees what the layer makes by hand, and goes on drawing so."""
+    model = pretrain(build(), recipe)
+    fit(model, epochs=2)
+    layer = AugRegAugment(AugReg(recipe), CLASSES, seed=3)
+    by_hand = pretrain(build(), "none")
+    images, labels = batch()
+    for step in range(4):
+        part = slice(step % 2 * 8, step % 2 * 8 + 8)
+        x, y = layer(images[part], labels[part], step=step)
+        by_hand.train_on_batch(x, y)
+    assert_close(weights(model), weights(by_hand))
+    plain = pretrain(build(), "none")
+    fit(plain, epochs=2)
+    with pytest.raises(AssertionError):
+        assert_close(weights(model), weights(plain))
+
+
+def test_host_augmentation_is_the_device_s():
+    tf = pytest.importorskip("tensorflow")
+    ends = []
+    for where in ("device", "host"):
+        model = pretrain(build(), augment=where)
+        dataset = tf.data.Dataset.from_tensor_slices(batch()).batch(8)
+        model.fit(dataset, epochs=2, verbose=0)
+        ends.append(weights(model))
+    assert_close(*ends)
+
+
+def test_soft_and_integer_labels_are_the_same():
+    images, labels = batch()
+    ends = []
+    for y in (labels, np.eye(CLASSES, dtype="float32")[labels]):
+        model = pretrain(build())
+        model.fit(images, y, batch_size=8, shuffle=False, verbose=0)
+        ends.append(weights(model))
+    assert_close(*ends)
+
+
+def test_accumulation_is_the_larger_batch():
+    large = finetune(build(), total_steps=6, warmup_steps=2)
+    fit(large, batch_size=16, epochs=4)
+    small = finetune(
+        build(), total_steps=6, warmup_steps=2, gradient_accumulation_steps=2
+    )
+    fit(small, batch_size=8, epochs=4)
+    assert_close(weights(small), weights(large))
+
+
+def test_freezing_trains_the_classifier_alone():
+    model = finetune(build(), freeze=True)
+    before = model.get_weights()
+    assert {v.path for v in model.trainable_variables} == {
+        "head/kernel",
+        "head/bias",
+    }
+    fit(model)
+    changed = [
+        v.path
+        for v, w in zip(model.weights, before, strict=True)
+        if not np.array_equal(keras.ops.convert_to_numpy(v), w)
+    ]
+    assert changed == ["head/kernel", "head/bias"]
+    assert len(finetune(model).trainable_variables) == len(before)
+
+
+def test_class_weights():
+    model, ignoring = finetune(build()), finetune(build())
+    images, labels = batch()
+    model.fit(
+        images[labels < 2],
+        labels[labels < 2],
+        batch_size=16,
+        class_weight={0: 1.0, 1: 0.0},
+        shuffle=False,
+        verbose=0,
+    )
+    x, y = images[labels < 2], labels[labels < 2]
+    ignoring.fit(
+        x,
+        y,
+        sample_weight=(y == 0).astype("float32"),
+        batch_size=16,
+        shuffle=False,
+        verbose=0,
+    )
+    assert_close(weights(model), weights(ignoring))
+
+
+def test_refuses_class_weights_with_mixup():
+    with pytest.raises(ValueError, match="mixture has no weight"):
+        fit(pretrain(build()), class_weight={0: 2.0})
+
+
+def test_ema_ends_in_the_model():
+    model = finetune(build(), ema=0.5)
+    averages = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            averages.append(weights(self.model))
+
+    fit(model, batch_size=16, epochs=3, callbacks=[Look()])
+    want = averages[0]
+    for later in averages[1:]:
+        want = [0.5 * a + 0.5 * b for a, b in zip(want, later, strict=True)]
+    assert_close(weights(model), want)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy):
+    model = finetune(build(dtype=policy))
+    history = fit(model, epochs=4)
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < history["loss"][0]
+    assert {w.dtype for w in model.weights} == {"float32"}
+
+
+def test_goes_on_after_save_and_load(tmp_path):
+    whole = pretrain(build(), "medium1")
+    fit(whole, epochs=4)
+    part = pretrain(build(), "medium1")
+    fit(part, epochs=2)
+    part.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, VisionTransformer)
+    fit(loaded, epochs=2)
+    assert_close(weights(loaded), weights(whole))
+
+
+def test_steps_per_execution():
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="steps_per_execution=2"):
+            finetune(build(), steps_per_execution=2)
+        return
+    one, two = finetune(build()), finetune(build(), steps_per_execution=2)
+    fit(one), fit(two)
+    assert_close(weights(one), weights(two))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "mse"}, "'sigmoid' or 'softmax'.*loss='mse'"),
+        ({"augment": "cloud"}, "'device' or 'host'.*augment='cloud'"),
+        ({"warmup_steps": 30}, "warmup_steps=30, total_steps=20"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(build(), **arguments)
+
+
+def test_refuses_another_dropout_than_the_recipe_s():
+    with pytest.raises(ValueError, match=r"dropout=0.1.*a recipe.*dropout=0.0"):
+        pretrain(build(dropout=0.1))
+    with pytest.raises(ValueError, match="Build the model with the recipe's"):
+        pretrain(build(stochastic_depth=0.1))
+
+
+def test_refuses_what_is_no_classifier():
+    for model in (build(include_top=False), keras.Sequential()):
+        with pytest.raises(TypeError, match="model with classifier"):
+            finetune(model)
+
+
+def test_host_augmentation_needs_a_dataset():
+    with pytest.raises(TypeError, match=r"augment='host'.*ndarray"):
+        fit(pretrain(build(), augment="host"))
+
+
+def test_plain_compile_forgets_logits_and_augmentation():
+    model = pretrain(build())
+    model.compile("sgd", SoftmaxCrossentropy())
+    assert model._options == type(model._options)()
