@@ -39,6 +39,12 @@ def in_dataset(x: Any) -> bool:
     return False
 
 
+def place(x: Any) -> tuple[bool, str]:
+    """Whether `x` is on the host in `tf.data`, and whose array it is."""
+    host = in_dataset(x)
+    return host, "tensorflow" if host else keras.backend.backend()
+
+
 def namespace(x: Any) -> Any:
     """The array functions for `x`, by the names they have in `keras.ops`."""
     return _tensorflow_ops() if is_tensorflow(x) else keras.ops
@@ -63,6 +69,28 @@ def compiled(function: Callable, library: str) -> Callable:
 
         return jax.jit(function)
     return function
+
+
+def fused(function: Callable, x: Any, y: Any, library: str) -> Any:
+    """`function(x, y)`, element by element, without its intermediates.
+
+    A compiler sees to that. PyTorch computes some examples at a time.
+
+    Args:
+        function: Of two arrays of one shape; gives a float32 array of it.
+        x: An array.
+        y: An array of its shape.
+        library: Whose arrays: `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Returns:
+        The result.
+    """
+    if library != "torch":
+        return function(x, y)
+    result = keras.ops.empty(x.shape, "float32")
+    for part in zip(*(a.split(32) for a in (result, x, y)), strict=True):
+        part[0].copy_(function(*part[1:]))
+    return result
 
 
 def _tensorflow() -> types.ModuleType:
@@ -103,6 +131,9 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         order[a], order[b] = b, a
         return tf.transpose(x, order)
 
+    def one_hot(x: Any, num_classes: int, dtype: str) -> Any:
+        return tf.one_hot(x, num_classes, dtype=dtype)
+
     return types.SimpleNamespace(
         abs=tf.abs,
         arange=lambda n, dtype="int32": tf.range(n, dtype=dtype),
@@ -112,6 +143,7 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         concatenate=tf.concat,
         convert_to_tensor=tf.convert_to_tensor,
         cumsum=tf.cumsum,
+        exp=tf.exp,
         floor=tf.floor,
         log=tf.math.log,
         map=map_uint8,
@@ -119,7 +151,7 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         maximum=tf.maximum,
         min=tf.reduce_min,
         minimum=tf.minimum,
-        one_hot=tf.one_hot,
+        one_hot=one_hot,
         ones_like=tf.ones_like,
         reshape=tf.reshape,
         roll=tf.roll,

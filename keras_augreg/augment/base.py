@@ -57,9 +57,12 @@ class AugmentationLayer(keras.layers.Layer):
                 self._dataset_steps = tf.Variable([0, 0, 0], dtype="int64")
         if step is None:
             # Counts by 256, the numbers that a draw may use up.
-            step = tf.raw_ops.RngReadAndSkip(
-                resource=self._dataset_steps.handle, alg=1, delta=1
-            )[0] // 256
+            step = (
+                tf.raw_ops.RngReadAndSkip(
+                    resource=self._dataset_steps.handle, alg=1, delta=1
+                )[0]
+                // 256
+            )
         return tf.constant(int(state[0]), "int32"), tf.cast(step, "int32")
 
     def get_config(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def _rotate_left(x: Any, bits: int) -> Any:
     return (x * (1 << bits)) | _shift_right(x, 32 - bits)
 
 
-def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+def threefry(key: tuple[Any, ...], counter: tuple[Any, ...]) -> tuple[Any, Any]:
     """Two 32-bit words for each counter.
 
     Args:
@@ -63,4 +63,5 @@ def below(bits: Any, limit: int) -> Any:
 
 def top_bits(bits: Any, count: int) -> Any:
     """The highest `count` bits, as 0, ..., 2^count - 1."""
-    return _shift_right(bits, 32 - count)
+    # In two steps, since 2^31 is no int32.
+    return _shift_right(bits, 1) // (1 << (31 - count))

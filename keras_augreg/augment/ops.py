@@ -69,7 +69,7 @@ def _split(x: Any) -> tuple[Any, Any]:
     return high, x - high
 
 
-def _product(integers: Any, factor: tuple[Any, Any]) -> Any:
+def _product(integers: Any, factor: tuple[Any, ...]) -> Any:
     """float32 integers (below 4,096) times a `_split` factor, rounded once.
 
     Both partial products are exact, so it does not matter whether the
@@ -120,14 +120,13 @@ class Plan:
             bottom = np.float32(self.height - 1)
             x = (right - (cos * right - sin * bottom)) / np.float32(2)
             y = (bottom - (sin * right + cos * bottom)) / np.float32(2)
-            rows = (cos, -sin, x, sin, cos, y)
-        else:
-            rows = {
-                "ShearX": (1, shear, 0, 0, 1, 0),
-                "ShearY": (1, 0, 0, shear, 1, 0),
-                "TranslateX": (1, 0, shift, 0, 1, 0),
-                "TranslateY": (1, 0, 0, 0, 1, shift),
-            }[operation]
+            return np.array((cos, -sin, x, sin, cos, y))
+        rows = {
+            "ShearX": (1, shear, 0, 0, 1, 0),
+            "ShearY": (1, 0, 0, shear, 1, 0),
+            "TranslateX": (1, 0, shift, 0, 1, 0),
+            "TranslateY": (1, 0, 0, 0, 1, shift),
+        }[operation]
         return np.array(rows, "float32")
 
     @functools.cached_property
@@ -147,8 +146,8 @@ class Plan:
                 a, b, c, d, e, f = self._transform(operation, sign)
                 column = _round(a * x + b * y + c)
                 row = _round(d * x + e * y + f)
-                inside = (0 <= column) & (column < self.width)
-                inside &= (0 <= row) & (row < self.height)
+                inside = (column >= 0) & (column < self.width)
+                inside &= (row >= 0) & (row < self.height)
                 source = np.where(inside, row * self.width + column, -1)
                 rows.append(source.astype("int32").ravel())
         return np.stack(rows)
@@ -288,7 +287,7 @@ def _autocontrast_tables(xp: Any, images: Any) -> Any:
     """Stretches each channel's range to 0, ..., 255: float32 (n, 3, 256)."""
     low = xp.cast(xp.min(images, axis=(1, 2)), "int32")[..., None]
     high = xp.cast(xp.max(images, axis=(1, 2)), "int32")[..., None]
-    scale = [xp.take(part, high - low, axis=0) for part in _SCALES]
+    scale = tuple(xp.take(part, high - low, axis=0) for part in _SCALES)
     values = xp.arange(256, dtype="float32")
     offset = _product(xp.cast(-low, "float32"), scale)
     stretched = xp.floor(xp.clip(_product(values, scale) + offset, 0.0, 255.0))
@@ -571,7 +570,6 @@ def apply_op(
         TypeError: The images' dtype is neither uint8 nor float.
 
     Example:
-
     >>> images = np.zeros((1, 224, 224, 3), "uint8")
     >>> inverted = keras_augreg.augment.apply_op(images, "Invert", 10)
     """

@@ -65,7 +65,6 @@ class RandAugment(AugmentationLayer):
         TypeError: The images' dtype is neither uint8 nor float.
 
     Example:
-
     >>> layer = keras_augreg.augment.RandAugment(2, 15, seed=0)
     >>> images = np.zeros((8, 224, 224, 3), "uint8")
     >>> augmented = layer(images)
@@ -97,7 +96,10 @@ class RandAugment(AugmentationLayer):
         if not training:
             return images
         key = self._key(images, step)
-        return randaugment(images, key, self.num_layers, self.magnitude)
+        host, library = arrays.place(images)
+        augment = _compiled(library, host, self.num_layers, self.magnitude)
+        xp = arrays.namespace(images)
+        return xp.cast(augment(xp.cast(images, "uint8"), *key), images.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
@@ -113,49 +115,49 @@ class RandAugment(AugmentationLayer):
         }
 
 
-def randaugment(
-    images: Any, key: tuple[Any, Any], num_layers: int, magnitude: float
-) -> Any:
-    """RandAugment with the draws of a key, here or in `tf.data`.
-
-    Args:
-        images: uint8 or float (n, height, width, 3).
-        key: The seed and the step, int32 scalars of the images' library.
-        num_layers: Operations for each image.
-        magnitude: Their strength.
-
-    Returns:
-        The images, in the shape and dtype given.
-    """
-    host = arrays.in_dataset(images)
-    library = "tensorflow" if host else keras.backend.backend()
-    xp = arrays.namespace(images)
-    augment = _compiled(library, host, num_layers, magnitude)
-    result = augment(xp.cast(images, "uint8"), *key)
-    return xp.cast(result, images.dtype)
-
-
 @functools.cache
 def _compiled(
     library: str, host: bool, num_layers: int, magnitude: float
 ) -> Callable:
-    def augment(images: Any, seed: Any, step: Any) -> Any:
-        xp = arrays.namespace(images)
-        n, height, width, _ = xp.shape(images)
-        choices = [
-            draw(xp, (seed, step), n, height, width, layer)
-            for layer in range(num_layers)
-        ]
-        plan = ops.plan(magnitude, height, width)
-        if host:
-            return ops.apply_each(images, choices, plan)
-        return _apply_in_chunks(xp, images, choices, plan)
+    def augment(images: Any, *key: Any) -> Any:
+        return randaugment(images, key, num_layers, magnitude, host)
 
     return arrays.compiled(augment, library)
 
 
+def randaugment(
+    images: Any,
+    key: tuple[Any, ...],
+    num_layers: int,
+    magnitude: float,
+    host: bool,
+) -> Any:
+    """RandAugment with the draws of a key.
+
+    Args:
+        images: uint8 (n, height, width, 3).
+        key: The seed and the step, int32 scalars of the images' library.
+        num_layers: Operations for each image.
+        magnitude: Their strength.
+        host: Whether to branch for each image, in TensorFlow, instead of
+            computing every operation for the batch.
+
+    Returns:
+        uint8, image-shaped.
+    """
+    xp = arrays.namespace(images)
+    n, height, width, _ = xp.shape(images)
+    choices = [
+        draw(xp, key, n, height, width, layer) for layer in range(num_layers)
+    ]
+    plan = ops.plan(magnitude, height, width)
+    if host:
+        return ops.apply_each(images, choices, plan)
+    return _apply_in_chunks(xp, images, choices, plan)
+
+
 def draw(
-    xp: Any, key: tuple[Any, Any], n: int, height: int, width: int, layer: int
+    xp: Any, key: tuple[Any, ...], n: int, height: int, width: int, layer: int
 ) -> ops.Choice:
     """What one layer does to each of `n` images."""
     index = xp.arange(n)

@@ -1,0 +1,75 @@
+"""The nearest KerasCV layers to a recipe, for pipelines built on KerasCV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_augreg.recipe import AugReg
+
+
+def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
+    """KerasCV's layers with the settings nearest to a recipe's.
+
+    They follow the recipe's idea and are not the study's augmentation, which
+    `RandAugment` and `MixUp` of this package are:
+
+    | | this package | `keras_cv.layers` 0.9 |
+    | --- | --- | --- |
+    | operations | 16 | without Invert, Rotate, Posterize, Sharpness, Cutout |
+    | Solarize, SolarizeAdd | two operations | one that adds, then inverts |
+    | drawn operation | always applied | with 10/11 by default, 1 here |
+    | magnitude | in [0, 20] | in [0, 1]: magnitude / 20 here |
+    | its spread | none | normal by default, none here |
+    | at most | shear 0.6, shift 200 pixels | shear 1, shift the whole side |
+    | shifts, Contrast, Brightness | of fixed size | drawn up to it |
+    | Brightness | multiplies | adds |
+    | Color | up to 3.7 times the colour | down to grey |
+    | pixels without a source | 128 | reflected |
+    | sampling | the nearest pixel | bilinear |
+    | Mixup's share | one, max(b, 1 - b) | b, for each image |
+    | Mixup's partner | the example before | a random one |
+    | same draws on every backend | yes | no |
+
+    Source: `rand_augment.py` and `mix_up.py` of KerasCV 0.9.
+
+    Args:
+        recipe: A `keras_augreg.AugReg`.
+        seed: Integer, or `None`: given to the layers.
+
+    Returns:
+        A list of layers to be called one after the other, in `tf.data`, on a
+        dictionary of float `"images"` (batch, height, width, 3) in [0, 255]
+        and float one-hot `"labels"` (batch, classes): `RandAugment` if the
+        recipe has it, then `MixUp` if the recipe has it.
+
+    Raises:
+        ImportError: KerasCV is not installed.
+
+    Example:
+    >>> layers = keras_cv_layers(keras_augreg.AugReg("medium1"))
+    >>> [type(layer).__name__ for layer in layers]
+    ['RandAugment', 'MixUp']
+    """
+    try:
+        import keras_cv
+    except ImportError as error:
+        raise ImportError(
+            "`keras_cv_layers` needs KerasCV: pip install "
+            "'keras_augreg[keras-cv]'."
+        ) from error
+    layers = []
+    if recipe.randaugment is not None:
+        num_layers, magnitude = recipe.randaugment
+        layers.append(
+            keras_cv.layers.RandAugment(
+                value_range=(0, 255),
+                augmentations_per_image=num_layers,
+                magnitude=magnitude / 20,
+                magnitude_stddev=0.0,
+                rate=1.0,
+                seed=seed,
+            )
+        )
+    if recipe.mixup:
+        layers.append(keras_cv.layers.MixUp(alpha=recipe.mixup, seed=seed))
+    return layers

@@ -1,0 +1,117 @@
+"""Losses and metrics on logits that take integer or soft labels.
+
+Mixup turns integers into probabilities inside the training step. Keras's own
+losses take one or the other, and are built for what the data set yields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def soft_labels(labels: Any, logits: Any) -> Any:
+    """Labels as probabilities, whatever they were.
+
+    Args:
+        labels: Integers, in any dtype, of shape (batch,) or (batch, 1); or
+            probabilities of the logits' shape. With one class, (batch, 1) is
+            a probability.
+        logits: Float (batch, classes).
+
+    Returns:
+        Labels in the logits' shape and dtype.
+
+    Raises:
+        ValueError: The labels have another shape.
+    """
+    classes = logits.shape[-1]
+    if len(labels.shape) == 2 and labels.shape[1] == classes:
+        return ops.cast(labels, logits.dtype)
+    if len(labels.shape) == 1 or tuple(labels.shape[1:]) == (1,):
+        labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
+        return ops.one_hot(labels, classes, dtype=logits.dtype)
+    raise ValueError(
+        f"Labels must be integers of shape (batch,), or of shape (batch, "
+        f"{classes}), the number of classes. Received: "
+        f"shape={tuple(labels.shape)}."
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class SigmoidCrossentropy(keras.losses.Loss):
+    """Sigmoid cross-entropy of logits: the sum over classes.
+
+    Averaged over the batch. What the AugReg study pre-trained with (source:
+    `sigmoid_xent` in `utils.py` of google-research/big_vision).
+    `keras.losses.BinaryCrossentropy` averages over classes as well, which
+    makes it as many times smaller as there are classes.
+
+    Call arguments:
+        y_true: Integer labels (batch,) or (batch, 1), or probabilities
+            (batch, classes).
+        y_pred: Float logits (batch, classes).
+
+    Example:
+    >>> loss = keras_augreg.losses.SigmoidCrossentropy()
+    >>> float(loss(np.array([2]), np.zeros((1, 4), "float32")))  # 4 ln 2
+    2.7725887298583984
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        labels = soft_labels(y_true, y_pred)
+        # log(1 + e^x) - x * label, the negative log-likelihood.
+        return ops.sum(ops.softplus(y_pred) - y_pred * labels, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class SoftmaxCrossentropy(keras.losses.Loss):
+    """Softmax cross-entropy of logits, averaged over the batch.
+
+    Call arguments:
+        y_true: As of `SigmoidCrossentropy`.
+        y_pred: Float logits (batch, classes).
+
+    Example:
+    >>> loss = keras_augreg.losses.SoftmaxCrossentropy()
+    >>> float(loss(np.array([2]), np.zeros((1, 4), "float32")))  # ln 4
+    1.3862943649291992
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        labels = soft_labels(y_true, y_pred)
+        return -ops.sum(ops.log_softmax(y_pred, axis=-1) * labels, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Accuracy(keras.metrics.MeanMetricWrapper):
+    """How often the highest logit is the likeliest label.
+
+    Args:
+        name: Name of the metric.
+        dtype: Dtype of its computation.
+
+    Call arguments:
+        y_true: As of `SigmoidCrossentropy`.
+        y_pred: Float (batch, classes): logits or probabilities.
+
+    Example:
+    >>> metric = keras_augreg.losses.Accuracy()
+    >>> metric.update_state(np.array([1, 1]), np.eye(2, dtype="float32"))
+    >>> float(metric.result())
+    0.5
+    """
+
+    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
+        super().__init__(fn=_hits, name=name, dtype=dtype)
+        self._direction = "up"
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _hits(y_true: Any, y_pred: Any) -> Any:
+    labels = soft_labels(y_true, y_pred)
+    return ops.equal(ops.argmax(labels, axis=-1), ops.argmax(y_pred, axis=-1))

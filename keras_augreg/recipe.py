@@ -1,0 +1,319 @@
+"""The recipes of the AugReg study as objects.
+
+Sources: Steiner et al., "How to train your ViT?" (TMLR 2022, arXiv
+2106.10270), section 3.2 and figure 4; `configs/vit_i1k.py` and
+`configs/vit_i21k.py` of google-research/big_vision at 0127fb6; the README of
+google-research/vision_transformer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from keras_augreg.variants import VARIANTS
+
+# level: ((RandAugment's layers, magnitude) or None, Mixup's p, the level's
+# name in the release's file names). The first two are RANDAUG_DEF and
+# MIXUP_DEF of the configs, which name the levels as the paper does but for
+# strong, their heavy. That the release's light0 and light1 are our light1 and
+# light2 is inferred: both lists have seven levels, and only these two differ.
+LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
+    "none": (None, 0.0, "none"),
+    "light1": ((2, 0), 0.0, "light0"),
+    "light2": ((2, 10), 0.2, "light1"),
+    "medium1": ((2, 15), 0.2, "medium1"),
+    "medium2": ((2, 15), 0.5, "medium2"),
+    "heavy1": ((2, 20), 0.5, "strong1"),
+    "heavy2": ((2, 20), 0.8, "strong2"),
+}
+_SHORT = {"light": "light1", "medium": "medium1", "heavy": "heavy1"}
+_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
+
+# Dropout and stochastic depth, and weight decay, of the paper's grid.
+REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
+WEIGHT_DECAY = (0.1, 0.03)
+
+_DATASETS = {
+    "i1k": "i1k",
+    "imagenet2012": "i1k",
+    "i21k": "i21k",
+    "imagenet21k": "i21k",
+}
+# (data set, variant's release name): (level, dropout = stochastic depth,
+# weight decay). i1k: levels of vit_i1k.py, whose docstring says that
+# regularisation, which it lacks, helps the last three. i21k: the README's
+# best checkpoints by upstream validation, and for B/8 its notebook's.
+_PICKS: dict[tuple[str, str], tuple[str, float, float]] = {
+    ("i1k", "Ti_16"): ("light1", 0.0, 0.1),
+    ("i1k", "S_32"): ("medium1", 0.0, 0.1),
+    ("i1k", "S_16"): ("medium2", 0.0, 0.1),
+    ("i1k", "B_32"): ("medium2", 0.1, 0.1),
+    ("i1k", "B_16"): ("medium2", 0.1, 0.1),
+    ("i1k", "L_16"): ("medium2", 0.1, 0.1),
+    ("i21k", "R_Ti_16"): ("none", 0.0, 0.03),
+    ("i21k", "Ti_16"): ("none", 0.0, 0.03),
+    ("i21k", "S_32"): ("none", 0.0, 0.1),
+    ("i21k", "S_16"): ("light2", 0.0, 0.03),
+    ("i21k", "R26_S_32"): ("light2", 0.0, 0.1),
+    ("i21k", "B_32"): ("light2", 0.0, 0.1),
+    ("i21k", "B_16"): ("medium1", 0.0, 0.1),
+    ("i21k", "B_8"): ("medium2", 0.0, 0.1),
+    ("i21k", "L_16"): ("heavy1", 0.0, 0.1),
+    ("i21k", "R50_L_32"): ("medium1", 0.1, 0.1),
+}
+_CHECKPOINT = re.compile(
+    r"-aug_([a-z]+\d?)-wd_([\d.]+)-do_([\d.]+)-sd_([\d.]+)(?:-|$)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugReg:
+    """One recipe of the AugReg study: augmentation and regularisation.
+
+    | `augment` | RandAugment (layers, magnitude) | Mixup p | in file names |
+    | --- | --- | --- | --- |
+    | `none` | no | 0 | `none` |
+    | `light1` | (2, 0) | 0 | `light0` |
+    | `light2` | (2, 10) | 0.2 | `light1` |
+    | `medium1` | (2, 15) | 0.2 | `medium1` |
+    | `medium2` | (2, 15) | 0.5 | `medium2` |
+    | `heavy1` | (2, 20) | 0.5 | `strong1` |
+    | `heavy2` | (2, 20) | 0.8 | `strong2` |
+
+    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`. The
+    names in the release's file names differ, and that its `light0` and
+    `light1` are `light1` and `light2` is an inference from the order of the
+    seven; so both names are shown wherever a recipe is printed.
+
+    Args:
+        augment: A name from the first column; `light`, `medium` and `heavy`
+            mean `light1`, `medium1` and `heavy1`.
+        dropout: Rate of dropout, in [0, 1). The study used 0 and 0.1.
+        stochastic_depth: Rate of stochastic depth in the last block, in
+            [0, 1). The study used the dropout's.
+        weight_decay: Decoupled weight decay as the study counts it: a step
+            takes off `weight_decay` times the learning rate. The study used
+            0.1 and 0.03.
+
+    Raises:
+        ValueError: An argument is not as above.
+
+    Example:
+    >>> recipe = keras_augreg.AugReg("medium1")
+    >>> recipe.randaugment, recipe.mixup
+    ((2, 15), 0.2)
+    """
+
+    augment: str
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        level = _SHORT.get(self.augment, self.augment)
+        if level not in LEVELS:
+            hint = ""
+            if level in _OF_RELEASE:
+                hint = (
+                    f" {level!r} is a name of the release's files, where it "
+                    f"means {_OF_RELEASE[level]!r}."
+                )
+            raise ValueError(
+                f"Unknown `augment` {self.augment!r}. Expected one of: "
+                f"{', '.join([*LEVELS, *_SHORT])}.{hint}"
+            )
+        object.__setattr__(self, "augment", level)
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1). Received: "
+                    f"{name}={getattr(self, name)}."
+                )
+        if self.weight_decay < 0:
+            raise ValueError(
+                "`weight_decay` must be at least 0. Received: "
+                f"weight_decay={self.weight_decay}."
+            )
+
+    @property
+    def randaugment(self) -> tuple[int, int] | None:
+        """RandAugment's (number of layers, magnitude), or `None`."""
+        return LEVELS[self.augment][0]
+
+    @property
+    def mixup(self) -> float:
+        """Mixup's p: lambda is max(b, 1 - b) with b ~ Beta(p, p)."""
+        return LEVELS[self.augment][1]
+
+    @property
+    def release_name(self) -> str:
+        """The level's name in the release's file names."""
+        return LEVELS[self.augment][2]
+
+    def __str__(self) -> str:
+        """Reads like the paper, with both names of the level."""
+        level = self.augment
+        if self.release_name != level:
+            level += f" ({self.release_name} in the release's file names)"
+        augment = "no RandAugment"
+        if self.randaugment:
+            augment = "RandAugment l={}, m={}".format(*self.randaugment)
+        mixup = f"Mixup p={self.mixup:g}" if self.mixup else "no Mixup"
+        return (
+            f"{level}: {augment}, {mixup}; dropout {self.dropout:g}, "
+            f"stochastic depth {self.stochastic_depth:g}; "
+            f"weight decay {self.weight_decay:g}"
+        )
+
+    def to_json(self) -> str:
+        """The recipe as a JSON object, which `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> AugReg:
+        """The recipe that `to_json` wrote.
+
+        Args:
+            text: A JSON object with the fields of the class.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ValueError: The text is no such object.
+        """
+        fields: Any = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if (
+            not isinstance(fields, dict)
+            or not {"augment"} <= set(fields) <= known
+        ):
+            raise ValueError(
+                f"Expected a JSON object with {', '.join(sorted(known))}, of "
+                f"which only augment is required. Received: {text!r}."
+            )
+        return cls(**fields)
+
+    @classmethod
+    def grid(cls) -> tuple[AugReg, ...]:
+        """The paper's 28 recipes: 7 levels x 2 regularisations x 2 decays.
+
+        Returns:
+            The recipes that every model of the study was pre-trained with
+            (arXiv 2106.10270, section 3.2).
+        """
+        return tuple(
+            cls(level, dropout, stochastic_depth, weight_decay)
+            for level in LEVELS
+            for dropout, stochastic_depth in REGULARIZATION
+            for weight_decay in WEIGHT_DECAY
+        )
+
+    @classmethod
+    def from_checkpoint(cls, name: str) -> AugReg:
+        """The recipe that a released checkpoint was pre-trained with.
+
+        Args:
+            name: A name of the release, or a path that ends in one, for
+                example
+                `"B_16-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"`;
+                the name of a fine-tuned checkpoint will do. Its level is one
+                of the release's names: `light1` there is `light2` here (an
+                inference, see the class).
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ValueError: The name holds no recipe of the release.
+
+        Example:
+        >>> name = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"
+        >>> keras_augreg.AugReg.from_checkpoint(name).augment
+        'heavy1'
+        """
+        found = _CHECKPOINT.search(name.removesuffix(".npz"))
+        if found is None or found[1] not in _OF_RELEASE:
+            raise ValueError(
+                "Expected the name of an AugReg checkpoint, with "
+                "`-aug_LEVEL-wd_NUMBER-do_NUMBER-sd_NUMBER`, where LEVEL is "
+                f"one of {', '.join(_OF_RELEASE)}. Received: {name!r}."
+            )
+        decay, dropout, stochastic_depth = map(float, found.groups()[1:])
+        level = _OF_RELEASE[found[1]]
+        return cls(level, dropout, stochastic_depth, decay)
+
+    @classmethod
+    def recommended(cls, variant: str, dataset: str) -> AugReg:
+        """The study's pick for pre-training a model on a data set.
+
+        For ImageNet-1k the levels are those of big_vision's `vit_i1k.py`
+        ("a good average" of 30 and 300 epochs in the paper's figure 4),
+        whose docstring says that regularisation, which it lacks, helps B/32,
+        B/16 and L/16: these get dropout and stochastic depth 0.1.
+
+        For ImageNet-21k they are the recipes of the best checkpoints by
+        upstream validation in google-research/vision_transformer's README
+        (and its notebook, for B/8). The levels of big_vision's `vit_i21k.py`
+        are others for half of the models:
+
+        | model | here | `vit_i21k.py` |
+        | --- | --- | --- |
+        | Ti/16, S/32 | none | none |
+        | B/32 | light2 | light2 |
+        | S/16 | light2 (file name: light1) | light1 |
+        | B/16 | medium1 | light2 |
+        | L/16 | heavy1 | medium2 |
+        | R+Ti/16, R26+S/32, R50+L/32, B/8 | see the table | not there |
+
+        S/16 agrees if the release's light1 is light1, against the inference
+        of the class; B/32 then disagrees. `vit_i21k.py` says that
+        regularisation did not help; the README's R50+L/32 has 0.1.
+
+        Args:
+            variant: A builder's name (`"ViT_B16"`), a release's prefix
+                (`"B_16"`) or the paper's name (`"B/16"`, `"R26+S/32"`).
+            dataset: `"i1k"` (or `"imagenet2012"`) or `"i21k"` (or
+                `"imagenet21k"`).
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ValueError: The sources have no pick for these, or do not know
+                them.
+
+        Example:
+        >>> print(keras_augreg.AugReg.recommended("B/16", "i21k"))
+        medium1: RandAugment l=2, m=15, Mixup p=0.2; dropout 0, ...
+        """
+        if dataset not in _DATASETS:
+            raise ValueError(
+                f"Unknown `dataset` {dataset!r}. Expected one of: "
+                f"{', '.join(_DATASETS)}."
+            )
+        releases = {_letters(v.release): v.release for v in VARIANTS.values()}
+        release = releases.get(_letters(variant))
+        if release is None:
+            raise ValueError(
+                f"Unknown `variant` {variant!r}. Expected a builder's name, "
+                f"one of: {', '.join(VARIANTS)}; or a name like 'B_16', 'B/16'."
+            )
+        dataset = _DATASETS[dataset]
+        if (dataset, release) not in _PICKS:
+            known = [v for d, v in _PICKS if d == dataset]
+            raise ValueError(
+                f"The study's authors recommend no recipe for {variant} on "
+                f"{dataset}; they do for: {', '.join(known)}. Take that of "
+                "the model nearest in size."
+            )
+        level, regularization, decay = _PICKS[dataset, release]
+        return cls(level, regularization, regularization, decay)
+
+
+def _letters(variant: str) -> str:
+    """What "ViT_B16", "B_16" and "B/16" have in common: "b16"."""
+    return re.sub("[^a-z0-9]", "", variant.lower()).replace("vit", "")
