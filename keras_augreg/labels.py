@@ -53,6 +53,7 @@ def decode_predictions(
             or `top` is out of range.
 
     Example:
+    >>> import keras_augreg
     >>> import numpy as np
     >>> preds = np.eye(1000)[[0]]
     >>> keras_augreg.decode_predictions(preds, top=1)

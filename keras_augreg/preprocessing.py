@@ -32,6 +32,7 @@ def preprocess_input(x: Any) -> Any:
         ValueError: If the dtype is neither an integer nor a floating one.
 
     Example:
+    >>> import keras_augreg
     >>> import numpy as np
     >>> keras_augreg.preprocess_input(np.array([0, 51, 255], "uint8"))
     array([-1. , -0.6,  1. ], dtype=float32)

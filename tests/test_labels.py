@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import re
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import labels
+from keras_augreg import labels, preprocessing
 from keras_augreg.labels import decode_predictions
 from keras_augreg.preprocessing import preprocess_input
 
@@ -153,3 +154,9 @@ def test_preprocess_leaves_its_input_alone():
 def test_preprocess_refuses_other_dtypes(dtype):
     with pytest.raises(ValueError, match=r"integer or floating .*received"):
         preprocess_input(np.array([1, 0]).astype(dtype))
+
+
+@pytest.mark.parametrize("module", [labels, preprocessing])
+def test_examples_run(module):
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted > 2) == (0, True)
