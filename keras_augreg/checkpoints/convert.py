@@ -309,9 +309,7 @@ def inspect(archive: Archive) -> Contents:
     )
 
 
-def _stages(
-    archive: Archive, names: dict[str, str]
-) -> tuple[int, ...] | None:
+def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
     """Finds the number of units in each stage of the ResNet stem."""
     column = KINDS[archive.kind]
     if _first_name(_ROOT[0], column) not in names:

@@ -109,7 +109,9 @@ def load(
         )
     variables = {
         row[0]: functools.reduce(
-            getattr, row[0].split("/")[1:], model.get_layer(row[0].split("/")[0])
+            getattr,
+            row[0].split("/")[1:],
+            model.get_layer(row[0].split("/")[0]),
         )
         for row in convert.layout(model.sizes)
         if (keep_head or not row[0].startswith("head/"))
