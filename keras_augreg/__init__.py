@@ -8,6 +8,7 @@ from keras_augreg.models import (
     R50_ViT_B16,
     R50_ViT_L32,
     R_ViT_Ti16,
+    VisionTransformer,
     ViT_B8,
     ViT_B16,
     ViT_B32,
@@ -17,7 +18,6 @@ from keras_augreg.models import (
     ViT_S32,
     ViT_Ti16,
     ViT_Ti32,
-    VisionTransformer,
 )
 from keras_augreg.preprocessing import preprocess_input
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from keras import ops
 
 from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.load import find, inspect, load
+from keras_augreg.initialization import zero_weights
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
@@ -72,7 +74,6 @@ class VisionTransformer(TrainStep):
         ValueError: If a size does not fit the others.
 
     Example:
-
     ```python
     import numpy as np
     import keras_augreg
@@ -501,24 +502,25 @@ def _build(
         input_tensor._keras_history.operation.__class__
         is not keras.layers.InputLayer
     )
-    model = VisionTransformer(
-        patch_size=variant.patch_size,
-        width=variant.width,
-        depth=variant.depth,
-        num_heads=variant.num_heads,
-        mlp_dim=variant.mlp_dim,
-        stages=variant.stages,
-        include_top=include_top,
-        input_tensor=None if derived else input_tensor,
-        input_shape=input_shape,
-        pooling=pooling,
-        classes=classes or DEFAULT_CLASSES,
-        classifier_activation=classifier_activation,
-        class_token=class_token,
-        dropout=dropout,
-        stochastic_depth=stochastic_depth,
-        name=name or variant.name.lower(),
-    )
+    with zero_weights() if checkpoint else contextlib.nullcontext():
+        model = VisionTransformer(
+            patch_size=variant.patch_size,
+            width=variant.width,
+            depth=variant.depth,
+            num_heads=variant.num_heads,
+            mlp_dim=variant.mlp_dim,
+            stages=variant.stages,
+            include_top=include_top,
+            input_tensor=None if derived else input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes or DEFAULT_CLASSES,
+            classifier_activation=classifier_activation,
+            class_token=class_token,
+            dropout=dropout,
+            stochastic_depth=stochastic_depth,
+            name=name or variant.name.lower(),
+        )
     if checkpoint is not None:
         load(model, checkpoint, head)
     if derived:

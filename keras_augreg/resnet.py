@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_augreg.initialization import random_weights
+
 ROOT_CHANNELS = 64
 GROUPS = 32
 GROUP_NORM_EPSILON = 1e-6
@@ -46,7 +48,7 @@ class StandardizedConv(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*[self.kernel_size] * 2, input_shape[-1], self.filters),
-            initializer="lecun_normal",
+            initializer=random_weights("lecun_normal"),
             # Standardised in full precision, whatever the product's dtype.
             autocast=False,
         )
@@ -148,9 +150,7 @@ class BottleneckUnit(keras.layers.Layer):
         self.norm1 = group_norm("norm1", dtype=dtype)
         self.norm2 = group_norm("norm2", dtype=dtype)
         # The unit starts as the identity.
-        self.norm3 = group_norm(
-            "norm3", dtype=dtype, gamma_initializer="zeros"
-        )
+        self.norm3 = group_norm("norm3", dtype=dtype, gamma_initializer="zeros")
         self.conv_proj: StandardizedConv | None = None
         self.norm_proj: keras.layers.Layer | None = None
 

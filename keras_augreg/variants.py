@@ -49,28 +49,29 @@ class Variant:
         return self.patch_size * 4 * 2 ** max(len(self.stages) - 1, 0)
 
 
-_TI = {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768}
-_S = {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
-_B = {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
-_L = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
+# width, depth, num_heads, mlp_dim
+_TI = (192, 12, 3, 768)
+_S = (384, 12, 6, 1536)
+_B = (768, 12, 12, 3072)
+_L = (1024, 24, 16, 4096)
 
 VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
-        Variant("ViT_Ti16", "Ti_16", 16, **_TI),
-        Variant("ViT_Ti32", "Ti_32", 32, **_TI),
-        Variant("ViT_S16", "S_16", 16, **_S),
-        Variant("ViT_S32", "S_32", 32, **_S),
-        Variant("ViT_B8", "B_8", 8, **_B),
-        Variant("ViT_B16", "B_16", 16, **_B),
-        Variant("ViT_B32", "B_32", 32, **_B),
-        Variant("ViT_L16", "L_16", 16, **_L),
-        Variant("ViT_L32", "L_32", 32, **_L),
+        Variant("ViT_Ti16", "Ti_16", 16, *_TI),
+        Variant("ViT_Ti32", "Ti_32", 32, *_TI),
+        Variant("ViT_S16", "S_16", 16, *_S),
+        Variant("ViT_S32", "S_32", 32, *_S),
+        Variant("ViT_B8", "B_8", 8, *_B),
+        Variant("ViT_B16", "B_16", 16, *_B),
+        Variant("ViT_B32", "B_32", 32, *_B),
+        Variant("ViT_L16", "L_16", 16, *_L),
+        Variant("ViT_L32", "L_32", 32, *_L),
         # No stage: 8x8 patches on the root's output, one token for 32 pixels.
-        Variant("R_ViT_Ti16", "R_Ti_16", 8, **_TI, stages=()),
-        Variant("R26_ViT_S32", "R26_S_32", 1, **_S, stages=(2, 2, 2, 2)),
-        Variant("R26_ViT_B32", "R26_B_32", 1, **_B, stages=(2, 2, 2, 2)),
-        Variant("R50_ViT_B16", "R50_B_16", 1, **_B, stages=(3, 4, 9)),
-        Variant("R50_ViT_L32", "R50_L_32", 1, **_L, stages=(3, 4, 6, 3)),
+        Variant("R_ViT_Ti16", "R_Ti_16", 8, *_TI, stages=()),
+        Variant("R26_ViT_S32", "R26_S_32", 1, *_S, stages=(2, 2, 2, 2)),
+        Variant("R26_ViT_B32", "R26_B_32", 1, *_B, stages=(2, 2, 2, 2)),
+        Variant("R50_ViT_B16", "R50_B_16", 1, *_B, stages=(3, 4, 9)),
+        Variant("R50_ViT_L32", "R50_L_32", 1, *_L, stages=(3, 4, 6, 3)),
     )
 }

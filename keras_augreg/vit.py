@@ -18,6 +18,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_augreg.initialization import random_weights
+
 LAYER_NORM_EPSILON = 1e-6
 
 
@@ -35,6 +37,35 @@ def dense(x: Any, kernel: Any, bias: Any) -> Any:
     flat = ops.matmul(flat, ops.reshape(kernel, (width, -1)))
     flat = ops.add(flat, ops.reshape(bias, (-1,)))
     return ops.reshape(flat, (-1, tokens, flat.shape[-1]))
+
+
+def attention(query: Any, key: Any, value: Any) -> Any:
+    """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
+
+    PyTorch has a fused kernel for every device and dtype, JAX (cuDNN) for
+    16-bit floats; Keras picks it. Elsewhere products over contiguous heads,
+    dividing by the softmax's sum after the second product, where there are
+    fewer numbers to divide, proved 9% faster for a whole S/16 on JAX's CPU
+    backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
+    """
+    backend = keras.config.backend()
+    half = "16" in keras.backend.standardize_dtype(query.dtype)
+    if backend == "torch" or (backend == "jax" and half):
+        return ops.dot_product_attention(query, key, value)
+    query, key, value = (
+        ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value)
+    )
+    query = ops.multiply(query, 1 / math.sqrt(query.shape[-1]))
+    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    if half:
+        scores = ops.cast(scores, "float32")
+    # Softmax does not depend on the maximum, which only prevents overflow.
+    top = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+    scores = ops.exp(ops.subtract(scores, top))
+    total = ops.sum(scores, axis=-1, keepdims=True)
+    x = ops.matmul(ops.cast(scores, value.dtype), value)
+    x = ops.divide(x, ops.cast(total, x.dtype))
+    return ops.transpose(x, (0, 2, 1, 3))
 
 
 def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
@@ -81,7 +112,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(p, p, input_shape[-1], self.width),
-            initializer="lecun_normal",
+            initializer=random_weights("lecun_normal"),
         )
         self.bias = self.add_weight(
             name="bias", shape=(self.width,), initializer="zeros"
@@ -142,7 +173,9 @@ class PositionEmbedding(keras.layers.Layer):
         self.pos_embedding = self.add_weight(
             name="pos_embedding",
             shape=(1, tokens + self.class_token, width),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=random_weights(
+                keras.initializers.RandomNormal(stddev=0.02)
+            ),
         )
         if self.class_token:
             self.cls = self.add_weight(
@@ -201,7 +234,7 @@ class Attention(keras.layers.Layer):
         self.qkv_kernel = self.add_weight(
             name="qkv_kernel",
             shape=(width, 3, heads, width // heads),
-            initializer=uniform,
+            initializer=random_weights(uniform),
         )
         self.qkv_bias = self.add_weight(
             name="qkv_bias",
@@ -211,7 +244,7 @@ class Attention(keras.layers.Layer):
         self.out_kernel = self.add_weight(
             name="out_kernel",
             shape=(heads, width // heads, width),
-            initializer=uniform.clone(),
+            initializer=random_weights(uniform.clone()),
         )
         self.out_bias = self.add_weight(
             name="out_bias", shape=(width,), initializer="zeros"
@@ -228,7 +261,7 @@ class Attention(keras.layers.Layer):
                 x[:, : self.queries], kernel[:, :1], bias[:1]
             )
             key, value = self._project(x, kernel[:, 1:], bias[1:])
-        x = ops.dot_product_attention(query, key, value)
+        x = attention(query, key, value)
         width = kernel.shape[0]
         x = ops.reshape(x, (-1, query.shape[1], width))
         return dense(x, self.out_kernel, self.out_bias)
@@ -313,12 +346,14 @@ class Block(keras.layers.Layer):
             kernel = self.add_weight(
                 name=f"mlp_kernel{layer}",
                 shape=(rows, columns),
-                initializer="glorot_uniform",
+                initializer=random_weights("glorot_uniform"),
             )
             bias = self.add_weight(
                 name=f"mlp_bias{layer}",
                 shape=(columns,),
-                initializer=keras.initializers.RandomNormal(stddev=1e-6),
+                initializer=random_weights(
+                    keras.initializers.RandomNormal(stddev=1e-6)
+                ),
             )
             setattr(self, f"mlp_kernel{layer}", kernel)
             setattr(self, f"mlp_bias{layer}", bias)
