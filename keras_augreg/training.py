@@ -308,4 +308,5 @@ def _set_prior(model: Any) -> None:
     """
     head = model.get_layer("head")
     if not any(bool(ops.any(weight != 0)) for weight in head.weights):
-        head.bias.assign(ops.full_like(head.bias, -math.log(model.classes)))
+        prior = -math.log(model.classes)
+        head.bias.assign(ops.full(head.bias.shape, prior))
