@@ -35,9 +35,16 @@ CROP_ATTEMPTS = 100
 # `resize_small` before the crop: 256 for 224 (big_vision's `vit_i1k.py`).
 SMALLER_SIDE = 256 / 224
 
+# Rows that `resize_bilinear` makes at a time.
+ROWS = 64
+
 # What Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Beyond, Pillow says whether an image is a decompression bomb: its warning
+# begins here.
+PLAIN_PIXELS = 89_478_485
 
 
 class ImageError(ValueError):
@@ -177,40 +184,58 @@ class Picture:
         name: What error messages call it.
         brightness: What to multiply the pixels by.
 
+    Attributes:
+        height: Of the upright image, in pixels.
+        width: Of the upright image, in pixels.
+        plain_jpeg: Whether TensorFlow's decoder gives the same pixels: it
+            ignores rotations and does not name a file that is cut short.
+
     Raises:
         ImageError: If the bytes are no image that can be read, or if it has
             more pixels than `PIL.Image` takes for a decompression bomb.
     """
 
     def __init__(self, data: bytes, name: str, brightness: int = 1) -> None:
-        import PIL.Image
-
+        self.data = data
         self.name = name
         self._brightness = brightness
+        size, plain = _plain_jpeg_size(data), True
+        if size is None:
+            image = self._open()
+            # Orientations 5 to 8 swap the sides.
+            orientation = _orientation(image)
+            size = image.size if 5 <= orientation <= 8 else image.size[::-1]
+            plain = (
+                image.format == "JPEG"
+                and image.mode in ("L", "RGB")
+                and orientation == 1
+                and data.endswith(JPEG_END)
+            )
+        self.height, self.width = size
+        self.plain_jpeg = plain and brightness == 1
+
+    def _open(self) -> Any:
+        import PIL.Image
+
         PIL.Image.init()
         try:
-            self._image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-            orientation = self._image.getexif().get(EXIF_ORIENTATION, 1)
+            image = PIL.Image.open(io.BytesIO(self.data), formats=FORMATS)
+            image.getexif()  # may be broken, too
+            return image
         except PIL.Image.DecompressionBombError as error:
             raise ImageError(
-                f"Refused to decode {name!r}: {error} Raise "
+                f"Refused to decode {self.name!r}: {error} Raise "
                 "`PIL.Image.MAX_IMAGE_PIXELS` if you trust the file."
             ) from error
         except Exception as error:
-            raise _unreadable(name, data, error) from error
-        self.data = data
-        width, height = self._image.size
-        # Orientations 5 to 8 swap the sides.
-        turned = isinstance(orientation, int) and 5 <= orientation <= 8
-        self.height, self.width = (width, height) if turned else (height, width)
-        # Whether TensorFlow's decoder gives the same pixels: it ignores
-        # rotations and cannot name a file that is cut short.
-        self.plain_jpeg = (
-            self._image.format == "JPEG"
-            and self._image.mode in ("L", "RGB")
-            and orientation == 1
-            and data.endswith(b"\xff\xd9")
-            and brightness == 1
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ImageError:
+        what = f"{len(self.data)} bytes" if self.data else "it is empty"
+        return ImageError(
+            f"Cannot read the image {self.name!r} ({what}): {error}. Expected "
+            "a whole JPEG, PNG, WebP, GIF or BMP file. Replace or remove it, "
+            'or pass on_error="skip" to leave out such files.'
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -226,14 +251,18 @@ class Picture:
         Raises:
             ImageError: If the file is broken.
         """
+        image = self._open()
         try:
-            image = _upright_rgb(self._image)
+            image = _upright_rgb(image)
         except Exception as error:
-            raise _unreadable(self.name, self.data, error) from error
+            raise self._unreadable(error) from error
         top, left, height, width = box
         image = image.crop((left, top, left + width, top + height))
         pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8)
-        return pixels.reshape(height, width, 4) * np.uint8(self._brightness)
+        pixels = pixels.reshape(height, width, 4)
+        if self._brightness == 1:
+            return pixels
+        return pixels * np.uint8(self._brightness)
 
 
 class ArrayPicture:
@@ -256,13 +285,39 @@ class ArrayPicture:
         return np.pad(part, ((0, 0), (0, 0), (0, 1)))
 
 
-def _unreadable(name: str, data: bytes, error: Exception) -> ImageError:
-    what = f"{len(data)} bytes" if data else "it is empty"
-    return ImageError(
-        f"Cannot read the image {name!r} ({what}): {error}. Expected a whole "
-        "JPEG, PNG, WebP, GIF or BMP file. Replace or remove it, or pass "
-        'on_error="skip" to leave out such files.'
-    )
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file as most are, without the cost of Pillow.
+
+    `None` leaves the question to Pillow: another kind of file, more than one
+    picture, metadata that may hold a rotation, CMYK, a size that is absurd, a
+    file that is cut short.
+    """
+    if not data.startswith(JPEG_START) or not data.endswith(JPEG_END):
+        return None
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            height = int.from_bytes(data[at + 5 : at + 7])
+            width = int.from_bytes(data[at + 7 : at + 9])
+            usual = data[at + 4] == 8 and data[at + 9] in (1, 3)
+            if usual and 0 < height * width <= PLAIN_PIXELS:
+                return height, width
+            return None
+        # Tables, a comment, JFIF and ICC say nothing about the picture;
+        # neither does Adobe's marker, for three colours.
+        if marker not in (0xC4, 0xDB, 0xDD, 0xFE, 0xE0, 0xEE) and (
+            marker != 0xE2 or data[at + 4 : at + 8] != b"ICC_"
+        ):
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
+def _orientation(image: Any) -> int:
+    """How the camera was held, 1 to 8; 1 where the file does not tell."""
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _upright_rgb(image: Any) -> Any:
@@ -271,7 +326,8 @@ def _upright_rgb(image: Any) -> Any:
     import PIL.ImageOps
 
     image.load()
-    image = PIL.ImageOps.exif_transpose(image)
+    if _orientation(image) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, perhaps in 32 bits
         high = np.asarray(image).astype(np.int64) >> 8
         image = PIL.Image.fromarray(high.astype(np.uint8))
@@ -284,23 +340,25 @@ def _upright_rgb(image: Any) -> Any:
 
 
 def crop_and_resize(
-    pixels: np.ndarray, plan: Plan, preprocess: Preprocess
-) -> np.ndarray:
+    pixels: np.ndarray, plan: Plan, preprocess: Preprocess, out: np.ndarray
+) -> None:
     """Follows a plan, from the pixels of its box on.
 
     Args:
         pixels: uint8 of shape (h, w, 4), the box of the plan.
         plan: The rest of what to do.
         preprocess: Whose plan it is.
-
-    Returns:
-        uint8 of shape (*image_size, 3).
+        out: uint8 of shape (*image_size, 3) to write the result to.
     """
     resize = resize_area if preprocess.method == "area" else resize_bilinear
     image = resize(pixels, plan.size)
     (y, x), (h, w) = plan.corner, preprocess.image_size
-    image = image[y : y + h, x : x + w, :3]
-    return image[:, ::-1] if plan.flip else image
+    image = image[y : y + h, x : x + w]
+    if plan.flip:
+        image = image[:, ::-1]
+    # One channel after the other: three times as fast as all at once.
+    for channel in range(3):
+        out[..., channel] = image[..., channel]
 
 
 def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -316,27 +374,31 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (y0, y1, fy), (x0, x1, fx) = (
         _two_taps(n, m) for n, m in zip(pixels.shape, size, strict=False)
     )
-    words = np.ascontiguousarray(pixels).view(np.uint32)[..., 0]
-
-    def row(y: np.ndarray) -> np.ndarray:
-        words_of_rows = words[y]
-        left, right = (
-            np.take(words_of_rows, x, axis=1)
-            .view(np.uint8)
-            .reshape(*size, 4)
-            .astype(np.float32)
-            for x in (x0, x1)
+    fy, fx = fy[:, None], np.repeat(fx, 4)
+    rows = pixels.reshape(len(pixels), -1)
+    result = np.empty((size[0], size[1] * 4), np.uint8)
+    # A few rows at a time stay in the cache: three times as fast.
+    for start in range(0, size[0], ROWS):
+        part = slice(start, start + ROWS)
+        column = _blend(
+            rows[y0[part]].astype(np.float32),
+            rows[y1[part]].astype(np.float32),
+            fy[part],
+        ).view(np.complex128)  # one word for the four numbers of a pixel
+        result[part] = _blend(
+            column.take(x0, axis=1).view(np.float32),
+            column.take(x1, axis=1).view(np.float32),
+            fx,
         )
-        right -= left
-        right *= fx[:, None]
-        left += right
-        return left
+    return result.reshape(*size, 4)
 
-    top, bottom = row(y0), row(y1)
-    bottom -= top
-    bottom *= fy[:, None, None]
-    top += bottom
-    return top.astype(np.uint8)
+
+def _blend(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Overwrites `low` with what lies at a share of the way to `high`."""
+    high -= low
+    high *= share
+    low += high
+    return low
 
 
 def _two_taps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

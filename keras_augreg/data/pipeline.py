@@ -22,9 +22,17 @@ from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds_source import Records
 
-# What `_fetch` hands to `_decode`.
-NOTHING, RAW, JPEG = 0, 1, 2
-PLAN_SIZE = 14
+# What `_fetch` hands to `_decode`, one int32 after the other: whether this is
+# a JPEG file, the window to decode, the box in it (both with the channels, as
+# `tf.slice` has it), the size to resize to, the corner of the final crop (with
+# the channels), whether to flip.
+PLAN = {"jpeg": 1, "window": 4, "begin": 3, "extent": 3, "size": 2,
+        "corner": 3, "flip": 1}  # fmt: skip
+PLAN_SIZE = sum(PLAN.values())
+# What an example without an image becomes: one black pixel, made larger.
+NOTHING = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
+# Examples that one call from `tf.data` into Python reads.
+CHUNK = 16
 # Chroma of neighbouring pixels changes the edge of what is decoded: one more
 # pixel on each side makes the cut exact.
 MARGIN = 1
@@ -79,10 +87,13 @@ def build(
             [epoch, place, *what],
             [tf.string, tf.int32, tf.string],
         )
-        data.set_shape([])
-        plan.set_shape([PLAN_SIZE])
-        broken.set_shape([])
-        return _decode(tf, data, plan, preprocess), *more, place, broken
+        data.set_shape([None])
+        plan.set_shape([None, PLAN_SIZE])
+        broken.set_shape([None])
+        return data, plan, *more, place, broken
+
+    def decode(data: Any, plan: Any, *more: Any) -> Any:
+        return _decode(tf, data, plan, preprocess), *more
 
     label_shape = source.labels.shape[1:]
     int_labels = not targets.one_hot and not label_shape
@@ -119,7 +130,10 @@ def build(
     dataset = tf.data.Dataset.range(1)
     dataset = dataset.map(lambda _: tf.numpy_function(next_step, [], tf.int64))
     dataset = dataset.flat_map(examples)
+    dataset = dataset.batch(CHUNK)
     dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.unbatch()
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(
         order.host_batch, drop_remainder=order.training or order.pad
     )
@@ -181,72 +195,73 @@ def _fetch(
     order: Order,
     preprocess: Preprocess,
     targets: Targets,
-    epoch: int,
-    place: int,
-    *what: Any,
-) -> tuple[Any, np.ndarray, str]:
-    """Reads an example and plans its crop.
+    epochs: np.ndarray,
+    places: np.ndarray,
+    *what: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads examples and plans their crops.
 
     Returns:
-        The bytes of a JPEG file, or of decoded pixels; the plan; the name of
-        the example if it is broken.
+        The bytes of JPEG files, or of decoded pixels; what `_decode` has to
+        know; the names of examples that are broken, "" for others.
     """
-    if place == PADDING:
-        return b"", np.zeros(PLAN_SIZE, np.int32), ""
-    try:
-        picture = source.picture(*what)
-        rng = draws(order.seed, int(epoch), int(place))
-        plan = preprocess.plan(picture.height, picture.width, rng)
-        top, left, height, width = plan.box
-        if picture.plain_jpeg:
-            y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
-            window = (
-                y,
-                x,
-                min(top + height + MARGIN, picture.height) - y,
-                min(left + width + MARGIN, picture.width) - x,
-            )
-            kind, data = JPEG, picture.data
-        else:
-            y, x, window = top, left, plan.box
-            pixels = picture.pixels(plan.box)
-            kind, data = RAW, np.ascontiguousarray(pixels[..., :3]).tobytes()
-    except ImageError:
-        if targets.skipped is None:
-            raise
-        return b"", np.zeros(PLAN_SIZE, np.int32), source.name(*what)
-    inner = (top - y, left - x, height, width)
-    numbers = [kind, *window, *inner, *plan.size, *plan.corner, plan.flip]
-    # As an object: NumPy's own strings lose zeros at the end.
-    return np.array(data, object), np.array(numbers, np.int32), ""
+    contents = [b"\0\0\0"] * len(places)
+    broken = np.full(len(places), "", object)
+    numbers = np.zeros((len(places), PLAN_SIZE), np.int32)
+    numbers[:, : len(NOTHING)] = NOTHING
+    numbers[:, len(NOTHING) : len(NOTHING) + 2] = preprocess.image_size
+    for i, place in enumerate(places.tolist()):
+        if place == PADDING:
+            continue
+        example = [column[i] for column in what]
+        try:
+            picture = source.picture(*example)
+            rng = draws(order.seed, int(epochs[i]), place)
+            plan = preprocess.plan(picture.height, picture.width, rng)
+            y, x, height, width = plan.box
+            top, left, bottom, right = y, x, y + height, x + width
+            if picture.plain_jpeg:
+                contents[i] = picture.data
+                top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
+                bottom = min(bottom + MARGIN, picture.height)
+                right = min(right + MARGIN, picture.width)
+            else:
+                contents[i] = picture.pixels(plan.box)[..., :3].tobytes()
+        except ImageError:
+            if targets.skipped is None:
+                raise
+            broken[i] = source.name(*example)
+            continue
+        numbers[i] = (
+            picture.plain_jpeg, top, left, bottom - top, right - left,
+            y - top, x - left, 0, height, width, 3,
+            *plan.size, *plan.corner, 0, plan.flip,
+        )  # fmt: skip
+    # As objects: NumPy's own strings lose zeros at the end.
+    return np.array(contents, object), numbers, broken
 
 
-def _decode(tf: Any, data: Any, plan: Any, preprocess: Preprocess) -> Any:
+def _decode(tf: Any, data: Any, numbers: Any, preprocess: Preprocess) -> Any:
     """Follows a plan with TensorFlow's operations."""
-    height, width = preprocess.image_size
-
-    def raw() -> Any:
-        pixels = tf.io.decode_raw(data, tf.uint8)
-        return tf.reshape(pixels, [plan[3], plan[4], 3])
+    plan = dict(zip(PLAN, tf.split(numbers, list(PLAN.values())), strict=True))
+    shape = [*preprocess.image_size, 3]
 
     def jpeg() -> Any:
         return tf.io.decode_and_crop_jpeg(
-            data, plan[1:5], channels=3, dct_method="INTEGER_ACCURATE"
+            data, plan["window"], channels=3, dct_method="INTEGER_ACCURATE"
         )
 
-    def image() -> Any:
-        image = tf.cond(plan[0] == JPEG, jpeg, raw)
-        y, x, h, w = (plan[i] for i in range(5, 9))
-        image = image[y : y + h, x : x + w]
-        image = tf.image.resize(image, plan[9:11], preprocess.method)
-        image = tf.cast(image, tf.uint8)
-        y, x = plan[11], plan[12]
-        image = image[y : y + height, x : x + width]
-        return tf.cond(plan[13] == 1, lambda: image[:, ::-1], lambda: image)
+    def raw() -> Any:
+        return tf.reshape(tf.io.decode_raw(data, tf.uint8), plan["extent"])
 
-    def nothing() -> Any:
-        return tf.zeros([height, width, 3], tf.uint8)
-
-    result = tf.cond(plan[0] == NOTHING, nothing, image)
-    result.set_shape([height, width, 3])
-    return result
+    image = tf.cond(plan["jpeg"][0] == 1, jpeg, raw)
+    image = tf.slice(image, plan["begin"], plan["extent"])
+    image = tf.image.resize(image, plan["size"], preprocess.method)
+    if preprocess.crop == "resize_small":
+        image = tf.slice(image, plan["corner"], shape)
+    image = tf.cast(image, tf.uint8)
+    if preprocess.training and preprocess.flip:
+        flip = tf.concat([[False], plan["flip"] == 1, [False]], axis=0)
+        image = tf.raw_ops.Reverse(tensor=image, dims=flip)
+    image.set_shape(shape)
+    return image

@@ -193,7 +193,7 @@ def folder(
         names=names,
         labels=np.array([number[name] for name, _ in files], np.int64),
         class_names=known,
-        read=lambda i: (top / names[i]).read_bytes(),
+        read=lambda i: _read_file(f"{top}/{names[i]}"),
         root=str(top),
         left_out=[f"{n}/{f}" for n in unknown for f in found[n]]
         + [f"{n}/" for n in empty if class_names is None],
@@ -201,6 +201,12 @@ def folder(
     if with_splits:
         return everything
     return _split(everything, str(root), split, split_seed)
+
+
+def _read_file(path: str) -> bytes:
+    # A third of the time that `pathlib` takes.
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _folders(path: pathlib.Path) -> list[str]:
