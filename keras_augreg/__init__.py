@@ -1,6 +1,9 @@
 """Vision Transformers with the AugReg recipes and checkpoints for Keras 3."""
 
-from keras_augreg import checkpoints
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from keras_augreg import augment, checkpoints
 from keras_augreg.labels import decode_predictions
 from keras_augreg.models import (
     R26_ViT_B32,
@@ -20,10 +23,16 @@ from keras_augreg.models import (
     ViT_Ti32,
 )
 from keras_augreg.preprocessing import preprocess_input
+from keras_augreg.recipe import AugReg
+from keras_augreg.training import compile_finetuning, compile_pretraining
+
+if TYPE_CHECKING:
+    from keras_augreg import data, visualize
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AugReg",
     "R26_ViT_B32",
     "R26_ViT_S32",
     "R50_ViT_B16",
@@ -39,7 +48,21 @@ __all__ = [
     "ViT_Ti16",
     "ViT_Ti32",
     "VisionTransformer",
+    "augment",
     "checkpoints",
+    "compile_finetuning",
+    "compile_pretraining",
+    "data",
     "decode_predictions",
     "preprocess_input",
+    "visualize",
 ]
+
+# Imported on first use: most programs that load a model need neither.
+_LAZY = ("data", "visualize")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
