@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
 from keras import ops
 
-from keras_augreg.checkpoints import names
+from keras_augreg.checkpoints import metadata, names
 from keras_augreg.checkpoints.load import find, inspect, load
 from keras_augreg.initialization import zero_weights
 from keras_augreg.preprocessing import preprocess_input
@@ -67,6 +68,9 @@ class VisionTransformer(TrainStep):
             "linearly increasing" is read here.
         seed: Integer seed of dropout and stochastic depth. `None` draws one
             from Keras's global seed (`keras.utils.set_random_seed`).
+        class_names: What the outputs of the classifier mean, one string for
+            each; kept in every saved file. `model.class_names = [...]` sets
+            them later.
         name: Name of the model.
         dtype: Dtype or dtype policy; `None` for Keras's global policy.
 
@@ -105,6 +109,7 @@ class VisionTransformer(TrainStep):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         seed: int | None = None,
+        class_names: Sequence[str] | None = None,
         name: str = "vision_transformer",
         dtype: Any = None,
         trainable: bool = True,
@@ -188,11 +193,31 @@ class VisionTransformer(TrainStep):
         self.dropout = dropout
         self.stochastic_depth = stochastic_depth
         self.seed = seed
+        self.class_names = class_names
 
     def call(
         self, inputs: Any, training: bool | None = None, mask: Any = None
     ) -> Any:
         return super().call(scale_integers(inputs), training, mask)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the outputs of the classifier mean."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        if names is not None and (
+            isinstance(names, str)
+            or not all(isinstance(name, str) for name in names)
+            or len(names) != self.classes
+        ):
+            raise ValueError(
+                "`class_names` is a list of strings, one for each of the "
+                f"{self.classes or 0} outputs of the classifier. Received: "
+                f"{len(names)} names, {str(names)[:80]}"
+            )
+        self._class_names = None if names is None else tuple(names)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -217,6 +242,7 @@ class VisionTransformer(TrainStep):
             "dropout": self.dropout,
             "stochastic_depth": self.stochastic_depth,
             "seed": self.seed,
+            "class_names": self.class_names and list(self.class_names),
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "trainable": self.trainable,
@@ -523,6 +549,9 @@ def _build(
         )
     if checkpoint is not None:
         load(model, checkpoint, head)
+        if include_top and head == "keep":
+            path = checkpoint.archive.path
+            model.class_names = metadata.class_names(path)
     if derived:
         sources = keras.utils.get_source_inputs(input_tensor)
         return keras.Model(sources, model(input_tensor), name=model.name)

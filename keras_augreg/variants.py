@@ -75,3 +75,21 @@ VARIANTS: dict[str, Variant] = {
         Variant("R50_ViT_L32", "R50_L_32", 1, *_L, stages=(3, 4, 6, 3)),
     )
 }
+
+
+def identify(sizes: Variant) -> Variant | None:
+    """The row with the same sizes, whatever the argument is called.
+
+    Args:
+        sizes: An architecture, such as a model's `sizes`.
+
+    Returns:
+        One of `VARIANTS`, or `None`.
+    """
+    for variant in VARIANTS.values():
+        same = dataclasses.replace(
+            sizes, name=variant.name, release=variant.release
+        )
+        if same == variant:
+            return variant
+    return None

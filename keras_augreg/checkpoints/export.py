@@ -1,0 +1,562 @@
+"""From a model to the files and models of others.
+
+Names come from `convert`'s table, read backwards. Files are written to a
+temporary name and renamed: one with its final name is complete.
+
+Sources of the formats: `vit_jax/checkpoint.py` of
+google-research/vision_transformer (`.npz`); the safetensors format's own
+description; `models/_hub.py` and `models/vision_transformer*.py` of timm
+1.0.31 (`config.json`, arguments); `models/vit` of keras-hub 0.32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_augreg.checkpoints import convert, metadata
+from keras_augreg.variants import Variant, identify
+
+# timm's architectures. Those of a named variant have its sizes; a stem of
+# other stages has none.
+_TIMM = {
+    "ViT_Ti16": "vit_tiny_patch16_224",
+    "ViT_S16": "vit_small_patch16_224",
+    "ViT_S32": "vit_small_patch32_224",
+    "ViT_B8": "vit_base_patch8_224",
+    "ViT_B16": "vit_base_patch16_224",
+    "ViT_B32": "vit_base_patch32_224",
+    "ViT_L16": "vit_large_patch16_224",
+    "ViT_L32": "vit_large_patch32_224",
+}
+_TIMM_PLAIN = "vit_base_patch16_224"
+_TIMM_HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+
+
+def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes a model in the release's format, which the original code loads.
+
+    Names and shapes are those of the released files, so that a checkpoint
+    that was loaded at its own resolution comes out as it was, bit for bit.
+    `model.class_names` go into the archive's comment, which readers of the
+    arrays do not see.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`.
+        path: The file, which ends in `.npz`. One that exists is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If it is no such model, `path` ends otherwise, the class
+            names do not fit, or the grid of patches is not square: the format
+            has no place for its sides.
+        FileNotFoundError: If there is no such folder.
+
+    Example:
+    ```python
+    model = keras_augreg.ViT_Ti16(weights=None, classes=10)
+    keras_augreg.checkpoints.to_npz(model, "mine.npz")
+    again = keras_augreg.ViT_Ti16(weights="mine.npz")
+    ```
+    """
+    _check(model)
+    path = _check_path(path, ".npz")
+    rows, columns = model.grid
+    if rows != columns:
+        raise ValueError(
+            f"A .npz of the release holds a square grid of patches; that of "
+            f"this model is {rows} x {columns}, and every reader would take it "
+            "for another. Keep it with model.save('model.keras'), or export "
+            "it with to_hf, which writes the sides too."
+        )
+    comment = metadata.comment(model.class_names)
+    with (
+        _replacing(path) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        archive.comment = comment
+        for row, weight in _weights(model):
+            for name, array in _release(row, weight).items():
+                # ZipInfo's own date, so that equal weights give equal files.
+                info = zipfile.ZipInfo(f"{name}.npy")
+                with archive.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(
+                        member, np.ascontiguousarray(array), allow_pickle=False
+                    )
+    return path
+
+
+def to_timm(
+    model: Any, path: str | pathlib.Path | None = None
+) -> dict[str, np.ndarray]:
+    """Converts a model to the state dictionary of timm's VisionTransformer.
+
+    timm computes GELU exactly, the AugReg models by the tanh approximation:
+    with `act_layer="gelu_tanh"` timm's logits are ours but for rounding,
+    without it they differ in the fourth decimal. `to_hf` writes timm's
+    arguments down.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`, hybrids included.
+        path: A file to write too, which ends in `.safetensors`. It holds
+            `model.class_names` in its metadata. One that exists is replaced.
+
+    Returns:
+        From timm's names to float32 arrays.
+
+    Raises:
+        ValueError: If it is no such model, or `path` ends otherwise.
+        FileNotFoundError: If there is no such folder.
+
+    Example:
+    ```python
+    import timm
+
+    model = keras_augreg.ViT_Ti16(weights=None, classes=10)
+    keras_augreg.checkpoints.to_timm(model, "mine.safetensors")
+    again = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=10,
+        act_layer="gelu_tanh",
+        checkpoint_path="mine.safetensors",
+    )
+    ```
+    """
+    _check(model)
+    if path is not None:
+        path = _check_path(path, ".safetensors")
+    arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
+    if model.sizes.stages == ():
+        # Its backbone is timm's stem alone.
+        arrays = {
+            name.replace(".backbone.stem.", ".backbone."): array
+            for name, array in arrays.items()
+        }
+    if path is not None:
+        _write_safetensors(path, arrays, model.class_names)
+    return arrays
+
+
+def to_hf(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
+    """Writes a folder that is ready for the Hugging Face hub.
+
+    It holds `model.safetensors` and `config.json`, from which
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the model
+    with the same logits (uploaded: `"hf-hub:OWNER/NAME"`), and `README.md`, a
+    model card to be completed. `model.class_names` are the `label_names`.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`.
+        folder: The folder, made if need be. A `README.md` that exists is
+            left as it is, the other two files are replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If it is no such model, or timm has no architecture with
+            such a ResNet stem.
+
+    Example:
+    ```python
+    model = keras_augreg.ViT_Ti16(weights=None, classes=2)
+    model.class_names = ["cat", "dog"]
+    keras_augreg.checkpoints.to_hf(model, "cats-and-dogs")
+    # hf upload OWNER/cats-and-dogs cats-and-dogs
+    ```
+    """
+    _check(model)
+    config = json.dumps(_config(model), indent=2) + "\n"
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    to_timm(model, folder / "model.safetensors")
+    texts = {"config.json": config}
+    if not (folder / "README.md").exists():
+        texts["README.md"] = _card(model)
+    for name, text in texts.items():
+        with _replacing(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    return folder
+
+
+def to_keras_hub(model: Any) -> Any:
+    """Converts a model to KerasHub's.
+
+    KerasHub computes GELU exactly, the AugReg models by the tanh
+    approximation: its logits differ from ours in the fourth decimal. It has
+    no stochastic depth, which matters to further training alone, and no place
+    for class names.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer` without ResNet stem.
+
+    Returns:
+        A `keras_hub.models.ViTImageClassifier` with a preprocessor for
+        images from 0 to 255; without classifier, a
+        `keras_hub.models.ViTBackbone`, which returns all tokens and takes
+        images in [-1, 1].
+
+    Raises:
+        ValueError: If it is no such model, or a hybrid: KerasHub has none.
+        ImportError: If KerasHub is not installed.
+
+    Example:
+    ```python
+    model = keras_augreg.ViT_Ti16(weights=None, classes=10)
+    task = keras_augreg.checkpoints.to_keras_hub(model)
+    task.save_to_preset("mine")
+    ```
+    """
+    _check(model)
+    sizes = model.sizes
+    if sizes.stages is not None:
+        raise ValueError(
+            "KerasHub has no hybrids, and this model has a ResNet stem "
+            f"(stages={sizes.stages}). Use to_timm or to_hf, which take it."
+        )
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ImportError(
+            "to_keras_hub needs KerasHub: pip install keras-hub"
+        ) from error
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=model.image_shape,
+        patch_size=sizes.patch_size,
+        num_layers=sizes.depth,
+        num_heads=sizes.num_heads,
+        hidden_dim=sizes.width,
+        mlp_dim=sizes.mlp_dim,
+        dropout_rate=model.dropout,
+        use_class_token=model.class_token,
+        dtype=model.dtype_policy,
+    )
+    hub = backbone
+    if model.include_top:
+        converter = keras_hub.layers.ViTImageConverter(
+            image_size=model.image_shape[:2], scale=1 / 127.5, offset=-1.0
+        )
+        hub = keras_hub.models.ViTImageClassifier(
+            backbone,
+            model.classes,
+            preprocessor=keras_hub.models.ViTImageClassifierPreprocessor(
+                converter
+            ),
+            pooling="token" if model.class_token else "gap",
+            activation=model.classifier_activation,
+            head_dtype=model.dtype_policy.variable_dtype,
+        )
+    weights = {weight.path: weight for weight in hub.weights}
+    for row, weight in _weights(model):
+        for path, array in _keras_hub(row[0], weight).items():
+            weights.pop(path).assign(array)
+    return hub
+
+
+def _check(model: Any) -> None:
+    """Raises a `ValueError` unless it is a VisionTransformer."""
+    if isinstance(getattr(model, "sizes", None), Variant):
+        return
+    inner = [
+        layer.name
+        for layer in getattr(model, "layers", ())
+        if isinstance(getattr(layer, "sizes", None), Variant)
+    ]
+    raise ValueError(
+        "Expected a keras_augreg.VisionTransformer. Received: "
+        f"{type(model).__name__}"
+        + (f"; pass its model.get_layer({inner[0]!r})." if inner else ".")
+    )
+
+
+def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    path = pathlib.Path(path).expanduser()
+    if path.suffix != suffix:
+        raise ValueError(
+            f"Readers tell the format by the file's name, which ends in "
+            f"{suffix}. Received: {str(path)!r}"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(path.parent)!r} to write {path.name} to: "
+            "make it first."
+        )
+    return path
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary name to write to, and renames what was written."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:  # on the disk before it gets its name
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _weights(model: Any) -> Iterator[tuple[convert.Row, np.ndarray]]:
+    """Rows of `convert`'s table and weights of a model, as float32."""
+    for row in convert.layout(model.sizes):
+        if row[0].startswith("head/") and not model.include_top:
+            continue
+        if row[0] == "posembed_input/cls" and not model.class_token:
+            continue
+        layer, *attributes = row[0].split("/")
+        weight = model.get_layer(layer)
+        for attribute in attributes:
+            weight = getattr(weight, attribute)
+        dtype = keras.backend.standardize_dtype(weight.dtype)
+        if "float" not in dtype:
+            raise ValueError(
+                f"The weight {row[0]!r} has dtype {dtype}: other formats hold "
+                "floating-point weights. Export before model.quantize()."
+            )
+        # A copy: PyTorch's would change with the model.
+        yield row, np.array(keras.ops.convert_to_numpy(weight), np.float32)
+
+
+def _release(row: convert.Row, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """A weight as the arrays of a released file."""
+    names = row[1]
+    if len(names) > 1:  # (W, 3, H, D) and (3, H, D): query, key and value
+        parts = np.moveaxis(weight, -3, 0)
+        return dict(zip(names, parts, strict=True))
+    if re.match(r"(root|block\d+_unit\d+)/norm", row[0]):
+        weight = weight.reshape(1, 1, 1, -1)
+    return {names[0]: weight}
+
+
+def _timm(row: convert.Row, weight: np.ndarray) -> np.ndarray:
+    """A weight as timm has it: matrices (out, in), kernels (out, in, h, w)."""
+    key = row[0]
+    if key.endswith("qkv_kernel"):
+        weight = weight.reshape(len(weight), -1)
+    elif key.endswith("out_kernel"):
+        weight = weight.reshape(-1, weight.shape[-1])
+    elif key.endswith("qkv_bias"):
+        weight = weight.reshape(-1)
+    if weight.ndim == 4:
+        weight = weight.transpose(3, 2, 0, 1)
+    elif weight.ndim == 2:
+        weight = weight.T
+    return np.ascontiguousarray(weight)
+
+
+_HUB = {
+    "posembed_input/cls": "vit_patching_and_embedding/class_token",
+    "posembed_input/pos_embedding": "vit_patching_and_embedding/"
+    "position_embedding/embeddings",
+    "embedding": "vit_patching_and_embedding/patch_embedding",
+    "encoder_norm": "vit_encoder/ln",
+    "head": "predictions",
+}
+_HUB_BLOCK = {
+    "norm1/gamma": "ln_1/gamma",
+    "norm1/beta": "ln_1/beta",
+    "attention/out_kernel": "mha/attention_output/kernel",
+    "attention/out_bias": "mha/attention_output/bias",
+    "norm2/gamma": "ln_2/gamma",
+    "norm2/beta": "ln_2/beta",
+    "mlp_kernel1": "mlp/dense_1/kernel",
+    "mlp_bias1": "mlp/dense_1/bias",
+    "mlp_kernel2": "mlp/dense_2/kernel",
+    "mlp_bias2": "mlp/dense_2/bias",
+}
+
+
+def _keras_hub(key: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """A weight as KerasHub's weights, by their paths."""
+    layer, _, rest = key.partition("/")
+    if layer.startswith("encoderblock_"):
+        number = int(layer.removeprefix("encoderblock_")) + 1
+        block = f"vit_encoder/transformer_block_{number}"
+        if rest.startswith("attention/qkv_"):
+            kind = rest.removeprefix("attention/qkv_")
+            parts = np.moveaxis(weight, -3, 0)
+            return {
+                f"{block}/mha/{name}/{kind}": part
+                for name, part in zip(
+                    ("query", "key", "value"), parts, strict=True
+                )
+            }
+        return {f"{block}/{_HUB_BLOCK[rest]}": weight}
+    if key in _HUB:
+        if key.endswith("/pos_embedding"):
+            weight = weight[0]
+        return {_HUB[key]: weight}
+    return {f"{_HUB[layer]}/{rest}": weight}
+
+
+def _write_safetensors(
+    path: pathlib.Path,
+    arrays: dict[str, np.ndarray],
+    class_names: tuple[str, ...] | None,
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    if class_names is not None:
+        names = json.dumps(list(class_names), ensure_ascii=False)
+        header["__metadata__"][metadata.KEY] = names
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": "F32",
+            "shape": array.shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # aligns the arrays
+    with _replacing(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for array in arrays.values():
+            file.write(array.astype("<f4", copy=False).data)
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """What `config.json` says: architecture, arguments and input in timm."""
+    sizes, (height, width, _) = model.sizes, model.image_shape
+    variant = identify(sizes)
+    architecture = _TIMM.get(variant.name if variant else "", _TIMM_PLAIN)
+    if sizes.stages is not None:
+        if sizes.stages not in _TIMM_HYBRIDS:
+            raise ValueError(
+                f"timm has no architecture with stages={sizes.stages}, only "
+                f"with {', '.join(map(str, _TIMM_HYBRIDS))}. Use to_timm, and "
+                "load it into a VisionTransformer that you build from timm's "
+                "parts."
+            )
+        architecture = _TIMM_HYBRIDS[sizes.stages]
+    pooling = "token" if model.class_token else "avg"
+    if not model.include_top:
+        pooling = model.pooling or ""
+    stem = "backbone.conv" if sizes.stages == () else "backbone.stem.conv"
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": model.classes or 0,
+        "num_features": sizes.width,
+        "global_pool": pooling,
+        # All of them: the architecture's name then matters for the stem alone.
+        "model_args": {
+            "img_size": [height, width],
+            "patch_size": sizes.patch_size,
+            "embed_dim": sizes.width,
+            "depth": sizes.depth,
+            "num_heads": sizes.num_heads,
+            "mlp_ratio": sizes.mlp_dim / sizes.width,
+            "class_token": model.class_token,
+            "global_pool": pooling,
+            "fc_norm": False,
+            "act_layer": "gelu_tanh",
+        },
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, height, width],
+            "fixed_input_size": True,
+            # vit_jax evaluates what it fine-tuned so.
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "num_classes": model.classes or 0,
+            "pool_size": None,
+            "first_conv": f"patch_embed.{stem}"
+            if sizes.stages is not None
+            else "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    if model.class_names is not None:
+        config["label_names"] = list(model.class_names)
+    return config
+
+
+def _card(model: Any) -> str:
+    """The model card, with what is to be completed in brackets."""
+    sizes, (height, width, _) = model.sizes, model.image_shape
+    variant = identify(sizes)
+    count = sum(math.prod(weight.shape) for _, weight in _weights(model))
+    task = "image-classification"
+    facts = [
+        f"{variant.release if variant else 'ViT'}: {sizes.depth} blocks of "
+        f"width {sizes.width}, {sizes.num_heads} heads, one token for "
+        f"{sizes.stride} x {sizes.stride} pixels; {count:,} parameters",
+        f"images: {height} x {width} pixels, scaled from 0..255 to -1..1",
+    ]
+    if model.include_top:
+        classes = f"{model.classes:,} classes"
+        if model.class_names is not None and len(model.class_names) <= 100:
+            classes += ": " + ", ".join(model.class_names)
+        facts.append(classes)
+    else:
+        task = "image-feature-extraction"
+        facts.append("no classifier")
+    builder = f"keras_augreg.{variant.name}" if variant else None
+    lines = [
+        "---",
+        "library_name: timm",
+        f"pipeline_tag: {task}",
+        "tags:",
+        "- keras_augreg",
+        "- timm",
+        f"- {task}",
+        "---",
+        "",
+        f"# {model.name}",
+        "",
+        "[What it is for, what it was trained on, how, and how well it does.]",
+        "",
+        "A Vision Transformer, trained with keras_augreg.",
+        "",
+        *(f"- {fact}" for fact in facts),
+        "",
+        "With timm (GELU is the tanh approximation, as `config.json` says):",
+        "",
+        "```python",
+        "import timm",
+        "",
+        'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)',
+        "```",
+        "",
+    ]
+    if builder:
+        top = "" if model.include_top else ", include_top=False"
+        lines += [
+            "With Keras on JAX, TensorFlow or PyTorch:",
+            "",
+            "```python",
+            "import keras_augreg",
+            "",
+            f'model = {builder}(weights="hf://OWNER/NAME"{top})',
+            "```",
+            "",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "License: [yours, and that of the weights it started from].",
+            "",
+        ]
+    )
