@@ -122,6 +122,10 @@ class ResNetRoot(keras.layers.Layer):
         batch, height, width, _ = input_shape
         return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
 
+    def get_config(self) -> dict[str, Any]:
+        # Keras wants to see that a layer with its own __init__ has no more.
+        return super().get_config()
+
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class BottleneckUnit(keras.layers.Layer):
