@@ -135,8 +135,9 @@ class VisionTransformer(TrainStep):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         # A classifier reads the class token alone.
-        reads = "token" if class_token else "avg"
-        reads = reads if include_top else pooling
+        reads = pooling
+        if include_top:
+            reads = "token" if class_token else "avg"
         inputs = input_tensor
         if inputs is None:
             inputs = keras.Input(input_shape, name="image")
@@ -324,7 +325,6 @@ def check_input_shape(
             "keras.ops.transpose(images, (0, 2, 3, 1))."
         )
     shape = input_shape or (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION, 3)
-    shape = tuple(shape)
     sides = shape[:2]
     if (
         len(shape) != 3
@@ -343,7 +343,8 @@ def check_input_shape(
             f"height and width. Received: input_shape={shape}; near to it is "
             f"{(*near, 3)}"
         )
-    return shape
+    height, width = sides
+    return height, width, 3
 
 
 class Builder(Protocol):

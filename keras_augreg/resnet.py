@@ -20,6 +20,8 @@ GROUPS = 32
 GROUP_NORM_EPSILON = 1e-6
 STANDARDIZATION_EPSILON = 1e-5
 
+Shape = tuple[Any, ...]  # of a batch, whose first size may be None
+
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class StandardizedConv(keras.layers.Layer):
@@ -44,7 +46,7 @@ class StandardizedConv(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*[self.kernel_size] * 2, input_shape[-1], self.filters),
@@ -68,9 +70,7 @@ class StandardizedConv(keras.layers.Layer):
             data_format="channels_last",
         )
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         s = self.strides
         return (batch, -(-height // s), -(-width // s), self.filters)
@@ -106,7 +106,7 @@ class ResNetRoot(keras.layers.Layer):
         )
         self.norm = group_norm("norm", dtype=dtype)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.conv.build(input_shape)
         self.norm.build(self.conv.compute_output_shape(input_shape))
 
@@ -116,9 +116,7 @@ class ResNetRoot(keras.layers.Layer):
             x, 3, strides=2, padding="same", data_format="channels_last"
         )
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
 
@@ -155,10 +153,10 @@ class BottleneckUnit(keras.layers.Layer):
         self.norm2 = group_norm("norm2", dtype=dtype)
         # The unit starts as the identity.
         self.norm3 = group_norm("norm3", dtype=dtype, gamma_initializer="zeros")
-        self.conv_proj: StandardizedConv | None = None
-        self.norm_proj: keras.layers.Layer | None = None
+        self.conv_proj: Any = None
+        self.norm_proj: Any = None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         dtype = self.dtype_policy
         if input_shape[-1] != 4 * self.channels or self.strides != 1:
             self.conv_proj = StandardizedConv(
@@ -190,9 +188,7 @@ class BottleneckUnit(keras.layers.Layer):
             x = self.norm_proj(self.conv_proj(x))
         return ops.relu(ops.add(x, y))
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         s = self.strides
         return (batch, -(-height // s), -(-width // s), 4 * self.channels)

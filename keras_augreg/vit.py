@@ -22,6 +22,8 @@ from keras_augreg.initialization import random_weights
 
 LAYER_NORM_EPSILON = 1e-6
 
+Shape = tuple[Any, ...]  # of a batch, whose first size may be None
+
 
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
     """Multiplies the last axis of `x` (B, T, in) by a kernel: (B, T, out).
@@ -107,7 +109,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.patch_size = patch_size
         self.width = width
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         p = self.patch_size
         self.kernel = self.add_weight(
             name="kernel",
@@ -127,9 +129,7 @@ class PatchEmbedding(keras.layers.Layer):
         x = ops.reshape(x, (-1, rows * columns, p * p * channels))
         return dense(x, self.kernel, self.bias)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         p = self.patch_size
         return (batch, (height // p) * (width // p), self.width)
@@ -168,7 +168,7 @@ class PositionEmbedding(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         _, tokens, width = input_shape
         self.pos_embedding = self.add_weight(
             name="pos_embedding",
@@ -192,9 +192,7 @@ class PositionEmbedding(keras.layers.Layer):
         x = ops.add(x, self.pos_embedding)
         return dropout(x, self.dropout if training else 0, self.seed_generator)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
         return (batch, tokens + self.class_token, width)
 
@@ -225,7 +223,7 @@ class Attention(keras.layers.Layer):
         self.num_heads = num_heads
         self.queries = queries
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         width, heads = input_shape[-1], self.num_heads
         # Glorot-uniform of each of the three (W, W) matrices: Keras would
         # take other fans from a kernel of this rank.
@@ -274,9 +272,7 @@ class Attention(keras.layers.Layer):
         )
         return ops.unstack(x, n, axis=2)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
         return (batch, self.queries or tokens, width)
 
@@ -335,7 +331,7 @@ class Block(keras.layers.Layer):
             epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm2"
         )
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]
         self.norm1.build(input_shape)
         self.attention.build(input_shape)
@@ -374,9 +370,7 @@ class Block(keras.layers.Layer):
         y = dropout(y, rate, seed)
         return ops.add(x, dropout(y, depth_rate, seed, axes=1))
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
         return (batch, self.queries or tokens, width)
 
