@@ -22,6 +22,11 @@ def is_tensorflow(x: Any) -> bool:
     return "tensorflow" in sys.modules and _tensorflow().is_tensor(x)
 
 
+def in_tensorflow_graph(x: Any) -> bool:
+    """Whether `x` is a tensor of a TensorFlow function being traced."""
+    return is_tensorflow(x) and not _tensorflow().executing_eagerly()
+
+
 def in_dataset(x: Any) -> bool:
     """Whether `x` is a tensor of a function that `tf.data` runs on the host."""
     if not is_tensorflow(x):

@@ -587,17 +587,22 @@ def apply_op(
             "its box."
         )
     check_images(images)
-    xp = arrays.namespace(images)
-    images = xp.convert_to_tensor(images)
-    n, height, width, _ = xp.shape(images)
-    row, column = center or (0, 0)
-    each = (_INDEX[op], 0 if sign == 1 else 1, row, column)
-    zeros = xp.arange(n) * 0
-    choice = Choice(*(zeros + x for x in each))
-    pixels = xp.cast(images, "uint8")
-    result = _FAMILY_OF[op](xp, pixels, choice, plan(magnitude, height, width))
-    # By way of uint8, as `keras.ops.cast` refuses nothing and rounds nothing.
-    return xp.cast(xp.cast(result, "uint8"), images.dtype)
+    negative, (row, column) = int(sign == -1), center or (0, 0)
+
+    def apply(images: Any) -> Any:
+        xp = arrays.namespace(images)
+        n, height, width, _ = xp.shape(images)
+        each = (_INDEX[op], negative, row, column)
+        choice = Choice(*(xp.arange(n) * 0 + x for x in each))
+        pixels = xp.cast(images, "uint8")
+        this = plan(magnitude, height, width)
+        result = _FAMILY_OF[op](xp, pixels, choice, this)
+        return xp.cast(result, images.dtype)
+
+    if arrays.in_tensorflow_graph(images):
+        # Left to itself, TensorFlow's graph optimiser reorders additions.
+        apply = arrays.compiled(apply, "tensorflow")
+    return apply(arrays.namespace(images).convert_to_tensor(images))
 
 
 def check_magnitude(magnitude: float) -> None:
