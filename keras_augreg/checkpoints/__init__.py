@@ -1,8 +1,27 @@
-"""The release's checkpoints: find one, choose one, download it."""
+"""The release's checkpoints: find, choose, download, and out again."""
 
+from keras_augreg.checkpoints.export import (
+    to_hf,
+    to_keras_hub,
+    to_npz,
+    to_timm,
+)
 from keras_augreg.checkpoints.files import download
 from keras_augreg.checkpoints.index import best, search
+from keras_augreg.checkpoints.metadata import class_names
 from keras_augreg.checkpoints.names import parse, resolve
 from keras_augreg.checkpoints.transfer import DownloadError
 
-__all__ = ["DownloadError", "best", "download", "parse", "resolve", "search"]
+__all__ = [
+    "DownloadError",
+    "best",
+    "class_names",
+    "download",
+    "parse",
+    "resolve",
+    "search",
+    "to_hf",
+    "to_keras_hub",
+    "to_npz",
+    "to_timm",
+]

@@ -35,8 +35,16 @@ def find(
     text = str(weights)
     if text.startswith("hf://"):
         return files.fetch(text)
-    if isinstance(weights, pathlib.Path) or text.endswith(FILE_SUFFIXES):
-        return pathlib.Path(weights).expanduser()
+    path = pathlib.Path(weights).expanduser()
+    # What has the form of a released file's name is one, unless it is there.
+    stem = text.removesuffix(".npz")
+    released = stem in names.table() or (path.name == text and "-lr_" in stem)
+    if (
+        isinstance(weights, pathlib.Path)
+        or path.is_file()
+        or (text.endswith(FILE_SUFFIXES) and not released)
+    ):
+        return path
     return files.fetch(names.resolve(text, variant.name, resolution))
 
 
@@ -77,7 +85,6 @@ def load(
             arrays are not exactly the model's; the message names the array.
 
     Example:
-
     ```python
     model = keras_augreg.VisionTransformer(
         patch_size=16, width=192, depth=12, num_heads=3, mlp_dim=768,
