@@ -211,7 +211,8 @@ class Picture:
                 and orientation == 1
                 and data.endswith(JPEG_END)
             )
-        self.height, self.width = size
+        self.height: int = size[0]
+        self.width: int = size[1]
         self.plain_jpeg = plain and brightness == 1
 
     def _open(self) -> Any:
@@ -273,6 +274,7 @@ class ArrayPicture:
     """
 
     plain_jpeg = False
+    data = b""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array

@@ -21,6 +21,7 @@ from keras_augreg.data.report import Skipped
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds_source import Records
+from keras_augreg.labels import _classes
 
 ENGINES = ("auto", "tensorflow", "python")
 
@@ -199,63 +200,28 @@ def load(
             "`start_step` is at least 0 and `steps` at least 1. Received: "
             f"start_step={start_step}, steps={steps}"
         )
-    row = DATASETS.get(str(source))
-    path, kind = _locate(str(source), row, data_dir)
+    row, path, kind = _locate(str(source), data_dir)
     preprocess = _preprocess(
-        row or PaperDataset(
-            str(source), None, {}, 0,
-            *(("resize", "resize", False) if kind == "bundled" else ()),
-        ),
-        image_size, training, crop, smaller_side, flip,
-    )  # fmt: skip
+        row, image_size, training, crop, smaller_side, flip
+    )
     engine = _engine(engine, kind, path)
-    excluded = _read_names(exclude)
-    if row is not None and row.tfds is None and class_names is None:
-        class_names = [synset for synset, _ in _classes(row.num_classes)]
-
-    found: Examples | Records
-    if kind == "tfds":
-        if sample_weight is not None and not isinstance(sample_weight, str):
-            raise ValueError(
-                "`sample_weight` of a TFDS data set is the name of a feature. "
-                f"Received: {type(sample_weight).__name__}"
-            )
-        found = _records(
-            path,
-            row,
-            split,
-            None if data_dir is None else str(data_dir),
-            sample_weight=sample_weight,
-            excluded=excluded,
-            host=number,
-            hosts=hosts,
-            shuffle_buffer=shuffle_buffer,
-            cache=cache,
-        )
+    found = find(
+        source,
+        split,
+        sample_weight=sample_weight,
+        class_names=class_names,
+        split_seed=split_seed,
+        exclude=exclude,
+        data_dir=data_dir,
+        cache=cache,
+        shuffle_buffer=shuffle_buffer,
+        host=host,
+        on_error=on_error,
+    )
+    in_order = len(found)
+    if isinstance(found, Records):
         share = found.smallest_share if training else found.largest_share
         in_order = share * hosts
-    else:
-        if kind == "bundled":
-            found = sources.digits(split, split_seed)
-        else:
-            found = sources.folder(
-                path, split, split_seed, class_names, on_error
-            )
-        if excluded:
-            found = found.subset(
-                i for i, n in enumerate(found.names) if n not in excluded
-            )
-        if sample_weight is not None:
-            found.weights = np.asarray(sample_weight, np.float32)
-            if found.weights.shape != (len(found),):
-                raise ValueError(
-                    "`sample_weight` has one number for each of the "
-                    f"{len(found)} examples. Received: {sample_weight!r}"
-                )
-        if cache:
-            found.read = functools.cache(found.read)
-        in_order = len(found)
-
     names = found.class_names
     vectors = found.labels.ndim == 2
     if vectors and (one_hot or class_weight):
@@ -299,24 +265,84 @@ def load(
     return dataset, info
 
 
-def _classes(num_classes: int) -> Any:
-    from keras_augreg.labels import _classes
-
-    return _classes(num_classes)
+def find(
+    source: str | os.PathLike[str],
+    split: str,
+    *,
+    sample_weight: str | Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    split_seed: int = 0,
+    exclude: str | os.PathLike[str] | Iterable[str] = (),
+    data_dir: str | os.PathLike[str] | None = None,
+    cache: bool = False,
+    shuffle_buffer: int = 1,
+    host: tuple[int, int] = (0, 1),
+    on_error: str = "raise",
+) -> Examples | Records:
+    """Finds what `load` reads; the arguments are `load`'s."""
+    row, path, kind = _locate(str(source), data_dir)
+    if isinstance(exclude, (str, os.PathLike)):
+        text = pathlib.Path(exclude).read_text(encoding="utf-8")
+        exclude = text.splitlines()
+    excluded = frozenset(exclude)
+    if kind == "tfds":
+        if sample_weight is not None and not isinstance(sample_weight, str):
+            raise ValueError(
+                "`sample_weight` of a TFDS data set is the name of a feature. "
+                f"Received: {type(sample_weight).__name__}"
+            )
+        return _records(
+            path,
+            row,
+            split,
+            None if data_dir is None else str(data_dir),
+            sample_weight=sample_weight,
+            excluded=excluded,
+            host=host[0],
+            hosts=host[1],
+            shuffle_buffer=shuffle_buffer,
+            cache=cache,
+        )
+    if kind == "bundled":
+        found = sources.digits(split, split_seed)
+    else:
+        if row.num_classes and class_names is None:
+            # The release's order.
+            class_names = [synset for synset, _ in _classes(row.num_classes)]
+        found = sources.folder(path, split, split_seed, class_names, on_error)
+    if excluded:
+        found = found.subset(
+            i for i, n in enumerate(found.names) if n not in excluded
+        )
+    if sample_weight is not None:
+        weights = np.asarray(sample_weight)
+        if weights.shape != (len(found),) or weights.dtype.kind not in "fiu":
+            raise ValueError(
+                f"`sample_weight` has one number for each of the {len(found)} "
+                f"examples. Received: {sample_weight!r}"
+            )
+        found.weights = weights.astype(np.float32)
+    if cache:
+        found.read = functools.cache(found.read)
+    return found
 
 
 def _locate(
-    source: str,
-    row: PaperDataset | None,
-    data_dir: str | os.PathLike[str] | None,
-) -> tuple[str, str]:
-    """Where to read, and whether that is "bundled", a "folder" or "tfds"."""
+    source: str, data_dir: str | os.PathLike[str] | None
+) -> tuple[PaperDataset, str, str]:
+    """The source's row, where to read, and how.
+
+    Sources that are no data set of the paper have a row without splits and
+    classes; the third is "bundled", "folder" or "tfds".
+    """
     if source in sources.BUNDLED:
-        return source, "bundled"
-    if row is not None and row.tfds is not None:
-        return row.tfds, "tfds"
+        row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
+        return row, source, "bundled"
+    row = DATASETS.get(source, PaperDataset(source, None, {}, 0))
+    if row.tfds is not None:
+        return row, row.tfds, "tfds"
     path = source
-    if row is not None:
+    if source in DATASETS:
         if data_dir is None:
             raise ValueError(
                 f"{source!r} has no public TFDS data set: pass `data_dir`, a "
@@ -324,15 +350,16 @@ def _locate(
             )
         path = str(data_dir)
     if tfds_source.is_prepared_directory(path):
-        return path, "tfds"
+        return row, path, "tfds"
     if pathlib.Path(path).is_dir():
-        return path, "folder"
-    if row is not None or path.startswith((".", "/", "~")) or "://" in path:
+        return row, path, "folder"
+    looks_like_path = path.startswith((".", "/", "~")) or "://" in path
+    if looks_like_path or source in DATASETS:
         raise ValueError(
             f"No folder {path!r}. Expected a folder of class folders, or a "
             "directory that TFDS wrote (with dataset_info.json)."
         )
-    return path, "tfds"
+    return row, path, "tfds"
 
 
 def _engine(engine: str, kind: str, path: str) -> str:
@@ -392,13 +419,12 @@ def _preprocess(
 
 def _records(
     path: str,
-    row: PaperDataset | None,
+    row: PaperDataset,
     split: str,
     data_dir: str | None,
     **arguments: Any,
 ) -> Records:
     builder = tfds_source.open_builder(path, data_dir)
-    row = row or PaperDataset(path, path, {}, 0)
     split = row.splits.get(split, split)
     if "{p}" in split:
         first = row.held_out * builder.info.splits["train"].num_examples // 100
@@ -418,15 +444,6 @@ def _records(
             f"at {path!r} has {len(records.class_names)}."
         )
     return records
-
-
-def _read_names(
-    exclude: str | os.PathLike[str] | Iterable[str],
-) -> frozenset[str]:
-    if isinstance(exclude, (str, os.PathLike)):
-        text = pathlib.Path(exclude).read_text(encoding="utf-8")
-        exclude = text.splitlines()
-    return frozenset(exclude)
 
 
 def _class_weights(

@@ -74,7 +74,7 @@ def build(
     passes = 0
 
     def next_step() -> np.ndarray:
-        return np.int64(first_step + passes * num_batches)
+        return np.array(first_step + passes * num_batches)
 
     if isinstance(source, Records):
         examples = source.stream(order, num_batches)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -77,6 +77,11 @@ class Examples:
         if isinstance(data, bytes):
             return Picture(data, name)
         return ArrayPicture(data)
+
+    def pictures(self) -> Iterator[tuple[str, Picture | ArrayPicture]]:
+        """All examples' names and pictures, in order."""
+        for i, name in enumerate(self.names):
+            yield name, self.picture(i)
 
     def subset(self, numbers: Iterable[int]) -> Examples:
         """These examples alone, in this order."""

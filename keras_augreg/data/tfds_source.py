@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Records:
         shuffle_buffer: Records among which training draws the next one.
         cache: Whether to keep all records in memory.
         brightness: What to multiply pixel values by.
+        left_out: As `Examples` has it.
     """
 
     num_examples: int
@@ -49,6 +50,7 @@ class Records:
     shuffle_buffer: int
     cache: bool
     brightness: int
+    left_out: tuple[str, ...] = ()
 
     def name(self, data: bytes, name: bytes) -> str:
         """What error messages call an example: TFDS's `tfds_id`."""
@@ -57,6 +59,14 @@ class Records:
     def picture(self, data: bytes, name: bytes) -> Picture:
         """As `Examples.picture`."""
         return Picture(data, self.name(data, name), self.brightness)
+
+    def pictures(self) -> Iterator[tuple[str, Picture]]:
+        """All examples' names and pictures, in the order of the files."""
+        import tensorflow as tf
+
+        for record, name in self._read(tf, self.parts):
+            data = self.parse(record)[0].numpy()
+            yield name.numpy().decode(), self.picture(data, name.numpy())
 
     def stream(self, order: Order, num_batches: int) -> Callable[[Any], Any]:
         """Makes a function from a pass's first step to its examples.
@@ -270,6 +280,11 @@ def open_records(
     features = builder.info.features
     image, own_label = _keys(tfds, builder)
     label = label or own_label
+    if label is None:
+        raise ValueError(
+            f"Cannot tell which feature of {builder.name!r} is the label: "
+            f"expected one class label in {list(features)}"
+        )
     wanted = [image, *label_features]
     if isinstance(label, str):
         wanted.append(label)
@@ -343,21 +358,20 @@ def open_records(
 def _keys(tfds: Any, builder: Any) -> tuple[str, str | None]:
     """The names of a data set's image and label."""
     features = builder.info.features
-    keys = builder.info.supervised_keys
-    image, label = keys[:2] if keys else (None, None)
-    kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    of_kind = [[k for k, f in features.items() if isinstance(f, kind)]
-               for kind in kinds]  # fmt: skip
-    if image not in of_kind[0]:
-        if len(of_kind[0]) != 1:
-            raise ValueError(
-                f"Cannot tell which feature of {builder.name!r} is the image: "
-                f"{features}"
-            )
-        image = of_kind[0][0]
-    if label not in features:
-        label = of_kind[1][0] if len(of_kind[1]) == 1 else None
-    return image, label
+    images, labels = (
+        [key for key, feature in features.items() if isinstance(feature, kind)]
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    supervised = builder.info.supervised_keys or ()
+    # What the data set calls its input and target comes first, if it fits.
+    image = [key for key in supervised if key in images] or images
+    label = [key for key in supervised if key in labels] or labels
+    if len(image) != 1:
+        raise ValueError(
+            f"Cannot tell which feature of {builder.name!r} is the image: "
+            f"expected one, found {images} in {list(features)}"
+        )
+    return image[0], label[0] if len(label) == 1 else None
 
 
 def _share(parts: list[Part], host: int, hosts: int) -> list[Part]:

@@ -1,0 +1,153 @@
+r"""Finds training images that an evaluation set holds, too.
+
+The paper pre-trains on ImageNet-21k without the images of its evaluation
+sets, and does not publish which ones were left out. This tool compares
+difference hashes, and writes the names that `load(..., exclude=FILE)` takes:
+
+    python -m keras_augreg.data.dedup --train=/data/imagenet21k:all \
+        --against=imagenet2012:validation --against=cifar100:test \
+        --out=duplicates.txt
+
+The hash has 64 bits: whether each of 8 x 8 neighbours in a row gets brighter,
+in the grey picture of 9 x 8 pixels. Resizing and compressing an image flips
+few of them. That up to 3 of 64 bits may differ is our choice: look at some of
+what is found, flat pictures have equal hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_augreg.data.decode import ArrayPicture, Picture, resize_area
+from keras_augreg.data.loading import find
+
+DISTANCE = 3
+
+
+def difference_hash(picture: Picture | ArrayPicture) -> int:
+    """Hashes a picture by where it gets brighter from left to right.
+
+    Args:
+        picture: Whose pixels are read.
+
+    Returns:
+        64 bits, the top left corner in the highest.
+    """
+    whole = (0, 0, picture.height, picture.width)
+    small = resize_area(picture.pixels(whole), (8, 9)).astype(np.int64)
+    grey = small @ np.array([299, 587, 114])  # ITU-R BT.601
+    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def hash_source(
+    source: str, split: str, data_dir: str | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Hashes every image of a split; broken files are errors.
+
+    Args:
+        source: As `load` takes it.
+        split: As `load` takes it.
+        data_dir: As `load` takes it.
+
+    Returns:
+        The names as `load(exclude=...)` takes them, and their hashes, uint64
+        of shape (n,).
+    """
+    names, hashes = [], []
+    for name, picture in find(source, split, data_dir=data_dir).pictures():
+        names.append(name)
+        hashes.append(difference_hash(picture))
+    return names, np.array(hashes, np.uint64)
+
+
+def near(
+    hashes: np.ndarray, others: np.ndarray, distance: int = DISTANCE
+) -> np.ndarray:
+    """Tells which hashes differ from one of the others in few bits.
+
+    Args:
+        hashes: uint64 of shape (n,).
+        others: uint64 of shape (m,).
+        distance: How many bits may differ, 0 to 7.
+
+    Returns:
+        bool of shape (n,).
+
+    Raises:
+        ValueError: If the distance is out of range.
+
+    Example:
+    >>> import numpy as np
+    >>> near(np.array([0b0111, 0b1111], "u8"), np.array([0], "u8"))
+    array([ True, False])
+    """
+    if not 0 <= distance <= 7:
+        raise ValueError(
+            f"`distance` is 0 to 7 of 64 bits. Received: {distance}"
+        )
+    found = np.zeros(len(hashes), bool)
+    # Of one band more than bits that may differ, one is equal.
+    edges = np.linspace(0, 64, distance + 2).astype(int)
+    for low, high in itertools.pairwise(edges):
+        mask = np.uint64((1 << int(high - low)) - 1)
+        ours, theirs = (
+            _groups(h >> np.uint64(low) & mask) for h in (hashes, others)
+        )
+        for key in ours.keys() & theirs.keys():
+            members = ours[key]
+            differ = hashes[members, None] ^ others[None, theirs[key]]
+            bits = np.unpackbits(differ[..., None].view(np.uint8), axis=-1)
+            found[members] |= (bits.sum(axis=-1) <= distance).any(axis=1)
+    return found
+
+
+def _groups(keys: np.ndarray) -> dict[int, np.ndarray]:
+    """The places of every key."""
+    order = np.argsort(keys, kind="stable")
+    unique, starts = np.unique(keys[order], return_index=True)
+    parts = np.split(order, starts[1:])
+    return dict(zip(unique.tolist(), parts, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command of the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_augreg.data.dedup",
+        description="Lists training images that evaluation sets hold, too.",
+    )
+    parser.add_argument(
+        "--train", required=True, help="a source of load: SOURCE[:SPLIT]"
+    )
+    parser.add_argument(
+        "--against", required=True, action="append", help="SOURCE[:SPLIT]"
+    )
+    parser.add_argument("--data_dir", help="where TFDS keeps data sets")
+    parser.add_argument(
+        "--distance", type=int, default=DISTANCE, help="bits that may differ"
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    flags = parser.parse_args(arguments)
+
+    def of(argument: str) -> tuple[list[str], np.ndarray]:
+        # A path may hold colons; a split follows the last one.
+        source, _, split = argument.rpartition(":")
+        if not source or "/" in split:
+            source, split = argument, "all"
+        return hash_source(source, split, flags.data_dir)
+
+    names, hashes = of(flags.train)
+    others = np.concatenate([of(argument)[1] for argument in flags.against])
+    found = near(hashes, others, flags.distance)
+    lines = [name for name, f in zip(names, found, strict=True) if f]
+    flags.out.write_text("".join(f"{n}\n" for n in lines), encoding="utf-8")
+    print(f"{len(lines)} of {len(names)} names written to {flags.out}")
+
+
+if __name__ == "__main__":
+    main()

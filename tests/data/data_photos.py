@@ -1,0 +1,48 @@
+"""Real photos for the data tests: those that ship with scikit-image."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+import PIL.Image
+import skimage.data
+
+CLASSES = ("astronaut", "chelsea", "coffee")
+
+
+@functools.cache
+def photo(name, size=None):
+    image = PIL.Image.fromarray(getattr(skimage.data, name)())
+    return image if size is None else image.resize(size)
+
+
+def encode(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pictures(name, count, size=(96, 72)):
+    """A photo and what the camera would have seen a little further on."""
+    whole = photo(name, (size[0] + count, size[1] + count))
+    for i in range(count):
+        yield whole.crop((i, i, i + size[0], i + size[1]))
+
+
+def write_folder(root, count=6, size=(96, 72), splits=("train", "test")):
+    """Class folders of JPEG and PNG files in turn."""
+    for split in splits:
+        for name in CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i, image in enumerate(pictures(name, count, size)):
+                kind = "PNG" if i % 3 == 2 else "JPEG"
+                file = folder / f"{i:02}.{'png' if i % 3 == 2 else 'jpg'}"
+                file.write_bytes(encode(image, kind))
+    return root
+
+
+def largest_difference(a, b):
+    return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max()

@@ -1,0 +1,358 @@
+"""Crops, resizing and kinds of files, against TensorFlow's operations."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import zlib
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from data_photos import encode, largest_difference, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_augreg.data import decode
+from keras_augreg.data.decode import ArrayPicture, ImageError, Picture
+
+if keras.backend.backend() != "jax":
+    pytest.skip("the same on every backend", allow_module_level=True)
+
+tf = pytest.importorskip("tensorflow")
+
+WHOLE = (0, 0, 72, 96)
+
+
+def noise(height, width, seed=0):
+    rng = np.random.RandomState(seed)
+    return rng.randint(0, 256, (height, width, 4)).astype(np.uint8)
+
+
+def upright(data):
+    picture = Picture(data, "x")
+    box = (0, 0, picture.height, picture.width)
+    return picture.pixels(box)[..., :3]
+
+
+sides = st.integers(1, 90)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "area"])
+@settings(max_examples=60, deadline=None)
+@given(size=st.tuples(sides, sides), to=st.tuples(sides, sides))
+def test_resize_is_tensorflows(method, size, to):
+    pixels = noise(*size)
+    resize = decode.resize_area if method == "area" else decode.resize_bilinear
+    expected = tf.cast(tf.image.resize(pixels[..., :3], to, method), tf.uint8)
+    assert largest_difference(resize(pixels, to)[..., :3], expected) <= 1
+
+
+@pytest.mark.parametrize("method", ["bilinear", "area"])
+def test_resize_of_a_photo_is_rarely_a_level_off(method):
+    pixels = np.pad(np.asarray(photo("coffee")), ((0, 0), (0, 0), (0, 1)))
+    resize = decode.resize_area if method == "area" else decode.resize_bilinear
+    # Where "area" enlarges, TensorFlow's sums of equal pixels end up a little
+    # below an integer, and the fraction is cut off.
+    for to in ((224, 224), (133, 310), (33, 47)):
+        ours = resize(pixels, to)[..., :3].astype(int)
+        expected = tf.image.resize(pixels[..., :3], to, method)
+        difference = np.abs(ours - tf.cast(expected, tf.int32).numpy())
+        assert difference.max() <= 1
+        assert difference.mean() < 2e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 700),
+    width=st.integers(1, 700),
+    side=st.integers(8, 400),
+)
+def test_resize_small_is_big_visions(height, width, side):
+    smaller = round(side * 256 / 224)
+    preprocess = decode.Preprocess(
+        (side, side), "resize_small", False, False, smaller
+    )
+    plan = preprocess.plan(height, width, random.Random(0))
+    factor = tf.cast(smaller, tf.float32) / tf.cast(
+        tf.minimum(height, width), tf.float32
+    )
+    expected = [
+        int(tf.round(tf.cast(s, tf.float32) * factor)) for s in (height, width)
+    ]
+    assert plan.size == tuple(expected)
+    assert plan.corner == tuple((e - side) // 2 for e in expected)
+    assert plan.box == (0, 0, height, width)
+    assert not plan.flip
+
+
+def test_resize_small_covers_what_is_not_square():
+    preprocess = decode.Preprocess(
+        (224, 448), "resize_small", False, False, 256
+    )
+    assert preprocess.plan(300, 300, random.Random(0)).size == (512, 512)
+    assert preprocess.plan(300, 900, random.Random(0)).size == (256, 768)
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 200), (32, 32)])
+def test_inception_boxes_are_distributed_as_tensorflows(size):
+    scipy_stats = pytest.importorskip("scipy.stats")
+    rng = random.Random(1)
+    ours = np.array([decode.inception_box(*size, rng) for _ in range(3000)])
+
+    @tf.function
+    def draw(seed):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            [*size, 3],
+            tf.zeros([0, 0, 4]),
+            seed=[1, seed],
+            area_range=(0.05, 1.0),
+            aspect_ratio_range=(0.75, 1.33),
+            min_object_covered=0.0,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return tf.concat([begin[:2], extent[:2]], axis=0)
+
+    theirs = tf.map_fn(draw, tf.range(3000), fn_output_signature=tf.int32)
+    theirs = theirs.numpy()
+    for boxes in (ours, theirs):
+        area = boxes[:, 2] * boxes[:, 3] / np.prod(size)
+        assert 0.05 <= area.min() < 0.08 < 0.9 * area.max()
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
+    features = [
+        lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2],
+        lambda b: b[:, 3], lambda b: b[:, 3] / b[:, 2],
+    ]  # fmt: skip
+    for feature in features:
+        test = scipy_stats.ks_2samp(feature(ours), feature(theirs))
+        assert test.pvalue > 1e-4
+
+
+def test_inception_box_of_one_pixel_is_that_pixel():
+    box = decode.inception_box(1, 1, random.Random(0))
+    assert box == (0, 0, 1, 1)
+
+
+def test_half_of_the_training_images_are_flipped_and_none_in_evaluation():
+    train = decode.Preprocess((8, 8), "inception", True, True, 9)
+    rng = random.Random(0)
+    flips = [train.plan(20, 20, rng).flip for _ in range(1000)]
+    assert 440 < sum(flips) < 560
+    assert not any(
+        decode.Preprocess((8, 8), "resize", training, flip, 9)
+        .plan(20, 20, rng)
+        .flip
+        for training, flip in [(False, True), (True, False)]
+        for _ in range(20)
+    )
+
+
+def test_crop_of_a_flipped_plan():
+    image = noise(20, 30)
+    preprocess = decode.Preprocess((20, 30), "resize", True, True, 20)
+    out = np.zeros((20, 30, 3), np.uint8)
+    plan = decode.Plan((0, 0, 20, 30), (20, 30), (0, 0), True)
+    decode.crop_and_resize(image, plan, preprocess, out)
+    np.testing.assert_array_equal(out, image[:, ::-1, :3])
+
+
+# --- kinds of files: the picture that a person sees
+
+PHOTO = photo("chelsea", (96, 72))
+LIGHTLY = {"quality": 98, "subsampling": 0}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_formats(kind):
+    options = {"JPEG": LIGHTLY, "WEBP": {"lossless": True}}.get(kind, {})
+    # GIF has 256 colours, the others compress or are exact.
+    tolerance = {"JPEG": 12, "GIF": 60}.get(kind, 0)
+    image = upright(encode(PHOTO, kind, **options))
+    assert image.shape == (72, 96, 3)
+    assert largest_difference(image, PHOTO) <= tolerance
+
+
+def test_the_first_frame_of_a_gif():
+    frames = [PIL.Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (upright(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_grey_and_palette_files(mode):
+    image = PHOTO.convert(mode)
+    assert largest_difference(
+        upright(encode(image, "PNG")), image.convert("RGB")
+    ) == 0  # fmt: skip
+
+
+def test_16_bit_grey():
+    ramp = np.linspace(0, 65535, 72 * 96).astype(np.uint16).reshape(72, 96)
+    image = upright(encode(PIL.Image.fromarray(ramp), "PNG"))
+    assert largest_difference(image, (ramp >> 8)[..., None]) == 0
+
+
+def test_16_bit_colour():
+    image = (np.asarray(PHOTO).astype(np.uint16) << 8) | 77
+    data = tf.io.encode_png(image).numpy()
+    assert largest_difference(upright(data), PHOTO) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_files_are_on_white(mode):
+    image = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    options = {}
+    if mode == "P":
+        image = PIL.Image.new("P", (8, 8), 1)
+        image.paste(0, (0, 0, 4, 8))
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        options = {"transparency": 0}
+    image = upright(encode(image.convert(mode), "PNG", **options))
+    assert (image[:, :4] == 255).all()
+    assert image[0, 7, 0] > 50
+    assert (image[:, 4:, 1] < 255).all()
+
+
+def test_cmyk():
+    solid = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    image = upright(encode(solid, "JPEG"))
+    assert largest_difference(image, np.full((16, 16, 3), (255, 0, 0))) <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotated_by_exif(orientation):
+    # What the camera stored, so that turning it as told gives the photo.
+    stored = {
+        2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+        3: PIL.Image.Transpose.ROTATE_180,
+        4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+        5: PIL.Image.Transpose.TRANSPOSE,
+        6: PIL.Image.Transpose.ROTATE_90,
+        7: PIL.Image.Transpose.TRANSVERSE,
+        8: PIL.Image.Transpose.ROTATE_270,
+    }
+    image = PHOTO
+    if orientation in stored:
+        image = image.transpose(stored[orientation])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    for kind, options, tolerance in (("PNG", {}, 0), ("JPEG", LIGHTLY, 12)):
+        data = encode(image, kind, exif=exif, **options)
+        picture = Picture(data, "x")
+        assert (picture.height, picture.width) == (72, 96)
+        assert picture.plain_jpeg == (kind == "JPEG" and orientation == 1)
+        assert largest_difference(upright(data), PHOTO) <= tolerance
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        {"quality": 20, "optimize": True},
+        {"icc_profile": b"x" * 3000},
+        {"comment": b"hello"},
+        {"dpi": (72, 72)},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpeg_files_are_recognised(options, mode):
+    data = encode(PHOTO.convert(mode), "JPEG", **options)
+    assert decode._plain_jpeg_size(data) == (72, 96)
+    # TensorFlow's decoder gives the same pixels.
+    picture = Picture(data, "x")
+    assert picture.plain_jpeg
+    decoded = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    assert largest_difference(upright(data), decoded) == 0
+
+
+def test_other_files_are_not():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    whole = encode(PHOTO)
+    for data in (
+        encode(PHOTO.convert("CMYK")),
+        encode(PHOTO, exif=exif),
+        encode(PHOTO, "PNG"),
+        whole[:-2],
+        whole + b"\0",
+        b"",
+        b"\xff\xd8\xff\xd9",
+        b"\xff\xd8\xff\xe0\x00\x04ab\xff\xd9",
+        b"\xff\xd8" + b"\xff" * 40 + b"\xff\xd9",
+    ):
+        assert decode._plain_jpeg_size(data) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_header_is_an_image_error_or_an_image(data):
+    whole = bytearray(encode(PHOTO, "JPEG", quality=50))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 700))
+        whole[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ImageError):
+        picture = Picture(bytes(whole), "x")
+        assert picture.pixels((0, 0, 1, 1)).shape == (1, 1, 4)
+
+
+# --- broken files
+
+BROKEN = {
+    "empty": b"",
+    "text": b"This is no picture.\n",
+    "jpeg cut short": encode(PHOTO)[:2000],
+    "png cut short": encode(PHOTO, "PNG")[:2000],
+    "webp cut short": encode(PHOTO, "WEBP")[:500],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_files_are_errors_that_name_them(what):
+    with pytest.raises(ImageError, match=r"'dir/name 1\.jpg'.*on_error"):
+        Picture(BROKEN[what], "dir/name 1.jpg").pixels((0, 0, 1, 1))
+
+
+def test_tiff_is_refused():
+    with pytest.raises(ImageError, match="Expected a whole JPEG, PNG"):
+        Picture(encode(PHOTO, "TIFF"), "x.jpg")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_absurd_size_is_refused_before_decoding(kind, monkeypatch):
+    data = bytearray(encode(PHOTO, kind))
+    if kind == "PNG":
+        data[16:24] = (30_000).to_bytes(4) * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = (30_000).to_bytes(2) * 2
+    monkeypatch.setattr(
+        decode, "_upright_rgb", lambda image: pytest.fail("decoded")
+    )
+    with pytest.raises(ImageError, match=r"Refused to decode 'big'.*pixels"):
+        Picture(bytes(data), "big")
+
+
+def test_arrays_are_pictures():
+    array = np.asarray(PHOTO)
+    picture = ArrayPicture(array)
+    assert (picture.height, picture.width) == (72, 96)
+    np.testing.assert_array_equal(picture.pixels(WHOLE)[..., :3], array)
+    np.testing.assert_array_equal(
+        picture.pixels((5, 7, 20, 30))[..., :3], array[5:25, 7:37]
+    )
+
+
+def test_brightness():
+    image = PIL.Image.fromarray(np.eye(8, dtype=np.uint8))
+    data = encode(image, "PNG")
+    pixels = Picture(data, "x", brightness=255).pixels((0, 0, 8, 8))
+    np.testing.assert_array_equal(
+        pixels[..., :3], np.eye(8)[..., None].repeat(3, -1) * 255
+    )
+    assert not Picture(encode(PHOTO), "x", brightness=255).plain_jpeg
