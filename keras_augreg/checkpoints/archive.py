@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 2**24
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
 BFLOAT16 = np.dtype("V2")
-_SAFETENSORS_DTYPES = {
+_SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
