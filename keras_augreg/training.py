@@ -47,13 +47,14 @@ class Sweep:
 
 
 _RATES = (0.001, 0.003, 0.01, 0.03)
-# By TFDS name. With two resolutions: 68 runs for each pre-trained model.
+# By name in `keras_augreg.data.DATASETS`. At two resolutions: 68 runs for each
+# pre-trained model.
 SWEEPS = {
-    "imagenet2012": Sweep((20_000,), (0.01, 0.03)),
-    "cifar100": Sweep((2_500, 10_000), _RATES),
+    "imagenet-1k": Sweep((20_000,), (0.01, 0.03)),
+    "cifar-100": Sweep((2_500, 10_000), _RATES),
     "resisc45": Sweep((2_500, 10_000), _RATES),
-    "oxford_iiit_pet": Sweep((500, 2_500), _RATES),
-    "kitti": Sweep((500, 2_500), _RATES),  # the distance to the nearest car
+    "pets": Sweep((500, 2_500), _RATES),
+    "kitti-distance": Sweep((500, 2_500), _RATES),
 }
 
 

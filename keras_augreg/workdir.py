@@ -14,6 +14,7 @@ any step, so nothing else is needed to go on bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import signal
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -67,6 +68,7 @@ class Workdir:
         self.path = pathlib.Path(path)
         self.keep = keep
         self.monitor = monitor
+        self.terminated = False
         self._arrays: dict[str, Any] = {}
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._check_settings(json.loads(json.dumps(settings)))
@@ -101,26 +103,25 @@ class Workdir:
                 last good checkpoint stays.
             OSError: If a checkpoint cannot be written; those before it stay.
         """
-        while (step := self.restore(model)) < total_steps:
-            # What a stop in the middle left of an interval comes first.
-            steps = interval - step % interval
-            epochs = 1
-            if steps == interval and total_steps - step >= interval:
-                epochs = (total_steps - step) // interval
-            steps = min(steps, total_steps - step)
-            epoch = step // interval
-            model.fit(
-                batches(step, epochs * steps),
-                initial_epoch=epoch,
-                epochs=epoch + epochs,
-                steps_per_epoch=steps,
-                callbacks=[
-                    _Checkpoints(self, step, step % interval > 0),
-                    *(callbacks or []),
-                ],
-                **kwargs,
-            )
-            distribution.barrier()
+        with self._heeding_sigterm():
+            while (step := self.restore(model)) < total_steps:
+                # What a stop in the middle left of an interval comes first.
+                steps, epochs = interval - step % interval, 1
+                if steps == interval and total_steps - step >= interval:
+                    epochs = (total_steps - step) // interval
+                steps = min(steps, total_steps - step)
+                epoch = step // interval
+                model.fit(
+                    batches(step, epochs * steps),
+                    initial_epoch=epoch,
+                    epochs=epoch + epochs,
+                    steps_per_epoch=steps,
+                    callbacks=[
+                        _Checkpoints(self, step, step % interval > 0),
+                        *(callbacks or []),
+                    ],
+                    **kwargs,
+                )
         # `fit` ended so, but the checkpoint holds the weights before it.
         model.optimizer.finalize_variable_values(model.trainable_variables)
 
@@ -205,6 +206,21 @@ class Workdir:
             _assign(model, dict(archive), self.path / "best.npz")
             return float(archive["value"])
 
+    @contextlib.contextmanager
+    def _heeding_sigterm(self) -> Iterator[None]:
+        def terminate(*_: object) -> None:
+            self.terminated = True
+
+        self.terminated = False
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python handles signals in the main thread alone.
+            return
+        before = signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def _check_settings(self, settings: dict[str, Any]) -> None:
         file = self.path / "settings.json"
         if not file.exists():
@@ -269,19 +285,6 @@ class _Checkpoints(keras.callbacks.Callback):
         self._run = run
         self._step = self._epoch_start = step
         self._loss: Any = 0.0
-        self._terminated = False
-        self._before: Any = None
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._terminate)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _terminate(self, *_: object) -> None:
-        self._terminated = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self._within:
@@ -293,7 +296,7 @@ class _Checkpoints(keras.callbacks.Callback):
         self._step = self._epoch_start + batch + 1
         # Looked at one step later: reading it now would make the device wait.
         self._loss = (logs or {}).get("loss", 0.0)
-        if self._terminated:
+        if self._run.terminated:
             self._check_loss()
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
@@ -317,10 +320,13 @@ def _optimizer(model: Any) -> Any:
 
 
 def _variables(model: Any) -> dict[str, Any]:
-    """All that training changes, under names that are unique and stable."""
+    """All that training changes, under names that are unique and stable.
+
+    Paths are not: Keras numbers the seed generators of a process.
+    """
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return {
-        f"{group}/{i}/{variable.path}": variable
+        f"{group}/{i}/{variable.name}": variable
         for group, variables in groups.items()
         for i, variable in enumerate(variables)
     }
@@ -328,7 +334,7 @@ def _variables(model: Any) -> dict[str, Any]:
 
 def _metrics(model: Any) -> dict[str, Any]:
     return {
-        f"metrics/{i}/{variable.path}": variable
+        f"metrics/{i}/{variable.name}": variable
         for i, variable in enumerate(model.metrics_variables)
     }
 

@@ -12,17 +12,17 @@ hyper-parameters). The study's run on Oxford-IIIT Pets, on one accelerator:
         --weights=augreg-in21k --image_size=224 --batch_size=512 --steps=500 \
         --learning_rate=0.01
 
-It was not run here. The script writes the model (`model.keras`) and a picture
-of predictions on test images (`predictions.png`) to --workdir, and ends with
-one line of JSON.
+It was not run here. Stopped or killed, the same command goes on where it was
+(docs/training.md). --workdir gets checkpoints, `settings.json`,
+`metrics.jsonl`, the model (`model.keras`) and a picture of predictions; the
+last line on stdout is JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
-import time
+import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -31,6 +31,8 @@ from absl import app, flags
 
 import keras_augreg
 from keras_augreg import data, visualize
+from keras_augreg.training import finetuning_warmup
+from keras_augreg.workdir import Workdir
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
@@ -41,75 +43,96 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of a side.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images of a step.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Weight updates.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.003, "Its peak.")
+_FREEZE = flags.DEFINE_bool("freeze", False, "Train the classifier alone.")
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps, see Workdir.fit.")
+_DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/finetune", "Output folder.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow.")
 
 SEED = 0
+ELSEWHERE = ("workdir", "tensorboard")  # flags that change no result
 
 
 def main(argv: list[str]) -> None:
     """Fine-tunes, evaluates, saves, reports."""
     del argv
-    start = time.monotonic()
     keras.utils.set_random_seed(SEED)
-    workdir = pathlib.Path(_WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-
-    size, steps = _IMAGE_SIZE.value, _STEPS.value
-    train, info = data.load(
-        _DATASET.value,
-        "train",
-        image_size=size,
-        batch_size=_BATCH_SIZE.value,
-        training=True,
-        seed=SEED,
-        steps=steps,
-    )
-    test, test_info = data.load(
-        _DATASET.value,
-        "test",
-        image_size=size,
-        batch_size=_BATCH_SIZE.value,
-        training=False,
-        class_names=info.class_names,
-    )
-    model = getattr(keras_augreg, _MODEL.value)(
-        weights=_WEIGHTS.value,
-        input_shape=(size, size, 3),
-        classes=info.num_classes,
-    )
-    keras_augreg.compile_finetuning(
-        model,
-        total_steps=steps,
-        base_lr=_LEARNING_RATE.value,
-        warmup_steps=min(500, steps // 5),
-    )
-    model.fit(train)
-    scores = model.evaluate(test, return_dict=True)
-    model.save(workdir / "model.keras")
-
-    images, labels = next(iter(test))[:2]
-    images = keras.ops.convert_to_numpy(images)[:32]
-    visualize.predictions(
-        images,
-        keras.ops.convert_to_numpy(labels)[:32],
-        model.predict(images, verbose=0),
-        info.class_names,
-    ).savefig(workdir / "predictions.png", dpi=100)
-    print(
-        json.dumps(
-            {
-                "model": _MODEL.value,
-                "weights": _WEIGHTS.value,
-                "dataset": _DATASET.value,
-                "test_examples": test_info.num_examples,
-                **{f"test_{name}": value for name, value in scores.items()},
-                "steps": steps,
-                "minutes": round((time.monotonic() - start) / 60, 2),
-                "backend": keras.config.backend(),
-                "workdir": str(workdir),
-            }
+    with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
+        settings = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+        run = Workdir(
+            _WORKDIR.value,
+            {f.name: f.value for f in settings if f.name not in ELSEWHERE},
         )
-    )
+        sizes = {
+            "image_size": _IMAGE_SIZE.value,
+            "batch_size": _BATCH_SIZE.value,
+            "host": devices.host,
+        }
+
+        def batches(first: int, steps: int | None) -> tuple:
+            return data.load(
+                _DATASET.value,
+                "train",
+                training=True,
+                seed=SEED,
+                start_step=first,
+                steps=steps,
+                **sizes,
+            )
+
+        info = batches(0, None)[1]
+        test, _ = data.load(
+            _DATASET.value,
+            "test",
+            training=False,
+            class_names=info.class_names,
+            **sizes,
+        )
+        model = getattr(keras_augreg, _MODEL.value)(
+            weights=_WEIGHTS.value,
+            input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
+            classes=info.num_classes,
+        )
+        keras_augreg.compile_finetuning(
+            model,
+            total_steps=_STEPS.value,
+            base_lr=_LEARNING_RATE.value,
+            # The study's, but for runs shorter than the study's.
+            warmup_steps=min(
+                finetuning_warmup(_STEPS.value), _STEPS.value // 5
+            ),
+            freeze=_FREEZE.value,
+        )
+        run.fit(
+            model,
+            lambda first, steps: batches(first, steps)[0],
+            total_steps=_STEPS.value,
+            interval=_SAVE_EVERY.value,
+            validation_data=test,
+            callbacks=[keras.callbacks.TensorBoard(run.path / "tensorboard")]
+            if _TENSORBOARD.value
+            else [],
+        )
+        scores = model.evaluate(test, return_dict=True)
+    if devices.host[0] == 0:
+        model.save(run.path / "model.keras")
+        images, labels = map(keras.ops.convert_to_numpy, next(iter(test))[:2])
+        visualize.predictions(
+            images[:32],
+            labels[:32],
+            model.predict(images[:32], verbose=0),
+            info.class_names,
+        ).savefig(run.path / "predictions.png", dpi=100)
+        result = {
+            "model": _MODEL.value,
+            "weights": _WEIGHTS.value,
+            "dataset": _DATASET.value,
+            **{f"test_{name}": value for name, value in scores.items()},
+            "steps": _STEPS.value,
+            "backend": keras.config.backend(),
+            "workdir": str(run.path),
+        }
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

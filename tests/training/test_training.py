@@ -139,11 +139,11 @@ def test_first_loss_and_the_prior_of_a_fresh_head():
     assert_close(weights(pretrain(pretrained, "none", loss="sigmoid")), before)
 
 
-def test_augments_on_the_device_by_seed_and_step(recipe="medium1"):
+def test_augments_on_the_device_by_seed_and_step():
     """`fit` sees what the layer makes by hand, and goes on drawing so."""
-    model = pretrain(build(), recipe)
+    model = pretrain(build(), "medium1")
     fit(model, epochs=2)
-    layer = AugRegAugment(AugReg(recipe), CLASSES, seed=3)
+    layer = AugRegAugment(AugReg("medium1"), CLASSES, seed=3)
     by_hand = pretrain(build(), "none")
     images, labels = batch()
     for step in range(4):

@@ -1,0 +1,110 @@
+r"""Measures a model on a test set: top-1, top-5, each class, confusions.
+
+    python recipes/evaluate.py --weights=runs/pretrain/model.keras \
+        --dataset=digits --image_size=48
+
+A released checkpoint on ImageNet (of the published figures, the sources do
+not say which resize they used: --crop=resize is vit_jax's, resize_small
+big_vision's):
+
+    python recipes/evaluate.py --dataset=imagenet-1k --model=ViT_S16 \
+        --weights=augreg-in21k-ft-in1k --image_size=384 --crop=resize
+
+and `--dataset=imagenet-v2` or `imagenet-real` (a prediction is right if it is
+one of the image's classes). These were not run here. --workdir gets
+`per_class.csv` and `confusions.png`; the last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import keras_augreg
+from keras_augreg import data
+
+_DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
+_SPLIT = flags.DEFINE_string("split", "test", "See `data.load`.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
+_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of a side.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a step.")
+_CROP = flags.DEFINE_string("crop", None, "See `data.load`.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/evaluate", "Output folder.")
+
+
+def main(argv: list[str]) -> None:
+    """Predicts, compares, reports."""
+    del argv
+    test, info = data.load(
+        _DATASET.value,
+        _SPLIT.value,
+        image_size=_IMAGE_SIZE.value,
+        batch_size=_BATCH_SIZE.value,
+        training=False,
+        crop=_CROP.value,
+        one_hot=_DATASET.value != "imagenet-real",  # Those are vectors.
+        pad=False,
+    )
+    model = getattr(keras_augreg, _MODEL.value)(
+        weights=_WEIGHTS.value,
+        input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
+    )
+    if model.classes != info.num_classes:
+        raise app.UsageError(
+            f"{_WEIGHTS.value} knows {model.classes} classes, the data set "
+            f"has {info.num_classes}."
+        )
+    truth = np.concatenate([np.asarray(batch[1]) for batch in test]) > 0
+    scores = model.predict(test)
+    some = truth.any(axis=1)  # ReaL has images without a class.
+    truth, scores = truth[some], scores[some]
+    best = np.argsort(-scores, axis=1)[:, :5]
+    right = np.take_along_axis(truth, best, axis=1)
+
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    counts = truth.sum(axis=0)
+    hits = (truth & np.eye(model.classes, dtype=bool)[best[:, 0]]).sum(axis=0)
+    with open(workdir / "per_class.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", "name", "images", "found"])
+        rows = zip(info.class_names, counts, hits, strict=True)
+        table.writerows([i, *row] for i, row in enumerate(rows))
+    _draw(truth.T.astype("float32"), best[:, 0], workdir / "confusions.png")
+    result = {
+        "model": _MODEL.value,
+        "weights": _WEIGHTS.value,
+        "dataset": _DATASET.value,
+        "split": _SPLIT.value,
+        "images": len(truth),
+        "top1": float(right[:, 0].mean()),
+        "top5": float(right.any(axis=1).mean()),
+        "backend": keras.config.backend(),
+        "workdir": str(workdir),
+    }
+    print(json.dumps(result))
+
+
+def _draw(truth: np.ndarray, predicted: np.ndarray, file: pathlib.Path) -> None:
+    """Rows: the classes that images have; columns: what was predicted."""
+    from matplotlib.figure import Figure
+
+    confusions = truth @ np.eye(len(truth), dtype="float32")[predicted]
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(confusions / np.maximum(confusions.sum(1, keepdims=True), 1))
+    axes.set(xlabel="predicted class", ylabel="class")
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    app.run(main)
