@@ -111,8 +111,11 @@ def _groups(keys: np.ndarray) -> dict[int, np.ndarray]:
     """The places of every key."""
     order = np.argsort(keys, kind="stable")
     unique, starts = np.unique(keys[order], return_index=True)
-    parts = np.split(order, starts[1:])
-    return dict(zip(unique.tolist(), parts, strict=True))
+    stops = np.append(starts, len(keys))[1:]
+    return {
+        key: order[start:stop]
+        for key, start, stop in zip(unique.tolist(), starts, stops, strict=True)
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

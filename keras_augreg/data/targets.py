@@ -59,16 +59,18 @@ class Targets:
             their labels (int32, or float32 vectors) and weights (float32).
 
         Raises:
-            ImageError: If no image of the batch could be read.
+            ImageError: If no image of the batch could be read, without
+                padding.
         """
         bad = np.array([name != "" for name in broken], bool)
         if self.skipped is not None:
             self.skipped.add(name for name in broken if name)
         good = ~(bad | padding)
-        if bad.any() and not good.any():
+        if bad.any() and not good.any() and not self.pad:
             raise ImageError(
                 "No image of a batch could be read, among them "
-                f"{broken[int(bad.argmax())]!r}. Remove such files."
+                f"{broken[int(bad.argmax())]!r}. Remove such files, or "
+                "evaluate with `pad=True`."
             )
         take = np.arange(len(labels))
         if self.training:

@@ -1,0 +1,115 @@
+"""Folders of class folders."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from data_photos import encode, photo, write_folder
+
+from keras_augreg.data import loading
+
+if keras.backend.backend() != "jax":
+    pytest.skip("the same on every backend", allow_module_level=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_folder(tmp_path, 2)
+
+
+def find(root, split="train", **options):
+    return loading.find(root, split, **options)
+
+
+def test_names_are_sorted_and_other_files_are_no_images(root):
+    folder = root / "train" / "coffee"
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.jpg").write_bytes(b"")
+    (root / "train" / ".cache").mkdir()
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "x.JPG").write_bytes(encode(photo("coffee")))
+    found = find(root)
+    assert found.names == [
+        "astronaut/00.jpg", "astronaut/01.jpg", "chelsea/00.jpg",
+        "chelsea/01.jpg", "coffee/00.jpg", "coffee/01.jpg",
+        "coffee/deep/er/x.JPG",
+    ]  # fmt: skip
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert found.picture(6).height == 400
+
+
+def test_an_empty_class_folder(root):
+    (root / "train" / "bagel").mkdir()
+    with pytest.raises(ValueError, match=r"train/bagel' holds no image"):
+        find(root)
+    # Then it is no class, in any split.
+    for split in ("train", "test"):
+        found = find(root, split, on_error="skip")
+        assert found.class_names == ["astronaut", "chelsea", "coffee"]
+        assert found.left_out == ["bagel/"]
+    # Named by the user, it is one.
+    names = ["bagel", "coffee", "astronaut", "chelsea"]
+    found = find(root, class_names=names)
+    assert found.class_names == names
+    assert sorted(set(found.labels)) == [1, 2, 3]
+
+
+def test_a_class_that_train_lacks(root):
+    (root / "test" / "tea").mkdir()
+    (root / "test" / "tea" / "0.jpg").write_bytes(encode(photo("coffee")))
+    with pytest.raises(
+        ValueError, match=r"test/tea' is unknown.*no class 'tea"
+    ):
+        find(root, "test")
+    found = find(root, "test", on_error="skip")
+    assert found.class_names == ["astronaut", "chelsea", "coffee"]
+    assert found.left_out == ["tea/0.jpg"]
+    assert len(found) == 6
+    with pytest.raises(ValueError, match="`class_names` has no class 'coffee'"):
+        find(root, class_names=["astronaut", "chelsea"])
+
+
+def test_class_folders_are_split_by_seed(root):
+    root = root / "train"
+    for folder in root.iterdir():
+        for i in range(10, 18):
+            (folder / f"{i}.jpg").write_bytes(encode(photo("coffee")))
+    train, test, both = (find(root, s) for s in ("train", "test", "all"))
+    assert sorted(train.names + test.names) == both.names
+    assert [test.labels.tolist().count(c) for c in range(3)] == [2, 2, 2]
+    assert find(root, "test").names == test.names
+    assert find(root, "test", split_seed=1).names != test.names
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path):
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "0.jpg").write_bytes(encode(photo("coffee")))
+    assert find(tmp_path, "train").names == ["only/0.jpg"]
+    assert find(tmp_path, "test").names == []
+
+
+def test_nothing_to_read(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(encode(photo("coffee")))
+    with pytest.raises(ValueError, match="holds no images in class folders"):
+        find(tmp_path)
+
+
+def test_excluded_names(root, tmp_path):
+    names = ["coffee/00.jpg", "not/there.jpg"]
+    file = tmp_path / "list.txt"
+    file.write_text("\n".join(names))
+    for exclude in (names, file, str(file)):
+        found = find(root, exclude=exclude)
+        assert len(found) == 5
+        assert "coffee/00.jpg" not in found.names
+        assert found.labels.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_the_release_order_of_imagenet_21k(tmp_path):
+    for synset in ("n00005787", "n00004475"):
+        (tmp_path / synset).mkdir()
+        (tmp_path / synset / "0.jpg").write_bytes(encode(photo("coffee")))
+    found = find("imagenet-21k", "all", data_dir=tmp_path)
+    assert len(found.class_names) == 21843
+    assert found.labels.tolist() == [0, 1]
+    assert found.names[0] == "n00004475/0.jpg"

@@ -1,0 +1,511 @@
+"""Both engines: the same batches, restart, weights, broken files, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from data_photos import CLASSES, encode, largest_difference, photo, write_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from keras_augreg import data
+from keras_augreg.data import loading
+
+if keras.backend.backend() != "jax":
+    pytest.skip("the same on every backend", allow_module_level=True)
+
+ENGINES = ("tensorflow", "python")
+SIZE = {"image_size": (24, 32), "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("photos"))
+
+
+def load(source, split="train", training=True, **options):
+    return data.load(source, split, **{"training": training, **SIZE, **options})
+
+
+def read(dataset):
+    return [tuple(np.asarray(part) for part in batch) for batch in dataset]
+
+
+def labels_of(dataset):
+    return [batch[1].tolist() for batch in read(dataset)]
+
+
+def assert_equal(ours, theirs, tolerance=0):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a) == len(b)
+        assert a[0].dtype == b[0].dtype == np.uint8
+        assert largest_difference(a[0], b[0]) <= tolerance
+        for x, y in zip(a[1:], b[1:], strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+# --- two engines, one result
+
+
+@pytest.mark.parametrize(
+    ("training", "crop"),
+    [
+        (True, "inception"),
+        (True, "resize_small"),
+        (True, "resize"),
+        (False, "resize_small"),
+        (False, "resize"),
+    ],
+)
+def test_engines_agree_to_within_one_grey_level(photos, training, crop):
+    both = [
+        load(photos, training=training, crop=crop, engine=engine)[0]
+        for engine in ENGINES
+    ]
+    for _ in range(2):
+        assert_equal(*map(read, both), tolerance=1)
+
+
+def test_engines_agree_on_every_kind_of_file(tmp_path):
+    image = photo("chelsea", (96, 72))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    clear = image.copy()
+    clear.putalpha(77)
+    files = {
+        "grey.jpg": encode(image.convert("L")),
+        "cmyk.jpg": encode(image.convert("CMYK")),
+        "rotated.jpg": encode(image, exif=exif),
+        "progressive.jpeg": encode(image, progressive=True),
+        "clear.png": encode(clear, "PNG"),
+        "deep.png": encode(
+            PIL.Image.fromarray(np.full((72, 96), 40_000, np.uint16)), "PNG"
+        ),
+        "moving.gif": encode(image, "GIF"),
+        "x.WEBP": encode(image, "WEBP"),
+        "x.bmp": encode(image, "BMP"),
+        "dot.png": encode(image.resize((1, 1)), "PNG"),
+        "dot.jpg": encode(image.resize((1, 1))),
+    }
+    (tmp_path / "cat").mkdir()
+    for name, content in files.items():
+        (tmp_path / "cat" / name).write_bytes(content)
+    for training in (True, False):
+        both = [
+            load(tmp_path, "all", training, batch_size=11, engine=engine)[0]
+            for engine in ENGINES
+        ]
+        assert both[0].cardinality() == both[1].cardinality() == 1
+        assert_equal(*map(read, both), tolerance=1)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_evaluation_is_the_folder_in_order(photos, engine):
+    dataset, info = load(photos, "test", False, crop="resize", engine=engine)
+    images = np.concatenate([batch[0] for batch in read(dataset)])
+    assert (
+        np.concatenate(labels_of(dataset)).tolist()
+        == [0] * 6 + [1] * 6 + [2] * 6
+    )
+    assert info.class_names == list(CLASSES)
+    assert (info.num_classes, info.num_examples) == (3, 18)
+    assert info.engine == engine
+    assert info.skipped is None
+    first = PIL.Image.open(photos / "test" / "astronaut" / "02.png")
+    import tensorflow as tf
+
+    expected = tf.cast(tf.image.resize(np.asarray(first), (24, 32)), tf.uint8)
+    assert largest_difference(images[2], expected) <= 1
+
+
+# --- order and restart
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_seeded_run_repeats_itself_and_epochs_differ(photos, engine):
+    runs = []
+    for _ in range(2):
+        # Global seeds change nothing.
+        keras.utils.set_random_seed(len(runs))
+        dataset, _ = load(photos, engine=engine, seed=3)
+        runs.append(read(dataset) + read(dataset))
+    assert_equal(*runs)
+    assert not np.array_equal(runs[0][0][0], runs[0][4][0])
+    other, _ = load(photos, engine=engine, seed=4)
+    assert not np.array_equal(read(other)[0][0], runs[0][0][0])
+
+
+@pytest.fixture(scope="module")
+def whole_runs(photos):
+    """Three epochs of four steps each, by engine."""
+    options = {"steps": 12, "seed": 5}
+    return {e: read(load(photos, engine=e, **options)[0]) for e in ENGINES}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(
+    max_examples=6,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(start=st.integers(0, 11), steps=st.integers(1, 6))
+def test_a_run_goes_on_with_the_batch_that_comes_next(
+    photos, whole_runs, engine, start, steps
+):
+    rest, _ = load(photos, engine=engine, seed=5, start_step=start, steps=steps)
+    passes = []
+    while len(passes) < 12 - start:
+        assert int(rest.cardinality()) == steps
+        passes += read(rest)
+    assert_equal(passes[: 12 - start], whole_runs[engine][start:])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pass_that_was_left_begins_again(photos, engine):
+    dataset, _ = load(photos, engine=engine)
+    first = read(dataset)
+    second = read(dataset)
+    dataset, _ = load(photos, engine=engine)
+    for batch in dataset:
+        assert_equal([tuple(map(np.asarray, batch))], first[:1])
+        break
+    assert_equal(read(dataset), first)
+    assert_equal(read(dataset), second)
+
+
+def test_fit_may_shuffle_the_indices(photos):
+    dataset, _ = load(photos, engine="python")
+    expected = read(dataset)
+    again, _ = load(photos, engine="python")
+    assert again.num_batches == len(again) == 4
+    got = [again[i] for i in (2, 0, 3, 1)]
+    assert_equal(got, expected)
+    with pytest.raises(IndexError, match="Batch 4 of a data set with 4"):
+        again[4]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hosts_read_slices_of_the_same_batches(photos, engine):
+    for training in (True, False):
+        whole, _ = load(
+            photos, training=training, batch_size=8, engine=engine, pad=True
+        )
+        parts = [
+            load(
+                photos,
+                training=training,
+                batch_size=8,
+                engine=engine,
+                host=(i, 2),
+            )[0]
+            for i in range(2)
+        ]
+        joined = [
+            tuple(np.concatenate(columns) for columns in zip(*two, strict=True))
+            for two in zip(*map(read, parts), strict=True)
+        ]
+        assert_equal(joined, read(whole))
+
+
+# --- labels and weights
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_counts_every_example_once(photos, engine):
+    dataset, _ = load(
+        photos, "test", False, batch_size=8, pad=True, engine=engine
+    )
+    batches = read(dataset)
+    assert int(dataset.cardinality()) == len(batches) == 3
+    assert {batch[0].shape for batch in batches} == {(8, 24, 32, 3)}
+    weights = np.concatenate([batch[2] for batch in batches])
+    assert weights.tolist() == [1.0] * 18 + [0.0] * 6
+    labels = np.concatenate([batch[1] for batch in batches])
+    assert labels[:18].tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert not batches[-1][0][2:].any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_is_automatic_where_batches_are_distributed(photos, engine):
+    dataset, _ = load(photos, "test", False, engine=engine)
+    assert [len(batch) for batch in read(dataset)] == [2] * 5
+    devices = keras.distribution.list_devices()[:1]
+    distribution = keras.distribution.DataParallel(devices=devices)
+    with distribution.scope():
+        dataset, _ = load(photos, "test", False, engine=engine)
+    assert [len(batch) for batch in read(dataset)] == [3] * 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_and_vectors(photos, engine):
+    dataset, _ = load(
+        photos,
+        "test",
+        False,
+        one_hot=True,
+        class_weight={2: 3.0},
+        sample_weight=np.arange(18) / 2,
+        engine=engine,
+    )
+    _, labels, weights = map(np.concatenate, zip(*read(dataset), strict=True))
+    classes = np.repeat([0, 1, 2], 6)
+    np.testing.assert_array_equal(labels, np.eye(3, dtype="f")[classes])
+    assert labels.dtype == weights.dtype == np.float32
+    np.testing.assert_array_equal(
+        weights, np.arange(18) / 2 * np.where(classes == 2, 3, 1)
+    )
+
+
+def test_cached_files_are_read_once(photos, monkeypatch):
+    reads = []
+    real = data.sources._read_file
+    monkeypatch.setattr(
+        data.sources, "_read_file", lambda p: reads.append(p) or real(p)
+    )
+    dataset, _ = load(photos, "test", False, cache=True, engine="python")
+    first = read(dataset)
+    assert_equal(read(dataset), first)
+    assert len(reads) == 18
+
+
+# --- broken files
+
+
+@pytest.fixture
+def broken(tmp_path):
+    root = write_folder(tmp_path / "broken photos", 4, splits=("train",))
+    folder = root / "train" / "coffee"
+    whole = encode(photo("coffee", (96, 72)))
+    huge = bytearray(whole)
+    at = whole.index(b"\xff\xc0") + 5
+    huge[at : at + 4] = (30_000).to_bytes(2) * 2
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut short.jpg").write_bytes(whole[:1500])
+    (folder / "cut short.png").write_bytes(encode(photo("coffee"), "PNG")[:999])
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "huge.jpg").write_bytes(huge)
+    (folder / "broken link.jpg").symlink_to(root / "nowhere.jpg")
+    (folder / "one pixel.png").write_bytes(
+        encode(photo("coffee", (1, 1)), "PNG")
+    )
+    (folder / "line\nbreak 🐈 ü.jpg").write_bytes(whole)
+    return root
+
+
+BROKEN = [
+    "broken link.jpg",
+    "cut short.jpg",
+    "cut short.png",
+    "empty.jpg",
+    "huge.jpg",
+    "text.jpg",
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_an_error_that_names_it(broken, engine, name):
+    folder = broken / "train" / "coffee"
+    for other in set(BROKEN) - {name}:
+        (folder / other).unlink()
+    dataset, _ = load(broken, training=False, engine=engine)
+    expected = f"{folder}/{name}"
+    with pytest.raises(Exception, match=f"ImageError|{name}") as error:
+        read(dataset)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("training", [True, False])
+def test_broken_files_can_be_left_out_and_are_counted(
+    broken, engine, training, monkeypatch
+):
+    lines = []
+    monkeypatch.setattr(
+        "keras_augreg.data.report.logging.warning",
+        lambda text, *arguments: lines.append(text % arguments),
+    )
+    dataset, info = load(
+        broken, training=training, batch_size=20, on_error="skip",
+        engine=engine,
+    )  # fmt: skip
+    assert info.num_examples == 20
+    for count in (1, 2):
+        ((images, labels),) = read(dataset)
+        assert info.skipped.names == [f"coffee/{name}" for name in BROKEN]
+        assert len(lines) == count
+        assert "6 ('coffee/broken link.jpg'" in lines[-1]
+        if training:
+            assert len(images) == 20
+        else:
+            assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 6
+        # Every picture but the broken ones has something to show.
+        assert (images.reshape(len(images), -1).std(axis=1) > 0).sum() >= 12
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_left_out_images_weigh_nothing_where_batches_are_full(broken, engine):
+    dataset, _ = load(
+        broken, training=False, on_error="skip", pad=True, engine=engine
+    )
+    weights = np.concatenate([batch[2] for batch in read(dataset)])
+    assert weights.sum() == 14
+    assert len(weights) == 20
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_restart_with_broken_files(broken, engine):
+    options = {"on_error": "skip", "engine": engine, "batch_size": 10}
+    whole = read(load(broken, steps=6, **options)[0])
+    rest = read(load(broken, start_step=3, steps=3, **options)[0])
+    assert_equal(rest, whole[3:])
+
+
+# --- digits and installations without TensorFlow
+
+
+def test_digits():
+    parts = [load("digits", split, False)[1] for split in ("train", "test")]
+    assert [info.num_examples for info in parts] == [1438, 359]
+    assert parts[0].class_names == list("0123456789")
+    dataset, info = load("digits", "all", False, batch_size=1797, image_size=8)
+    ((images, labels),) = read(dataset)
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    np.testing.assert_array_equal(labels, bunch.target)
+    assert images.shape == (1797, 8, 8, 3)
+    np.testing.assert_array_equal(images.max(axis=-1), images.min(axis=-1))
+    np.testing.assert_allclose(images[..., 0], bunch.images * 15.9375, atol=0.5)
+    assert info.engine == "python"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_digits_are_not_flipped(engine):
+    dataset, _ = load("digits", image_size=8, batch_size=64, engine=engine)
+    everything, _ = load("digits", "all", False, image_size=8, batch_size=1797)
+    ((known, _),) = read(everything)
+    known = {image.tobytes() for image in known}
+    images = read(dataset)[0][0]
+    assert all(image.tobytes() in known for image in images)
+
+
+def test_splits_by_seed_share_nothing_and_hold_every_class():
+    names = {
+        split: loading.find("digits", split, split_seed=7).names
+        for split in ("train", "test", "all")
+    }
+    assert not set(names["train"]) & set(names["test"])
+    assert set(names["train"]) | set(names["test"]) == set(names["all"])
+    other = loading.find("digits", "test", split_seed=8)
+    assert other.names != names["test"]
+    assert np.unique(other.labels).tolist() == list(range(10))
+
+
+def test_a_data_set_without_tensorflow(photos, tmp_path):
+    # An installation in which TensorFlow cannot be found.
+    script = (
+        "import sys, json, importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'tensorflow' else "
+        "real(n, *a)\n"
+        "sys.modules['tensorflow'] = None\n"
+        "from keras_augreg import data\n"
+        "d, i = data.load(sys.argv[1], 'train', image_size=16, batch_size=4,"
+        " training=True)\n"
+        "x = next(iter(d))\n"
+        "try:\n"
+        "    data.load(sys.argv[1], 'train', image_size=16, batch_size=4,"
+        " training=True, engine='tensorflow')\n"
+        "except ImportError as error:\n"
+        "    print(json.dumps([i.engine, x[0].shape, str(error)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(photos)],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    engine, shape, error = json.loads(done.stdout.splitlines()[-1])
+    assert engine == "python"
+    assert shape == [4, 16, 16, 3]
+    assert "pip install tensorflow" in error
+
+
+def test_import_brings_neither_tensorflow_nor_pillow():
+    script = (
+        "import sys, keras, numpy; before = set(sys.modules)\n"
+        "import keras_augreg.data\n"
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    added = done.stdout
+    for package in ("tensorflow", "PIL", "sklearn"):
+        assert f"'{package}" not in added
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size`.*batch_size=0"),
+        ({"host": (0, 3)}, "divisible by their number.*batch_size=4"),
+        ({"host": (2, 2)}, r"`host` is .*host=\(2, 2\)"),
+        ({"on_error": "ignore"}, "`on_error` is one of.*'ignore'"),
+        ({"engine": "grain"}, "`engine` is one of.*'grain'"),
+        ({"training": False, "steps": 3}, "belong to training.*steps=3"),
+        ({"training": False, "start_step": 3}, "belong to training"),
+        ({"start_step": -1}, "at least 0.*start_step=-1"),
+        ({"steps": 0}, "at least 1.*steps=0"),
+        ({"image_size": (8, 8, 3)}, r"`image_size`.*\(8, 8, 3\)"),
+        ({"image_size": 0}, "`image_size`.*0"),
+        ({"crop": "center"}, "`crop` is one of.*'center'"),
+        ({"crop": "inception", "training": False}, '"inception" is for train'),
+        ({"smaller_side": 40}, "`smaller_side` belongs to.*inception"),
+        ({"crop": "resize_small", "smaller_side": 20}, "at least the smaller"),
+        ({"batch_size": 19}, "has 18 examples: too few for a batch of 19"),
+        ({"class_weight": {3: 1.0}}, "classes 0 to 2. Received: 3"),
+        ({"sample_weight": [1.0]}, "each of the 18 examples"),
+        ({"sample_weight": "weight"}, "each of the 18 examples"),
+    ],
+)
+def test_wrong_arguments(photos, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(photos, **options)
+
+
+def test_wrong_sources(photos, tmp_path):
+    for source, message in [
+        (tmp_path / "nothing", "No folder .*nothing"),
+        ("./nothing", "No folder"),
+        ("imagenet-21k", "no public TFDS data set: pass `data_dir`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(source)
+    with pytest.raises(ValueError, match="'digits' is split by seed into"):
+        load("digits", "validation")
+    with pytest.raises(
+        ValueError, match=r"no split 'val'.*\['test', 'train'\]"
+    ):
+        load(photos, "val")

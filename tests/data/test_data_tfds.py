@@ -1,0 +1,421 @@
+"""TensorFlow Datasets that its own tools build here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+
+import keras
+import numpy as np
+import pytest
+from data_photos import CLASSES, encode, largest_difference, pictures
+
+from keras_augreg import data
+from keras_augreg.data import loading, tfds_source
+
+if keras.backend.backend() != "jax":
+    pytest.skip("the same on every backend", allow_module_level=True)
+
+tf = pytest.importorskip("tensorflow")
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+class LocalPhotos(tfds.core.GeneratorBasedBuilder):
+    """23 photos in four files to train on, 7 to test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+            "number": tfds.features.Scalar(np.int64),
+            "weight": tfds.features.Scalar(np.float32),
+            "labels": tfds.features.Sequence(
+                tfds.features.ClassLabel(names=list(CLASSES))
+            ),
+            "objects": tfds.features.Sequence(
+                {
+                    "type": tfds.features.ClassLabel(num_classes=8),
+                    "location": tfds.features.Tensor(
+                        shape=(3,), dtype=np.float32
+                    ),
+                }
+            ),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples(23),
+            "test": self._generate_examples(7),
+        }
+
+    def _generate_examples(self, count):
+        images = [list(pictures(name, 8)) for name in CLASSES]
+        for i in range(count):
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(encode(images[i % 3][i // 3])),
+                    "label": i % 3,
+                    "number": i,
+                    "weight": i / 2,
+                    "labels": list(range(i % 3)),
+                    "objects": [
+                        {"type": t, "location": (0, 0, z)}
+                        for t, z in OBJECTS[i % len(OBJECTS)]
+                    ],
+                },
+            )
+
+
+# (type, distance) of the objects, and VTAB's class of the nearest vehicle.
+OBJECTS = (
+    [(0, 7.0), (1, 30.0)],
+    [(2, 8.5)],
+    [(3, 1.0), (0, 20.5)],
+    [(5, 2.0)],
+)
+DISTANCES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    builder = LocalPhotos(data_dir=path)
+    config = tfds.download.DownloadConfig(num_shards=4)
+    builder.download_and_prepare(download_config=config)
+    return path
+
+
+def load(data_dir, split="train", training=True, **options):
+    defaults = {"image_size": (24, 32), "batch_size": 4, "data_dir": data_dir}
+    return data.load(
+        "local_photos", split, training=training, **{**defaults, **options}
+    )
+
+
+def read(dataset):
+    return [tuple(np.asarray(part) for part in batch) for batch in dataset]
+
+
+def key(image):
+    return image.tobytes()
+
+
+@pytest.fixture(scope="module")
+def everything(data_dir):
+    """The 23 examples, resized, in the order of the files."""
+    dataset, _ = load(data_dir, training=False, crop="resize", batch_size=23)
+    return read(dataset)[0]
+
+
+def test_evaluation_reads_what_tfds_reads(data_dir, everything):
+    images, labels = everything
+    expected = tfds.load("local_photos", split="train", data_dir=data_dir)
+    for image, label, example in zip(images, labels, expected, strict=True):
+        assert label == example["label"]
+        resized = tf.image.resize(example["image"], (24, 32))
+        # TFDS decodes with the fast inverse DCT.
+        assert largest_difference(image, tf.cast(resized, tf.uint8)) <= 8
+
+
+def test_info_splits_and_directories(data_dir):
+    dataset, info = load(data_dir, "train[:50%]+test")
+    assert (info.num_examples, info.num_classes) == (12 + 7, 3)
+    assert info.class_names == list(CLASSES)
+    assert info.steps_per_epoch == dataset.cardinality() == 4
+    directory = data_dir / "local_photos" / "1.0.0"
+    _, info = data.load(
+        directory, "test", image_size=8, batch_size=7, training=False
+    )
+    assert info.num_examples == 7
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_run_goes_on_with_the_batch_that_comes_next(data_dir, cache):
+    options = {"shuffle_buffer": 7, "cache": cache, "crop": "inception"}
+    keras.utils.set_random_seed(1)
+    whole = read(load(data_dir, steps=15, **options)[0])
+    keras.utils.set_random_seed(2)
+    epochs, _ = load(data_dir, **options)
+    three = read(epochs) + read(epochs) + read(epochs)
+    for start in (0, 3, 5, 12):
+        rest = read(load(data_dir, steps=15, start_step=start, **options)[0])
+        for ours, theirs in zip(rest, whole[start:], strict=False):
+            assert key(ours[0]) == key(theirs[0])
+            assert ours[1].tolist() == theirs[1].tolist()
+    assert [key(b[0]) for b in three] == [key(b[0]) for b in whole]
+    assert key(whole[0][0]) != key(whole[5][0])
+    other = read(load(data_dir, seed=1, **options)[0])
+    assert key(other[0][0]) != key(whole[0][0])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_epoch_holds_each_example_once(data_dir, everything, cache):
+    dataset, _ = load(
+        data_dir, crop="resize", flip=False, cache=cache, shuffle_buffer=5
+    )
+    known = {key(image): i for i, image in enumerate(everything[0])}
+    orders = []
+    for _ in range(2):
+        images = np.concatenate([batch[0] for batch in read(dataset)])
+        orders.append([known[key(image)] for image in images])
+        assert len(set(orders[-1])) == 20
+    assert orders[0] != orders[1]
+
+
+def test_hosts_have_disjoint_examples_and_equal_steps(data_dir, everything):
+    known = {key(image): i for i, image in enumerate(everything[0])}
+    for training in (True, False):
+        seen = []
+        for host in range(3):
+            dataset, info = load(
+                data_dir,
+                training=training,
+                crop="resize",
+                flip=False if training else None,
+                batch_size=6,
+                host=(host, 3),
+            )
+            assert info.num_examples == 23
+            batches = read(dataset)
+            assert len(batches) == (3 if training else 4)
+            assert {len(batch[0]) for batch in batches} == {2}
+            for batch in batches:
+                keep = [True] * 2 if training else batch[2] == 1
+                seen += [known[key(image)] for image in batch[0][keep]]
+        assert len(set(seen)) == len(seen) == (18 if training else 23)
+
+
+def test_excluded_examples(data_dir, everything):
+    names = [
+        name for name, _ in loading.find(
+            "local_photos", "train", data_dir=data_dir
+        ).pictures()
+    ]  # fmt: skip
+    read_config = tfds.ReadConfig(add_tfds_id=True)
+    examples = tfds.load(
+        "local_photos", split="train", data_dir=data_dir,
+        read_config=read_config,
+    )  # fmt: skip
+    ids = [example["tfds_id"].numpy().decode() for example in examples]
+    assert names == ids
+    dataset, info = load(
+        data_dir, training=False, crop="resize", batch_size=23,
+        exclude=[*ids[3:6], ids[20], "elsewhere__3"],
+    )  # fmt: skip
+    ((images, _),) = read(dataset)
+    assert info.num_examples == 19
+    kept = np.delete(everything[0], [3, 4, 5, 20], axis=0)
+    np.testing.assert_array_equal(images, kept)
+
+
+def test_weights_of_examples(data_dir):
+    dataset, _ = load(
+        data_dir, "test", False, batch_size=7, sample_weight="weight",
+        class_weight={0: 2.0},
+    )  # fmt: skip
+    ((_, labels, weights),) = read(dataset)
+    assert sorted(weights.tolist()) == sorted(
+        i / 2 * (2 if i % 3 == 0 else 1) for i in range(7)
+    )
+    assert labels.shape == (7,)
+
+
+def records(data_dir, **options):
+    builder = tfds.builder("local_photos", data_dir=data_dir)
+    return tfds_source.open_records(
+        builder,
+        "test",
+        **{
+            "label": None,
+            "label_features": (),
+            "num_classes": None,
+            "sample_weight": None,
+            "excluded": frozenset(),
+            "host": 0,
+            "hosts": 1,
+            "shuffle_buffer": 1,
+            "cache": False,
+            **options,
+        },
+    )
+
+
+def parsed(found):
+    stream = found._read(tf, found.parts)
+    return [tuple(map(np.asarray, found.parse(r)[1:])) for r, _ in stream]
+
+
+def test_several_labels_become_a_vector_and_none_weighs_nothing(data_dir):
+    found = records(data_dir, label="labels")
+    assert found.labels.shape == (0, 3)
+    both = parsed(found)
+    vectors = sorted(label.tolist() for label, _ in both)
+    assert vectors == sorted([[0, 0, 0], [1, 0, 0], [1, 1, 0]] * 2 + [[0] * 3])
+    for label, weight in both:
+        assert weight == label.max()
+
+
+def test_kitti_distance(data_dir):
+    row = data.DATASETS["kitti-distance"]
+    found = records(
+        data_dir,
+        label=row.label,
+        label_features=row.label_features,
+        num_classes=row.num_classes,
+    )
+    labels = sorted(int(label) for label, _ in parsed(found))
+    assert labels == sorted(DISTANCES[i % 4] for i in range(7))
+    assert found.class_names == ["0", "1", "2", "3"]
+
+
+def test_broken_records_are_named_or_left_out(tmp_path):
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+    )
+    image = encode(next(pictures("coffee", 1)))
+    with tf.io.TFRecordWriter(
+        str(tmp_path / "torn-train.tfrecord-00000-of-00001")
+    ) as writer:
+        for content in (image, image[:900], image):
+            example = {
+                "image": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[content])
+                ),
+                "label": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[1])
+                ),
+            }
+            writer.write(
+                tf.train.Example(
+                    features=tf.train.Features(feature=example)
+                ).SerializeToString()
+            )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[3],
+        num_bytes=0,
+        filename_template=tfds.core.ShardedFileTemplate(
+            dataset_name="torn",
+            split="train",
+            filetype_suffix="tfrecord",
+            data_dir=tmp_path,
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=tmp_path, features=features, split_infos=[split]
+    )
+    options = {"image_size": 8, "batch_size": 3, "training": False}
+    dataset, _ = data.load(tmp_path, "train", **options)
+    name = "torn-train.tfrecord-00000-of-00001__1"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=name):
+        read(dataset)
+    dataset, info = data.load(tmp_path, "train", on_error="skip", **options)
+    ((_, labels),) = read(dataset)
+    assert labels.tolist() == [1, 1]
+    assert info.skipped.names == [name]
+
+
+def test_wrong_names(data_dir):
+    for split in ("validation", "train[:"):
+        with pytest.raises(
+            ValueError, match=r"(?s)no split '.*\['test', 'train'\]"
+        ):
+            load(data_dir, split)
+    for options, message in [
+        ({"sample_weight": "size"}, "has no feature 'size'. It has: "),
+        ({"sample_weight": [1.0]}, "is the name of a feature. Received: list"),
+        ({"engine": "python"}, 'which engine="python" cannot'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(data_dir, **options)
+    with pytest.raises(ValueError, match=r"Nearest names: .*'cifar10'"):
+        data.load("cifra10", "train", image_size=8, batch_size=1, training=True)
+    with pytest.raises(ValueError, match="'imagenet-21k' has 21843 classes, b"):
+        data.load(
+            "imagenet-21k",
+            "train",
+            image_size=8,
+            batch_size=1,
+            training=True,
+            data_dir=data_dir / "local_photos" / "1.0.0",
+        )
+    with pytest.raises(ValueError, match=r"'number' .* is no class label"):
+        records(data_dir, label="number")
+
+
+def test_the_rows_of_vectors_take_no_vectors(data_dir, monkeypatch):
+    row = data.PaperDataset("several", "local_photos", {}, 3, label="labels")
+    monkeypatch.setitem(data.DATASETS, "several", row)
+    options = {"image_size": 8, "batch_size": 7, "data_dir": data_dir}
+    dataset, _ = data.load("several", "test", training=False, **options)
+    ((_, labels, weights),) = read(dataset)
+    assert labels.shape == (7, 3)
+    assert weights.sum() == 4
+    with pytest.raises(ValueError, match="vectors of several classes"):
+        data.load("several", "test", training=True, one_hot=True, **options)
+
+
+# --- the paper's table
+
+
+@pytest.mark.parametrize("name", sorted(data.DATASETS))
+def test_rows_fit_what_tfds_knows(name, tmp_path):
+    row = data.DATASETS[name]
+    if row.tfds is None:
+        return
+    # The builder's code knows features before anything is prepared.
+    builder = tfds.builder(row.tfds, data_dir=tmp_path)
+    features = builder.info.features
+    for feature in row.label_features:
+        assert feature in features
+    if row.label is None or isinstance(row.label, str):
+        _, label = tfds_source._keys(tfds, builder)
+        feature = features[row.label or label]
+        feature = getattr(feature, "feature", feature)
+        assert feature.num_classes == row.num_classes
+    if row.held_out:
+        assert any("{p}" in split for split in row.splits.values())
+
+
+def test_held_out_splits_are_counted_from_the_training_set(
+    data_dir, monkeypatch
+):
+    row = data.datasets._vtab(
+        "local", "local_photos", data.datasets._HELD_OUT, 3, held_out=80
+    )
+    monkeypatch.setitem(data.DATASETS, "local", row)
+    counts = {
+        split: len(loading.find("local", split, data_dir=data_dir))
+        for split in ("train", "val", "trainval", "test", "train[:3]")
+    }
+    # 80% of 23, rounded down as VTAB does.
+    assert counts == {
+        "train": 18, "val": 5, "trainval": 23, "test": 7, "train[:3]": 3,
+    }  # fmt: skip
+
+
+def test_labels_that_vtab_computes():
+    clevr = {
+        "objects": {
+            "size": tf.zeros(5),
+            "pixel_coords": tf.constant([[0, 0, 9.2], [0, 0, 8.4]]),
+        }
+    }
+    assert int(data.datasets.clevr_count(clevr)) == 2
+    assert int(data.datasets.clevr_distance(clevr)) == 1
+    x = {"label_x_position": tf.constant(31, tf.int64)}
+    assert int(data.datasets.dsprites_x(x)) == 15
+    for orientation, expected in [(0, 0), (2, 0), (3, 1), (39, 15)]:
+        example = {"label_orientation": tf.constant(orientation, tf.int64)}
+        label = data.datasets.dsprites_orientation(example)
+        assert int(label) == expected
