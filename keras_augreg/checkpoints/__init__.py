@@ -9,7 +9,6 @@ from keras_augreg.checkpoints.export import (
 from keras_augreg.checkpoints.files import download
 from keras_augreg.checkpoints.index import best, search
 from keras_augreg.checkpoints.load import load
-from keras_augreg.checkpoints.load import load
 from keras_augreg.checkpoints.metadata import class_names
 from keras_augreg.checkpoints.names import parse, resolve
 from keras_augreg.checkpoints.transfer import DownloadError
@@ -19,7 +18,6 @@ __all__ = [
     "best",
     "class_names",
     "download",
-    "load",
     "load",
     "parse",
     "resolve",
