@@ -215,8 +215,9 @@ def timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         elif name.endswith("kernel"):
             array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
         new = re.sub(r"\b(kernel|scale)$", "weight", new)
-        made[new] = np.ascontiguousarray(array)
-    return made
+        made[new] = array
+    # safetensors writes the bytes as they lie, whatever the order.
+    return {name: np.ascontiguousarray(array) for name, array in made.items()}
 
 
 def forward(arrays: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:

@@ -17,13 +17,17 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 # The largest array of the release is L/16's head for ImageNet-21k, 89 MB.
 MAX_ARRAY_BYTES = 2**30
-MAX_HEADER_BYTES = 2**24
+# A header of JSON; the class names of ImageNet-21k take 0.4 MB of it.
+MAX_HEADER_BYTES = 2**22
+# The header of one array in a .npz; NumPy writes 128 bytes.
+_MAX_NPY_HEADER_BYTES = 10_000
+_MAX_AXES = 32
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
 BFLOAT16 = np.dtype("V2")
@@ -41,6 +45,17 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    def __post_init__(self) -> None:
+        if len(self.shape) > _MAX_AXES or not all(
+            isinstance(n, int) and 0 <= n <= MAX_ARRAY_BYTES for n in self.shape
+        ):
+            shape = str(self.shape)
+            shape = shape if len(shape) <= 200 else f"{shape[:200]}..."
+            raise ValueError(
+                f"it declares shape {shape}, expected at most {_MAX_AXES} axes "
+                f"of 0 to {MAX_ARRAY_BYTES:,}"
+            )
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +88,8 @@ class Archive:
             array = self.fetch(name)
         if array.dtype == BFLOAT16:
             array = (array.view("<u2").astype("<u4") << 16).view("<f4")
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # of a float64; found below
+            array = array.astype(np.float32, copy=False)
         # A sum is not finite if a term is not; a finite array whose sum
         # overflows takes the slow test.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -94,8 +110,10 @@ def _explained(path: pathlib.Path, what: str) -> Iterator[None]:
     try:
         yield
     except (
+        AttributeError,
         EOFError,
         KeyError,
+        MemoryError,
         NotImplementedError,
         OSError,
         OverflowError,
@@ -159,7 +177,7 @@ def open_archive(path: str | pathlib.Path) -> Archive:
                 f"{path}: array {name!r} has dtype {header.dtype}, expected "
                 "float32, float16, float64 or bfloat16."
             )
-        if min(header.shape, default=0) < 0 or header.nbytes > MAX_ARRAY_BYTES:
+        if header.nbytes > MAX_ARRAY_BYTES:
             raise ValueError(
                 f"{path}: array {name!r} declares shape {header.shape}, "
                 f"{header.nbytes:,} bytes; expected at most "
@@ -171,26 +189,40 @@ def open_archive(path: str | pathlib.Path) -> Archive:
 def _open_npz(path: pathlib.Path) -> Archive:
     file = zipfile.ZipFile(path)
     headers: dict[str, Header] = {}
-    orders: dict[str, str] = {}
+    orders: dict[str, Literal["C", "F"]] = {}
 
-    def parse(stream: Any) -> tuple[Header, str]:
-        major, minor = np.lib.format.read_magic(stream)
-        if (major, minor) == (1, 0):
+    def parse(stream: Any) -> tuple[Header, Literal["C", "F"], int]:
+        start = stream.read(12)
+        version = np.lib.format.read_magic(io.BytesIO(start))
+        # NumPy would believe any length of version 2 before it reads.
+        if version == (1, 0):
+            length = 10 + int.from_bytes(start[8:10], "little")
             read = np.lib.format.read_array_header_1_0
-        elif (major, minor) == (2, 0):
+        elif version == (2, 0):
+            length = 12 + int.from_bytes(start[8:12], "little")
             read = np.lib.format.read_array_header_2_0
         else:
-            raise ValueError(f"unknown .npy version {major}.{minor}")
-        shape, fortran, dtype = read(stream)
-        return Header(shape, dtype), "F" if fortran else "C"
+            raise ValueError(f"unknown .npy version {version}")
+        if length > _MAX_NPY_HEADER_BYTES:
+            raise ValueError(f"its header claims {length:,} bytes")
+        start += stream.read(max(length - len(start), 0))
+        shape, fortran, dtype = read(io.BytesIO(start[8:]))
+        return Header(shape, dtype), "F" if fortran else "C", length
 
     for info in file.infolist():
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in headers:
             raise ValueError(f"unexpected or repeated entry {info.filename!r}")
+        # What `numpy.savez` and `savez_compressed` write. Others unpack
+        # without a limit.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"entry {info.filename!r} is compressed by the method "
+                f"{info.compress_type}, expected none or deflate"
+            )
         with _explained(path, f"array {name!r}"), file.open(info) as stream:
-            headers[name], orders[name] = parse(stream)
-            expected = stream.tell() + headers[name].nbytes
+            headers[name], orders[name], length = parse(stream)
+            expected = length + headers[name].nbytes
         if headers[name].dtype.hasobject:
             raise ValueError(
                 f"array {name!r} holds pickled objects, which are never loaded"
@@ -235,8 +267,9 @@ def _open_safetensors(path: pathlib.Path) -> Archive:
                 f"array {name!r} has dtype {entry['dtype']}, expected one of "
                 f"{', '.join(_SAFETENSORS_DTYPES)}"
             )
-        shape = tuple(int(n) for n in entry["shape"])
-        header = Header(shape, _SAFETENSORS_DTYPES[entry["dtype"]])
+        with _explained(path, f"array {name!r}"):
+            shape = tuple(entry["shape"])
+            header = Header(shape, _SAFETENSORS_DTYPES[entry["dtype"]])
         begin, stop = entry["data_offsets"]
         if begin != end or stop - begin != header.nbytes:
             raise ValueError(
@@ -266,8 +299,13 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
 
     def visit(name: str, item: Any) -> None:
         # Keras keeps the optimizer and compiled metrics beside the layers.
-        if isinstance(item, h5py.Dataset) and name.startswith("layers/"):
-            headers[name] = Header(tuple(item.shape), item.dtype)
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise ValueError(f"array {name!r} lies in another file")
+        if name.startswith("layers/"):
+            with _explained(path, f"array {name!r}"):
+                headers[name] = Header(tuple(item.shape or ()), item.dtype)
 
     h5.visititems(visit)
     return Archive(path, "h5", headers, lambda name: np.asarray(h5[name][()]))
@@ -275,4 +313,11 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
 
 def _open_keras(path: pathlib.Path) -> Archive:
     with zipfile.ZipFile(path) as file:
-        return _open_h5(path, io.BytesIO(file.read("model.weights.h5")))
+        info = file.getinfo("model.weights.h5")
+        # Keras does not compress, and weights can hardly be.
+        if info.file_size > 4 * path.stat().st_size:
+            raise ValueError(
+                f"its {info.filename} claims {info.file_size:,} bytes, packed "
+                f"into {path.stat().st_size:,}"
+            )
+        return _open_h5(path, io.BytesIO(file.read(info)))

@@ -184,11 +184,16 @@ class Contents:
         return self.names.get(_POSITIONS) == "pos_embedding"
 
     @property
+    def class_row(self) -> int:
+        """How many rows of the position embedding are the class token's."""
+        return int(self.class_token and not self.positions_without_class)
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches, `None` if they make no square."""
-        has_row = self.class_token and not self.positions_without_class
-        side = math.isqrt(self.positions - has_row)
-        return (side, side) if side**2 == self.positions - has_row else None
+        patches = self.positions - self.class_row
+        side = math.isqrt(patches)
+        return (side, side) if side**2 == patches else None
 
     def require(self, expected: Variant) -> None:
         """Raises a `ValueError` if the file is of another architecture."""
@@ -293,20 +298,45 @@ def inspect(archive: Archive) -> Contents:
             sizes, name=variant.name, release=variant.release
         )
         sizes = variant if named == variant else sizes
-    head = rows["head/bias"]
-    cls = rows["posembed_input/cls"]
-
-    return Contents(
+    positions = shape(rows["posembed_input/pos_embedding"], 3)[1]
+    cls = _first_name(rows["posembed_input/cls"], column)
+    head = [
+        _first_name(rows[key], column) for key in ("head/kernel", "head/bias")
+    ]
+    has_head = head[1] in names
+    if (head[0] in names) != has_head:
+        lost, there = head if has_head else head[::-1]
+        raise ValueError(
+            f"{archive.path}: array {lost!r} is missing, expected beside "
+            f"{names[there]!r}."
+        )
+    contents = Contents(
         archive,
         names,
         sizes,
-        class_token=_first_name(cls, column) in names,
-        positions=shape(rows["posembed_input/pos_embedding"], 3)[1],
-        classes=(
-            shape(head, 1)[0] if _first_name(head, column) in names else None
-        ),
+        class_token=cls in names,
+        positions=positions,
+        classes=shape(rows["head/bias"], 1)[0] if has_head else None,
         hidden_head=_HIDDEN[0] in names,
     )
+    patches = positions - contents.class_row
+    if patches < 1:
+        raise ValueError(
+            f"{archive.path}: the position embedding has {positions} rows, "
+            f"expected {contents.class_row} for the class token and at least "
+            "one for a patch."
+        )
+    if (
+        archive.kind != "h5"
+        and not contents.class_token
+        and contents.grid is None
+        and math.isqrt(positions - 1) ** 2 == positions - 1
+    ):
+        raise ValueError(
+            f"{archive.path}: array {cls!r} is missing, expected with "
+            f"{positions} positions: {positions - 1} patches and a class token."
+        )
+    return contents
 
 
 def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
@@ -315,14 +345,14 @@ def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
     if _first_name(_ROOT[0], column) not in names:
         return None
     pattern = {
-        "npz": r"block(\d+)/unit\d+/conv1/kernel",
-        "safetensors": r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.\d+"
+        "npz": r"block(\d{1,3})/unit\d+/conv1/kernel",
+        "safetensors": r"patch_embed\.backbone\.stages\.(\d{1,3})\.blocks\.\d+"
         r"\.conv1\.weight",
         # The stage shows in the number of channels.
         "h5": r"bottleneck_unit(?:_\d+)?/conv1()/vars/0",
     }[archive.kind]
     units = collections.Counter(
-        int(m[1]) if m[1] else archive.headers[file_name].shape[-1]
+        (int(m[1]),) if m[1] else archive.headers[file_name].shape[-1:]
         for name, file_name in names.items()
         if (m := re.fullmatch(pattern, name))
     )
