@@ -34,17 +34,17 @@ section lint ruff check .
 section types mypy
 section imports lint-imports
 
+run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
+  env KERAS_BACKEND="$1" python -m pytest -n 2 --dist loadscope -m "$2"
+}
 if [ "$mode" = quick ]; then
-  section "tests on ${KERAS_BACKEND:=jax}" \
-    python -m pytest -m "not large and not venv"
+  section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"
 else
   # Last comes the backend that also runs what one backend suffices for.
-  section "tests on tensorflow" env KERAS_BACKEND=tensorflow \
-    python -m pytest -m "not large and not venv"
-  section "tests on torch" env KERAS_BACKEND=torch \
-    python -m pytest -m "not large and not venv"
-  section "tests on jax, large models, clean installations" \
-    env KERAS_BACKEND=jax python -m pytest
+  once="not large and not venv and not once"
+  section "tests on tensorflow" run_tests tensorflow "$once"
+  section "tests on torch" run_tests torch "$once"
+  section "tests on jax, large models, clean installations" run_tests jax ""
 fi
 
 if [ "${#failed[@]}" -gt 0 ]; then

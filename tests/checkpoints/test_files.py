@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 
 from keras_augreg.checkpoints import DownloadError, __main__, files, transfer
 
+pytestmark = pytest.mark.once
+
 NAME = "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
 OLDER = "imagenet21k/R50+ViT-B_16"
 PATH = f"/augreg/{NAME}.npz"

@@ -14,6 +14,8 @@ from _server import bucket
 from keras_augreg.checkpoints import DownloadError, best, index, names, search
 from keras_augreg.variants import VARIANTS
 
+pytestmark = pytest.mark.once
+
 # The header of the release's index.csv, in `vit_jax_augreg.ipynb`.
 HEADER = [
     "name", "ds", "epochs", "lr", "aug", "wd", "do", "sd", "best_val",

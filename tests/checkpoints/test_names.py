@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras_augreg.checkpoints import names
 from keras_augreg.variants import VARIANTS
 
+pytestmark = pytest.mark.once
+
 B16 = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 PETS = "--oxford_iiit_pet-steps_0k-lr_0.003-res_384"
 
