@@ -84,12 +84,17 @@ def show_operations(photo: np.ndarray) -> Image:
         ]
         return [photo, *(keras.ops.convert_to_numpy(x)[0] for x in results)]
 
-    # Two operations beside each other, to fit a page.
+    # In two halves beside each other, to fit a page.
+    columns = ["original", *(f"m = {m}" for m in _MAGNITUDES)]
     half = len(OPERATIONS) // 2
-    pairs = zip(OPERATIONS[:half], OPERATIONS[half:], strict=True)
-    rows = {f"{a}\n\n{b}": row(a) + row(b)[1:] for a, b in pairs}
-    first = [f"m = {m}" for m in _MAGNITUDES]
-    return gallery(rows, ["original", *first, *first])
+    left, right = (
+        gallery({op: row(op) for op in part}, columns)
+        for part in (OPERATIONS[:half], OPERATIONS[half:])
+    )
+    picture = Image.new("RGB", (left.width + right.width, left.height))
+    picture.paste(left)
+    picture.paste(right, (left.width, 0))
+    return picture
 
 
 def show_recipes(photo: np.ndarray) -> Image:

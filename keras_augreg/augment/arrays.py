@@ -93,7 +93,7 @@ def fused(function: Callable, x: Any, y: Any, library: str) -> Any:
     if library != "torch":
         return function(x, y)
     result = keras.ops.empty(x.shape, "float32")
-    for part in zip(*(a.split(32) for a in (result, x, y)), strict=True):
+    for part in zip(*(a.split(8) for a in (result, x, y)), strict=True):
         part[0].copy_(function(*part[1:]))
     return result
 

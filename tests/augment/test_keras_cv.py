@@ -49,7 +49,7 @@ def test_layers_in_tf_data(level, names):
     }
     result = next(iter(tf.data.Dataset.from_tensors(batch).map(augment)))
     assert result["images"].shape == (4, 16, 16, 3)
-    assert 0 <= np.min(result["images"])
+    assert np.min(result["images"]) >= 0
     assert np.max(result["images"]) <= 255
     np.testing.assert_allclose(np.sum(result["labels"], -1), 1, rtol=1e-5)
 

@@ -1,0 +1,30 @@
+"""The gallery script, from its command to its files."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_show_augmentation(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("skimage")
+    command = [sys.executable, "recipes/show_augmentation.py", "--size=32"]
+    result = subprocess.run(
+        [*command, "--tile=32", f"--output={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(result.stdout.splitlines()[-1])
+    files = [pathlib.Path(path) for path in report["files"]]
+    assert files == [tmp_path / "operations.png", tmp_path / "recipes.png"]
+    # 8 operations, and 7 levels, of 36 pixels under a row of names.
+    assert [image.open(f).height for f in files] == [26 + 8 * 36, 26 + 7 * 36]
