@@ -238,6 +238,37 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
     return max(rows, key=lambda row: row.figures[by]).name
 
 
+def lookup(name: str) -> Checkpoint:
+    """What is known about one checkpoint of the AugReg release.
+
+    Args:
+        name: A full name, with or without `.npz`.
+
+    Returns:
+        Its figures are those of the bundled table and, if it is on this
+        machine, of the release's index. Nothing is downloaded.
+
+    Raises:
+        ValueError: If the release has no such name.
+
+    Example:
+    >>> lookup(best("ViT_Ti16")).figures
+    {'size_mib': 37.0}
+    """
+    found = _bundled(names.parse(name))
+    path = files.cached_index()
+    if path is None:
+        return found
+    for row in _index(path, path.stat().st_mtime_ns):
+        if row.name == found.name:
+            return dataclasses.replace(
+                row,
+                seen=(*found.seen, *row.seen),
+                figures=found.figures | row.figures,
+            )
+    return found
+
+
 def _one_of(argument: str, value: Any, valid: Iterable[Any]) -> Any:
     """`value`, if it is None or valid."""
     if value is not None and value not in (valid := tuple(valid)):

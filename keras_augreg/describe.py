@@ -1,0 +1,359 @@
+"""What a model costs, where it came from and how well it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_augreg.checkpoints import index
+from keras_augreg.recipe import AugReg
+from keras_augreg.variants import VARIANTS, Variant, identify
+
+# Classes of the released heads: ImageNet-21k's, and of the fine-tuning sets.
+_CLASSES = {
+    "i1k": 1000,
+    "i21k": 21843,
+    "i21k_30": 21843,
+    "cifar100": 100,
+    "imagenet2012": 1000,
+    "kitti": 4,
+    "oxford_iiit_pet": 37,
+    "resisc45": 45,
+}
+_ROOT_CHANNELS = 64  # of the stem; see `resnet.py`
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Description:
+    """What `describe` tells; prints as a table.
+
+    Args:
+        name: The model's, or what was asked for.
+        architecture: The builder's name, `None` for other sizes.
+        input_shape: (height, width, 3) of the images.
+        classes: Outputs of the classifier, `None` without one.
+        tokens: Tokens of an image, the class token included.
+        parameters: Numbers to be trained.
+        flops: Floating-point operations of the forward pass for one image:
+            two for each multiplication with addition in a matrix product or
+            convolution. Everything else (norms, GELU, softmax) is left out.
+        dtype: The dtype policy that the memory is for.
+        batch_size: Images in the batch that the memory is for.
+        inference_bytes: Estimate of the memory for a forward pass.
+        training_bytes: Estimate of the memory for a step of training.
+        checkpoint: Full name of the released checkpoint, or `None`.
+        recipe: What it was pre-trained with, or `None`.
+        published: Figures of the checkpoint, as in
+            `checkpoints.index.Checkpoint`.
+    """
+
+    name: str
+    architecture: str | None
+    input_shape: tuple[int, int, int]
+    classes: int | None
+    tokens: int
+    parameters: int
+    flops: int
+    dtype: str
+    batch_size: int
+    inference_bytes: int
+    training_bytes: int
+    checkpoint: str | None = None
+    recipe: AugReg | None = None
+    published: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        height, width, _ = self.input_shape
+        setting = f"{self.dtype}, batch {self.batch_size:,}"
+        rows = {
+            "architecture": self.architecture or "no named one",
+            "images": f"{height} x {width}, {self.tokens:,} tokens",
+            "classes": f"{self.classes:,}" if self.classes else "no classifier",
+            "parameters": f"{self.parameters:,}",
+            "forward pass": f"{self.flops / 1e9:,.2f} GFLOPs an image "
+            f"({self.flops / 2e9:,.2f} G multiply-adds)",
+            "inference": f"about {_bytes(self.inference_bytes)} ({setting})",
+            "training": f"about {_bytes(self.training_bytes)} ({setting}, "
+            "Adam)",
+            "recipe": self.recipe and str(self.recipe),
+            "published": ", ".join(
+                f"{key} {value:g}" for key, value in self.published.items()
+            ),
+        }
+        lines = [self.name]
+        lines += [f"  {key:<14}{value}" for key, value in rows.items() if value]
+        return "\n".join(lines)
+
+
+def describe(
+    model: Any,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    batch_size: int = 1,
+    dtype: str | None = None,
+) -> Description:
+    """Tells what a model costs, where it came from and how well it does.
+
+    Nothing is built or downloaded: a name costs no memory.
+
+    The last block of a classifier computes the class token alone, which the
+    FLOPs count; those of timm and others count all tokens. A step of training
+    takes about three times the forward pass.
+
+    The memory is an estimate, within a factor of two of what JAX and PyTorch
+    reported on a CPU for Ti/16, S/16, R+Ti/16 and R26+S/32 (batches of 2 to
+    8). It adds up weights, for training gradients and Adam's two moments
+    (SGD with momentum has one), the images, and the activations: for
+    training those that the backward pass needs, for inference the largest
+    that are alive at once. The scores of the attention are counted, which
+    fused kernels never store. It leaves out what a backend itself takes
+    (CUDA: about half a gigabyte) and reserves.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`; a builder's name, such as
+            `"ViT_B16"`; or the full name of a released checkpoint, which
+            `checkpoints.resolve` gives for an alias.
+        input_shape: (height, width, 3) of the images. Defaults to the
+            model's, or to the checkpoint's resolution, 224 without one.
+        batch_size: Images in a batch, at least 1.
+        dtype: A dtype policy: `"float32"`, `"mixed_bfloat16"`, `"bfloat16"`,
+            `"mixed_float16"` or `"float16"`. Defaults to the model's, or to
+            Keras's global policy.
+
+    Returns:
+        A `Description`, which prints as a table.
+
+    Raises:
+        ValueError: If there is no such name, or an argument is out of range.
+
+    Example:
+    >>> print(keras_augreg.describe("ViT_S16", batch_size=64))
+    ViT_S16
+      architecture  ViT_S16
+      images        224 x 224, 197 tokens
+      ...
+    """
+    checkpoint = recipe = None
+    published: dict[str, float] = {}
+    top: dict[str, Any] = {"include_top": True, "class_token": True}
+    if isinstance(model, str):
+        name, resolution = model, 224
+        if model in VARIANTS:
+            sizes, top["classes"] = VARIANTS[model], _CLASSES["i1k"]
+        else:
+            found = index.lookup(model)
+            fields, checkpoint = found.fields, found.name
+            published = found.figures
+            recipe = AugReg.from_checkpoint(checkpoint)
+            sizes = VARIANTS[fields.variant]
+            resolution = fields.adapt_resolution or resolution
+            top["classes"] = _CLASSES[fields.adapt_dataset or fields.dataset]
+        shape: tuple[int, ...] = (resolution, resolution, 3)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    elif isinstance(getattr(model, "sizes", None), Variant):
+        name, sizes, shape = model.name, model.sizes, model.image_shape
+        policy = keras.dtype_policies.get(dtype or model.dtype_policy)
+        top = {
+            "include_top": model.include_top,
+            "class_token": model.class_token,
+            "classes": model.classes,
+            "pooling": model.pooling,
+        }
+    else:
+        raise ValueError(
+            "Expected a keras_augreg.VisionTransformer, a builder's name "
+            f"({', '.join(VARIANTS)}) or the full name of a released "
+            f"checkpoint. Received: {type(model).__name__}"
+        )
+    shape = tuple(input_shape or shape)
+    if (
+        len(shape) != 3
+        or shape[2] != 3
+        or any(n < 1 or n % sizes.stride for n in shape[:2])
+    ):
+        raise ValueError(
+            f"`input_shape` is (height, width, 3), and {sizes.stride} divides "
+            f"height and width. Received: input_shape={input_shape}"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            "`batch_size` is a positive integer. Received: "
+            f"batch_size={batch_size!r}"
+        )
+    height, width, _ = shape
+    variant = identify(sizes)
+    costs = _Costs(sizes, height, width, **top)
+    inference, training = costs.memory(batch_size, policy)
+    return Description(
+        name=name,
+        architecture=variant.name if variant else None,
+        input_shape=(height, width, 3),
+        classes=costs.classes,
+        tokens=costs.tokens,
+        parameters=costs.parameters(),
+        flops=2 * costs.multiply_adds(),
+        dtype=policy.name,
+        batch_size=batch_size,
+        inference_bytes=inference,
+        training_bytes=training,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        published=published,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Convolution:
+    """One standardised convolution of the stem, and the GroupNorm after it."""
+
+    kernel: int
+    inputs: int
+    filters: int
+    height: int
+    width: int
+
+    @property
+    def parameters(self) -> int:
+        return self.kernel**2 * self.inputs * self.filters + 2 * self.filters
+
+    @property
+    def outputs(self) -> int:
+        return self.height * self.width * self.filters
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.kernel**2 * self.inputs * self.outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Costs:
+    """An architecture's numbers, for images of one size."""
+
+    sizes: Variant
+    height: int
+    width: int
+    include_top: bool
+    class_token: bool
+    classes: int | None
+    pooling: str | None = None
+
+    @property
+    def patches(self) -> int:
+        return (self.height // self.sizes.stride) * (
+            self.width // self.sizes.stride
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + self.class_token
+
+    @property
+    def queries(self) -> int:
+        """Tokens that the last block computes."""
+        alone = self.class_token and (
+            self.include_top or self.pooling == "token"
+        )
+        return 1 if alone else self.tokens
+
+    @property
+    def patch(self) -> int:
+        """Numbers in a patch."""
+        channels = 3
+        if self.sizes.stages is not None:
+            *_, last = self.convolutions()
+            channels = last.filters
+        return self.sizes.patch_size**2 * channels
+
+    def convolutions(self) -> Iterator[_Convolution]:
+        """Those of the stem in order, projections first."""
+        if self.sizes.stages is None:
+            return
+        height, width = -(-self.height // 2), -(-self.width // 2)
+        yield _Convolution(7, 3, _ROOT_CHANNELS, height, width)
+        height, width = -(-height // 2), -(-width // 2)
+        channels = _ROOT_CHANNELS
+        for stage, units in enumerate(self.sizes.stages):
+            narrow = _ROOT_CHANNELS * 2**stage
+            wide = 4 * narrow
+            for unit in range(units):
+                small = (-(-height // 2), -(-width // 2))
+                strided = small if stage and not unit else (height, width)
+                if channels != wide or strided != (height, width):
+                    yield _Convolution(1, channels, wide, *strided)
+                yield _Convolution(1, channels, narrow, height, width)
+                yield _Convolution(3, narrow, narrow, *strided)
+                yield _Convolution(1, narrow, wide, *strided)
+                (height, width), channels = strided, wide
+
+    def parameters(self) -> int:
+        s = self.sizes
+        w, m = s.width, s.mlp_dim
+        block = 4 * w * (w + 1) + 2 * w * m + m + w + 4 * w
+        return (
+            sum(c.parameters for c in self.convolutions())
+            + (self.patch + 1) * w
+            + (self.tokens + self.class_token) * w
+            + s.depth * block
+            + 2 * w
+            + (w + 1) * (self.classes or 0)
+        )
+
+    def multiply_adds(self) -> int:
+        """Of the forward pass for one image."""
+        s, t = self.sizes, self.tokens
+        w, m = s.width, s.mlp_dim
+
+        def block(queries: int) -> int:
+            keys = 2 * t * w * w
+            attention = 2 * queries * t * w
+            return keys + attention + queries * (2 * w * w + 2 * w * m)
+
+        return (
+            sum(c.multiply_adds for c in self.convolutions())
+            + self.patches * self.patch * w
+            + (s.depth - 1) * block(t)
+            + block(self.queries)
+            + w * (self.classes or 0)
+        )
+
+    def memory(self, batch: int, policy: Any) -> tuple[int, int]:
+        """Estimates of bytes for inference and for training."""
+        s, t = self.sizes, self.tokens
+        w, m = s.width, s.mlp_dim
+        variable, compute = (
+            16 if "16" in dtype else 32
+            for dtype in (policy.variable_dtype, policy.compute_dtype)
+        )
+        scores = s.num_heads * t
+        # In numbers for a token. Forward: the residual stream with, in turn,
+        # query, key, value and scores, or the MLP's hidden layer before and
+        # after GELU. Backward needs both norms' inputs and outputs, query,
+        # key, value, the attention's output, the scores and the hidden layer.
+        alive = t * (2 * w + max(4 * w + scores, 2 * m))
+        kept = (s.depth - 1) * t * (8 * w + 2 * m + scores)
+        kept += t * 4 * w + self.queries * (4 * w + 2 * m + scores)
+        kept += self.patches * self.patch
+        outputs = [c.outputs for c in self.convolutions()]
+        if outputs:
+            # Each convolution's output, normalised and after ReLU.
+            alive = max(alive, 3 * max(outputs))
+            kept += 3 * sum(outputs)
+        pixels = self.height * self.width * 3
+        weights = self.parameters()
+        images = batch * pixels * 32
+        casts = weights * compute if compute != variable else 0
+        inference = weights * variable + casts
+        inference += images + batch * alive * compute
+        training = 4 * weights * variable + casts
+        training += images + batch * kept * compute
+        return math.ceil(inference / 8), math.ceil(training / 8)
+
+
+def _bytes(count: int) -> str:
+    if count < 2**30:
+        return f"{count / 2**20:,.0f} MiB"
+    return f"{count / 2**30:,.1f} GiB"
