@@ -147,7 +147,8 @@ def load(
         on_error: `"raise"`: a broken file is an error that names it.
             `"skip"`: it is left out (in training, the next image of the batch
             takes its place), counted in `info.skipped`, and a warning at the
-            end of the pass says how many there were.
+            end of the pass says how many there were; then the TensorFlow
+            engine decodes with Pillow, too, which takes longer.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
             for digits and where TensorFlow is not installed.

@@ -220,7 +220,10 @@ def _fetch(
             plan = preprocess.plan(picture.height, picture.width, rng)
             y, x, height, width = plan.box
             top, left, bottom, right = y, x, y + height, x + width
-            if picture.plain_jpeg:
+            # TensorFlow's decoder cannot say that a file is damaged inside
+            # without ending the pass.
+            by_tensorflow = picture.plain_jpeg and targets.skipped is None
+            if by_tensorflow:
                 contents[i] = picture.data
                 top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
                 bottom = min(bottom + MARGIN, picture.height)
@@ -233,7 +236,7 @@ def _fetch(
             broken[i] = source.name(*example)
             continue
         numbers[i] = (
-            picture.plain_jpeg, top, left, bottom - top, right - left,
+            by_tensorflow, top, left, bottom - top, right - left,
             y - top, x - left, 0, height, width, 3,
             *plan.size, *plan.corner, 0, plan.flip,
         )  # fmt: skip

@@ -371,6 +371,28 @@ def test_restart_with_broken_files(broken, engine):
     assert_equal(rest, whole[3:])
 
 
+def test_a_jpeg_file_that_is_damaged_inside(tmp_path):
+    whole = bytearray(encode(photo("coffee", (96, 72))))
+    tables = whole.index(b"\xff\xc4")
+    whole[tables + 5 : tables + 60] = bytes(55)
+    (tmp_path / "cup").mkdir()
+    (tmp_path / "cup" / "good.jpg").write_bytes(encode(photo("coffee")))
+    bad = tmp_path / "cup" / "torn.jpg"
+    bad.write_bytes(whole)
+    options = {"split": "all", "training": False, "batch_size": 2}
+    with pytest.raises(data.ImageError, match=str(bad)):
+        read(load(tmp_path, engine="python", **options)[0])
+    # TensorFlow's decoder does not know the name.
+    with pytest.raises(Exception, match="Invalid JPEG data"):
+        read(load(tmp_path, engine="tensorflow", **options)[0])
+    for engine in ENGINES:
+        dataset, info = load(
+            tmp_path, engine=engine, on_error="skip", **options
+        )
+        assert [len(batch[0]) for batch in read(dataset)] == [1]
+        assert info.skipped.names == ["cup/torn.jpg"]
+
+
 # --- digits and installations without TensorFlow
 
 
