@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_augreg import augment, checkpoints
+from keras_augreg.describe import describe
 from keras_augreg.distribution import distribute
 from keras_augreg.labels import decode_predictions
 from keras_augreg.models import (
@@ -55,6 +56,7 @@ __all__ = [
     "compile_pretraining",
     "data",
     "decode_predictions",
+    "describe",
     "distribute",
     "preprocess_input",
     "visualize",
