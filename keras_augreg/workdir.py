@@ -112,7 +112,9 @@ class Workdir:
                 steps = min(steps, total_steps - step)
                 epoch = step // interval
                 model.fit(
-                    batches(step, epochs * steps),
+                    # One that stays unread: Keras looks at the first batch
+                    # beforehand, which would end a pass of one batch.
+                    batches(step, epochs * steps + 1),
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
@@ -279,40 +281,49 @@ class Workdir:
 
 
 class _Checkpoints(keras.callbacks.Callback):
+    # Keras then calls `on_train_batch_end` in a thread when the loss is there,
+    # instead of making the device wait for every step to be looked at.
+    async_safe = True
+
     def __init__(self, run: Workdir, step: int, within: bool) -> None:
         super().__init__()
-        self._within = within
         self._run = run
-        self._step = self._epoch_start = step
-        self._loss: Any = 0.0
+        self._epoch_start = self._step = step
+        self._within = within
+        self._bad: tuple[int, float] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self._within:
             self._run.restore_metrics(self.model)
             self._within = False
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._check_loss()
-        self._step = self._epoch_start + batch + 1
-        # Looked at one step later: reading it now would make the device wait.
-        self._loss = (logs or {}).get("loss", 0.0)
         if self._run.terminated:
-            self._check_loss()
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
-            self._run.save(self.model, self._step, {})
+            self._run.save(self.model, self._epoch_start + batch, {})
             raise SystemExit(128 + signal.SIGTERM)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._step = max(self._step, self._epoch_start + batch + 1)
+        loss = float((logs or {}).get("loss", 0.0))
+        step = self._epoch_start + batch + 1
+        if not math.isfinite(loss) and (not self._bad or step < self._bad[0]):
+            self._bad = step, loss
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check_loss()
         self._run.save(self.model, self._step, dict(logs or {}))
         distribution.barrier()
         self._epoch_start = self._step
+        if self._run.terminated:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _check_loss(self) -> None:
-        loss = float(self._loss)
-        if not math.isfinite(loss):
-            self._run._stop(self.model, self._step, f"the loss is {loss}")
+        if self._bad:
+            step, loss = self._bad
+            self._run._stop(self.model, step, f"the loss is {loss}")
 
 
 def _optimizer(model: Any) -> Any:

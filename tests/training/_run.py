@@ -1,0 +1,79 @@
+"""A tiny run of everything that a checkpoint has to bring back.
+
+`_run.py --workdir=DIR` trains it, for `kill_and_resume.py`.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+
+from keras_augreg import VisionTransformer, data
+from keras_augreg.recipe import AugReg
+from keras_augreg.training import compile_pretraining
+from keras_augreg.workdir import Workdir
+
+STEPS, INTERVAL = 20, 4
+
+
+def make_model(recipe=None, **changes):
+    keras.utils.set_random_seed(0)
+    recipe = recipe or AugReg("medium1", dropout=0.1, stochastic_depth=0.1)
+    model = VisionTransformer(
+        patch_size=8,
+        width=16,
+        depth=1,
+        num_heads=2,
+        mlp_dim=32,
+        input_shape=(16, 16, 3),
+        classes=10,
+        dropout=recipe.dropout,
+        stochastic_depth=recipe.stochastic_depth,
+        seed=0,
+    )
+    return compile_pretraining(
+        model,
+        recipe,
+        **{
+            "total_steps": STEPS,
+            "warmup_steps": 4,
+            "ema": 0.9,
+            "seed": 1,
+            **changes,
+        },
+    )
+
+
+def batches(first, count):
+    return data.load(
+        "digits",
+        "train",
+        image_size=16,
+        batch_size=8,
+        training=True,
+        start_step=first,
+        steps=count,
+    )[0]
+
+
+def train(model, workdir, callbacks=(), verbose=0, **changes):
+    run = Workdir(workdir, {"recipe": "medium1"}, **changes)
+    run.fit(
+        model,
+        batches,
+        total_steps=STEPS,
+        interval=INTERVAL,
+        callbacks=list(callbacks),
+        verbose=verbose,
+    )
+    return run
+
+
+if __name__ == "__main__":
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    train(make_model(), sys.argv[1].removeprefix("--workdir="))

@@ -1,0 +1,175 @@
+"""Several devices give what one gives."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_augreg.distribution import distribute, split_axis
+
+SCRIPT = pathlib.Path(__file__).with_name("_devices.py")
+BACKEND = keras.backend.backend()
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def run(kind, model_devices=0, environments=({},)):
+    """Runs a process for each environment; returns what they print."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), kind, str(model_devices)],
+            env={**os.environ, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for more in environments
+    ]
+    results = []
+    for process in processes:
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        results.append(json.loads(out.splitlines()[-1]))
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone():
+    (result,) = run("none")
+    assert (result["kind"], result["replicas"]) == ("none", 1)
+    return result
+
+
+def assert_same(got, want):
+    np.testing.assert_allclose(got["losses"], want["losses"], rtol=1e-5)
+    np.testing.assert_allclose(got["sums"], want["sums"], rtol=1e-5)
+
+
+jax_only = pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+
+
+@jax_only
+def test_data_parallel(alone):
+    (got,) = run("data", 0, [EIGHT])
+    assert (got["kind"], got["replicas"]) == ("data", 8)
+    assert got["shards"]["head/kernel"] == [48, 8]
+    assert_same(got, alone)
+
+
+@jax_only
+def test_model_parallel(alone):
+    """Three heads on four devices: the features of a head are split."""
+    (got,) = run("model", 4, [EIGHT])
+    assert (got["kind"], got["replicas"]) == ("model", 2)
+    shards = got["shards"]
+    assert shards["encoderblock_0/attention/qkv_kernel"] == [48, 3, 3, 4]
+    assert shards["encoderblock_0/attention/out_kernel"] == [3, 4, 48]
+    assert shards["encoderblock_0/mlp_kernel1"] == [48, 16]
+    assert shards["encoderblock_0/mlp_kernel2"] == [16, 48]
+    assert shards["encoderblock_0/norm1/gamma"] == [48]
+    assert_same(got, alone)
+
+
+@jax_only
+def test_two_jax_processes(alone):
+    address = f"127.0.0.1:{free_port()}"
+    environments = [
+        {
+            **FOUR,
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(i),
+        }
+        for i in range(2)
+    ]
+    for got in run("data", 0, environments):
+        assert got["replicas"] == 8
+        assert_same(got, alone)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
+def test_two_tensorflow_replicas(alone):
+    (got,) = run("data")
+    assert (got["kind"], got["replicas"]) == ("data", 2)
+    assert_same(got, alone)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_two_torch_processes(alone):
+    port = free_port()
+    environments = [
+        {
+            "RANK": str(i),
+            "LOCAL_RANK": str(i),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        for i in range(2)
+    ]
+    for got in run("auto", 0, environments):
+        assert (got["kind"], got["replicas"]) == ("data", 2)
+        assert_same(got, alone)
+
+
+def test_layouts_are_valid_for_all_variants():
+    from keras_augreg.variants import VARIANTS
+
+    for variant in VARIANTS.values():
+        size = variant.width // variant.num_heads
+        shapes = {
+            "attention/qkv_kernel": (variant.width, 3, variant.num_heads, size),
+            "attention/out_kernel": (variant.num_heads, size, variant.width),
+            "mlp_kernel1": (variant.width, variant.mlp_dim),
+            "mlp_kernel2": (variant.mlp_dim, variant.width),
+            "head/kernel": (variant.width, 21_843),
+        }
+        for parts in (2, 4, 8):
+            for name, shape in shapes.items():
+                axis = split_axis(f"encoderblock_0/{name}", shape, parts)
+                assert axis is not None
+                assert shape[axis] % parts == 0
+    assert split_axis("posembed_input/pos_embedding", (1, 5, 48), 2) is None
+    # Whole heads where they can be.
+    assert split_axis("a/attention/qkv_kernel", (768, 3, 12, 64), 4) == 2
+
+
+def test_refuses(monkeypatch):
+    with pytest.raises(ValueError, match="'both'"):
+        distribute("both")
+    with pytest.raises(ValueError, match="model_devices=2"):
+        distribute("data", model_devices=2)
+    if BACKEND == "jax":
+        with pytest.raises(ValueError, match="model_devices=3"):
+            distribute("model", model_devices=3)
+    else:
+        with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
+            distribute("model")
+    if BACKEND == "tensorflow":
+        cluster = {"cluster": {"worker": ["a:1", "b:1"]}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+        with pytest.raises(ValueError, match="20585"):
+            distribute("data")
+    if BACKEND == "torch":
+        monkeypatch.delenv("RANK", raising=False)
+        with pytest.raises(ValueError, match="torchrun"):
+            distribute("data")
+
+
+def test_auto_says_what_it_picked(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with distribute("auto") as devices:
+        assert devices.kind == "none"
+    assert "keras_augreg.distribute: none" in capsys.readouterr().err
