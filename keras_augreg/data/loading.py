@@ -114,7 +114,7 @@ def load(
             side. big_vision fine-tunes at 384 with 448.
         flip: Whether training mirrors half of the images. Defaults to yes,
             except for digits and where the source's row says otherwise.
-        seed: Of order, crops and flips.
+        seed: Of order, crops and flips, from 0 to 2**32 - 1.
         start_step: Training begins with the batch that a run from 0 would
             get at this step.
         steps: Batches of a pass, in training; defaults to one epoch. With
@@ -190,6 +190,12 @@ def load(
             raise ValueError(
                 f"`{argument}` is one of {choices}. Received: "
                 f"{argument}={value!r}"
+            )
+    for argument, value in (("seed", seed), ("split_seed", split_seed)):
+        if value not in range(2**32):
+            raise ValueError(
+                f"`{argument}` is an integer from 0 to 2**32 - 1. Received: "
+                f"{argument}={value}"
             )
     if not training and (start_step or steps is not None):
         raise ValueError(

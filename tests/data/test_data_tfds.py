@@ -144,9 +144,9 @@ def test_a_run_goes_on_with_the_batch_that_comes_next(data_dir, cache):
     keras.utils.set_random_seed(2)
     epochs, _ = load(data_dir, **options)
     three = read(epochs) + read(epochs) + read(epochs)
-    for start in (0, 3, 5, 12):
-        rest = read(load(data_dir, steps=15, start_step=start, **options)[0])
-        for ours, theirs in zip(rest, whole[start:], strict=False):
+    for start in (3, 10):
+        rest = read(load(data_dir, steps=3, start_step=start, **options)[0])
+        for ours, theirs in zip(rest, whole[start:][:3], strict=True):
             assert key(ours[0]) == key(theirs[0])
             assert ours[1].tolist() == theirs[1].tolist()
     assert [key(b[0]) for b in three] == [key(b[0]) for b in whole]
