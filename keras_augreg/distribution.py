@@ -315,11 +315,18 @@ def mean_over_processes(tensors: list[Any]) -> list[Any]:
 
 
 def copy_from_first_process(variables: list[Any]) -> None:
-    """Gives all of `torchrun`'s processes the values of the first."""
+    """Gives all processes the values of the first, of what all of them have."""
     distributed = _torch()
     if distributed is not None:
         for variable in variables:
             distributed.broadcast(variable.value.data, src=0)
+    elif process()[1] > 1:
+        from jax.experimental import multihost_utils
+
+        for variable in variables:
+            if variable.value.is_fully_replicated:
+                mine = keras.ops.convert_to_numpy(variable)
+                variable.assign(multihost_utils.broadcast_one_to_all(mine))
 
 
 @contextlib.contextmanager

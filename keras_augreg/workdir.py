@@ -119,8 +119,9 @@ class Workdir:
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
                     callbacks=[
-                        _Checkpoints(self, step, step % interval > 0),
+                        # What these add to the logs is saved, too.
                         *(callbacks or []),
+                        _Checkpoints(self, step, step % interval > 0),
                     ],
                     **kwargs,
                 )

@@ -1,0 +1,87 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_augreg.fewshot import FewShot, features, fewshot_accuracy
+
+
+def blobs(n, seed, size=6):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    centres = np.random.default_rng(0).normal(size=(3, size))
+    return centres[labels] + 0.5 * rng.normal(size=(n, size)), labels
+
+
+@pytest.mark.parametrize("size", [6, 60])
+def test_is_scikit_learn_s_ridge(size):
+    """With more features than examples, and with fewer."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = blobs(30, 1, size)
+    test_x, test_y = blobs(300, 2, size)
+    mean, deviation = x.mean(0), x.std(0) + 1e-5
+
+    def with_constant(x):
+        return np.c_[(x - mean) / deviation, np.full(len(x), 100.0)]
+
+    ridge = linear_model.Ridge(alpha=3.0, fit_intercept=False)
+    ridge.fit(with_constant(x), 2 * np.eye(3)[y] - 1)
+    want = np.mean(ridge.predict(with_constant(test_x)).argmax(1) == test_y)
+    got = fewshot_accuracy(x, y, test_x, test_y, shots=10, l2=3.0)
+    assert 0.5 < got == want
+
+
+def test_takes_so_many_of_each_class():
+    x, y = blobs(300, 1)
+    test_x, test_y = blobs(300, 2)
+    args = (x, y, test_x, test_y)
+    one, again, many = (fewshot_accuracy(*args, shots=s) for s in (1, 1, 50))
+    assert one == again < many
+    assert len({fewshot_accuracy(*args, shots=1, seed=s) for s in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shots": 11}, "needs 11 examples. Class 0 has 10"),
+        ({"shots": 0}, "shots=0"),
+        ({"l2": 0.0}, "l2=0.0"),
+    ],
+)
+def test_refuses(arguments, message):
+    x, y = blobs(30, 1)
+    with pytest.raises(ValueError, match=message):
+        fewshot_accuracy(x, y, x, y, **arguments)
+
+
+def weights(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=1, keepdims=True))
+    return x / x.sum(axis=1, keepdims=True)
+
+
+def test_callback_logs_it(tiny_model):
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3))
+    images, labels = images.astype("uint8"), np.arange(20) % 5
+    tiny_model.compile("sgd", "sparse_categorical_crossentropy")
+    history = tiny_model.fit(
+        images,
+        labels,
+        epochs=2,
+        callbacks=[FewShot((images, labels), (images, labels), 2, every=2)],
+        verbose=0,
+    )
+    x = features(tiny_model, images)
+    assert x.shape == (20, 16)
+    want = fewshot_accuracy(x, labels, x, labels, shots=2)
+    assert history.history["fewshot_2"] == [want]
+    # The features are what the classifier reads.
+    head = tiny_model.get_layer("head")
+    head.kernel.assign(np.random.default_rng(1).normal(size=(16, 5)))
+    np.testing.assert_allclose(
+        softmax(x @ weights(head.kernel) + weights(head.bias)),
+        tiny_model.predict(images, verbose=0),
+        atol=1e-5,
+    )
