@@ -191,11 +191,11 @@ def load(
                 f"`{argument}` is one of {choices}. Received: "
                 f"{argument}={value!r}"
             )
-    for argument, value in (("seed", seed), ("split_seed", split_seed)):
-        if value not in range(2**32):
+    for name, its_value in (("seed", seed), ("split_seed", split_seed)):
+        if its_value not in range(2**32):
             raise ValueError(
-                f"`{argument}` is an integer from 0 to 2**32 - 1. Received: "
-                f"{argument}={value}"
+                f"`{name}` is an integer from 0 to 2**32 - 1. Received: "
+                f"{name}={its_value}"
             )
     if not training and (start_step or steps is not None):
         raise ValueError(
