@@ -76,7 +76,6 @@ def compile_pretraining(
     gradient_accumulation_steps: int | None = None,
     ema: float | None = None,
     momentum_dtype: str | None = None,
-    remat: bool = False,
     steps_per_execution: int = 1,
     **kwargs: Any,
 ) -> Any:
@@ -117,8 +116,6 @@ def compile_pretraining(
         momentum_dtype: Dtype that the optimizer's momentum is stored in;
             `None` for float32. vit_jax and big_vision use `"bfloat16"`, to
             save memory.
-        remat: Whether the backward pass computes each block again instead of
-            keeping what is in it: less memory for more time.
         steps_per_execution: As of `keras.Model.compile`; 1 on PyTorch.
         **kwargs: `run_eagerly` and `jit_compile` of `keras.Model.compile`.
 
@@ -168,7 +165,6 @@ def compile_pretraining(
         model,
         optimizer,
         loss,
-        remat,
         steps_per_execution,
         augment=layer,
         augment_on=augment,
@@ -188,7 +184,6 @@ def compile_finetuning(
     gradient_accumulation_steps: int | None = None,
     ema: float | None = None,
     momentum_dtype: str | None = None,
-    remat: bool = False,
     steps_per_execution: int = 1,
     **kwargs: Any,
 ) -> Any:
@@ -215,7 +210,6 @@ def compile_finetuning(
         gradient_accumulation_steps: As in `compile_pretraining`.
         ema: As in `compile_pretraining`.
         momentum_dtype: As in `compile_pretraining`.
-        remat: As in `compile_pretraining`.
         steps_per_execution: As in `compile_pretraining`.
         **kwargs: As in `compile_pretraining`.
 
@@ -248,9 +242,7 @@ def compile_finetuning(
         momentum_dtype=momentum_dtype,
         **_average(ema),
     )
-    return _compile(
-        model, optimizer, loss, remat, steps_per_execution, **kwargs
-    )
+    return _compile(model, optimizer, loss, steps_per_execution, **kwargs)
 
 
 def _check_model(model: Any) -> None:
@@ -270,7 +262,6 @@ def _compile(
     model: Any,
     optimizer: Any,
     loss: str,
-    remat: bool,
     steps_per_execution: int,
     **kwargs: Any,
 ) -> Any:

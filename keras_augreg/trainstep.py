@@ -105,7 +105,7 @@ class TrainStep(keras.Model):
 
     def _batches_seen(self, state: Any = None) -> Any:
         """Batches trained on so far, which a checkpoint brings back."""
-        optimizer = self.optimizer
+        optimizer: Any = self.optimizer
         counter = getattr(optimizer, "inner_optimizer", optimizer)._iterations
         if state is None:
             return keras.ops.convert_to_tensor(counter)
