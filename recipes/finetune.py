@@ -20,6 +20,7 @@ last line on stdout is JSON.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -68,19 +69,15 @@ def main(argv: list[str]) -> None:
             "batch_size": _BATCH_SIZE.value,
             "host": devices.host,
         }
-
-        def batches(first: int, steps: int | None) -> tuple:
-            return data.load(
-                _DATASET.value,
-                "train",
-                training=True,
-                seed=SEED,
-                start_step=first,
-                steps=steps,
-                **sizes,
-            )
-
-        info = batches(0, None)[1]
+        train = functools.partial(
+            data.load,
+            _DATASET.value,
+            "train",
+            training=True,
+            seed=SEED,
+            **sizes,
+        )
+        info = train()[1]
         test, _ = data.load(
             _DATASET.value,
             "test",
@@ -105,13 +102,12 @@ def main(argv: list[str]) -> None:
         )
         run.fit(
             model,
-            lambda first, steps: batches(first, steps)[0],
+            lambda first, steps: train(start_step=first, steps=steps)[0],
             total_steps=_STEPS.value,
             interval=_SAVE_EVERY.value,
             validation_data=test,
             callbacks=[keras.callbacks.TensorBoard(run.path / "tensorboard")]
-            if _TENSORBOARD.value
-            else [],
+            * _TENSORBOARD.value,  # none without
         )
         scores = model.evaluate(test, return_dict=True)
     if devices.host[0] == 0:

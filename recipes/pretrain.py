@@ -20,6 +20,7 @@ last line on stdout is JSON.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -39,7 +40,7 @@ _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "And stochastic depth.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 48, "Pixels of a side.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a step.")
-_EPOCHS = flags.DEFINE_float("epochs", 30, "Passes over the training set.")
+_EPOCHS = flags.DEFINE_float("epochs", 20, "Passes over the training set.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-4, "Its peak.")
 _LOSS = flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid"], "Loss.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps, see Workdir.fit.")
@@ -67,19 +68,15 @@ def main(argv: list[str]) -> None:
             "batch_size": _BATCH_SIZE.value,
             "host": devices.host,
         }
-
-        def batches(first: int, steps: int | None) -> tuple:
-            return data.load(
-                _DATASET.value,
-                "train",
-                training=True,
-                seed=SEED,
-                start_step=first,
-                steps=steps,
-                **sizes,
-            )
-
-        info = batches(0, None)[1]
+        train = functools.partial(
+            data.load,
+            _DATASET.value,
+            "train",
+            training=True,
+            seed=SEED,
+            **sizes,
+        )
+        info = train()[1]
         test, _ = data.load(_DATASET.value, "test", training=False, **sizes)
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
         recipe = keras_augreg.AugReg(
@@ -103,13 +100,12 @@ def main(argv: list[str]) -> None:
         )
         run.fit(
             model,
-            lambda first, steps: batches(first, steps)[0],
+            lambda first, steps: train(start_step=first, steps=steps)[0],
             total_steps=total_steps,
             interval=_SAVE_EVERY.value,
             validation_data=test,
             callbacks=[keras.callbacks.TensorBoard(run.path / "tensorboard")]
-            if _TENSORBOARD.value
-            else [],
+            * _TENSORBOARD.value,  # none without
         )
         scores = model.evaluate(test, return_dict=True)
     if devices.host[0] == 0:
