@@ -141,14 +141,14 @@ def test_properties(size, n, dtype, kind, step):
     elif kind == "grey":
         images[:] = images[..., :1]
     images = images.astype(dtype)
-    layer = RandAugment(2, 15, seed=5)
+    layer = RandAugment(1, 15, seed=5)
     result = numpy(layer(images, step=step))
     assert result.dtype == images.dtype
     assert result.shape == images.shape
     assert result.min() >= 0
     assert result.max() <= 255
     # The same seed gives the same batch.
-    again = RandAugment(2, 15, seed=5)(images, step=step)
+    again = RandAugment(1, 15, seed=5)(images, step=step)
     np.testing.assert_array_equal(result, numpy(again))
     # Neighbours do not matter: with others, the first image's result stays.
     others = images.copy()
