@@ -105,13 +105,14 @@ def describe(
     takes about three times the forward pass.
 
     The memory is an estimate, within a factor of two of what JAX and PyTorch
-    reported on a CPU for Ti/16, S/16, R+Ti/16 and R26+S/32 (batches of 2 to
-    8). It adds up weights, for training gradients and Adam's two moments
-    (SGD with momentum has one), the images, and the activations: for
-    training those that the backward pass needs, for inference the largest
-    that are alive at once. The scores of the attention are counted, which
-    fused kernels never store. It leaves out what a backend itself takes
-    (CUDA: about half a gigabyte) and reserves.
+    report on a CPU (for Ti/16, S/16, S/32, R+Ti/16 and R26+S/32 in batches of
+    2 to 8: 0.8 to 1.2 times that; JAX in mixed precision, whose CPU backend
+    computes bfloat16 in float32, 0.4 to 0.8 times). It adds up weights, for
+    training gradients and Adam's two moments (SGD with momentum has one), the
+    images, and the activations: for training those that the backward pass
+    needs, for inference the largest that are alive at once. The scores of the
+    attention are counted, which fused kernels do not store. It leaves out
+    what a backend takes for itself, and what it reserves in advance.
 
     Args:
         model: A `keras_augreg.VisionTransformer`; a builder's name, such as
