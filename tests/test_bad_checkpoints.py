@@ -38,6 +38,9 @@ from keras_augreg.checkpoints.archive import MAX_ARRAY_BYTES
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
+# Files are read with NumPy, and no weight is assigned before all is well.
+pytestmark = pytest.mark.once
+
 HEAD = "head/kernel"
 MEGABYTE = 2**20
 

@@ -127,7 +127,10 @@ def layout(sizes: Variant) -> list[Row]:
         rows += fill(_ENCODERBLOCK, i=i, h=f"_{i}" if i else "")
     if sizes.stages is None:
         return rows
-    rows += _ROOT
+    for key, release, timm, h5 in _ROOT:
+        if not sizes.stages:  # timm's backbone is then the stem itself
+            timm = timm.replace(".stem.", ".")
+        rows.append((key, release, timm, h5))
     number = 0
     for stage, units in enumerate(sizes.stages):
         for unit in range(units):
@@ -342,7 +345,8 @@ def inspect(archive: Archive) -> Contents:
 def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
     """Finds the number of units in each stage of the ResNet stem."""
     column = KINDS[archive.kind]
-    if _first_name(_ROOT[0], column) not in names:
+    root = _first_name(_ROOT[0], column)
+    if not names.keys() & {root, root.replace(".stem.", ".")}:
         return None
     pattern = {
         "npz": r"block(\d{1,3})/unit\d+/conv1/kernel",
