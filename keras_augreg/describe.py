@@ -106,8 +106,8 @@ def describe(
 
     The memory is an estimate, within a factor of two of what JAX and PyTorch
     report on a CPU (for Ti/16, S/16, S/32, R+Ti/16 and R26+S/32 in batches of
-    2 to 8: 0.8 to 1.2 times that; JAX in mixed precision, whose CPU backend
-    computes bfloat16 in float32, 0.4 to 0.8 times). It adds up weights, for
+    2 to 8: 0.7 to 1.2 times that; JAX in mixed precision, whose CPU backend
+    computes bfloat16 in float32, 0.4 to 0.9 times). It adds up weights, for
     training gradients and Adam's two moments (SGD with momentum has one), the
     images, and the activations: for training those that the backward pass
     needs, for inference the largest that are alive at once. The scores of the
