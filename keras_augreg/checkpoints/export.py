@@ -143,12 +143,6 @@ def to_timm(
     if path is not None:
         path = _check_path(path, ".safetensors")
     arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
-    if model.sizes.stages == ():
-        # Its backbone is timm's stem alone.
-        arrays = {
-            name.replace(".backbone.stem.", ".backbone."): array
-            for name, array in arrays.items()
-        }
     if path is not None:
         _write_safetensors(path, arrays, model.class_names)
     return arrays

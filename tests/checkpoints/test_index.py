@@ -299,3 +299,16 @@ def test_best_refuses(arguments):
 def test_docstrings():
     assert doctest.testmod(index).failed == 0
     assert doctest.testmod(index).attempted > 0
+
+
+def test_lookup_joins_the_table_and_the_index(indexed):
+    name = names.resolve("augreg-in21k", "ViT_S16")
+    found = index.lookup(f"{name}.npz")
+    assert found.name == name
+    assert found.figures["size_mib"] == 115
+    assert "final_val" in found.figures
+    assert "readme" in found.seen
+    assert found.seen[-1] == "index"
+    # One that this index lacks.
+    name = names.resolve("augreg-in21k", "ViT_Ti16")
+    assert index.lookup(name).figures == {"size_mib": 37}
