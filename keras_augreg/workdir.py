@@ -103,6 +103,9 @@ class Workdir:
                 last good checkpoint stays.
             OSError: If a checkpoint cannot be written; those before it stay.
         """
+        # `fit` would build metrics on a first batch that it throws away, and
+        # what is prepared in advance could use up a short pass.
+        model.test_on_batch(*next(iter(batches(0, 2)))[:2])
         with self._heeding_sigterm():
             while (step := self.restore(model)) < total_steps:
                 # What a stop in the middle left of an interval comes first.
@@ -112,9 +115,9 @@ class Workdir:
                 steps = min(steps, total_steps - step)
                 epoch = step // interval
                 model.fit(
-                    # One that stays unread: Keras looks at the first batch
-                    # beforehand, which would end a pass of one batch.
-                    batches(step, epochs * steps + 1),
+                    # Two that stay unread: Keras on TensorFlow looks at two
+                    # batches beforehand, which would end a shorter pass.
+                    batches(step, epochs * steps + 2),
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,

@@ -17,6 +17,11 @@ from keras_augreg.workdir import Workdir
 
 STEPS, INTERVAL = 20, 4
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+
 
 def make_model(recipe=None, **changes):
     keras.utils.set_random_seed(0)
@@ -72,8 +77,4 @@ def train(model, workdir, callbacks=(), verbose=0, **changes):
 
 
 if __name__ == "__main__":
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
     train(make_model(), sys.argv[1].removeprefix("--workdir="))
