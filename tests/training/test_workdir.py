@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -34,7 +33,7 @@ class At(keras.callbacks.Callback):
 
 
 def terminate(model):
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def state(model):
