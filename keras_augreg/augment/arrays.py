@@ -66,8 +66,9 @@ def compiled(function: Callable, library: str) -> Callable:
         A function to keep, since each one made anew compiles anew.
     """
     if library == "tensorflow":
+        # Traced for each shape, as JAX does: the plan needs a known size.
         return _tensorflow().function(
-            function, jit_compile=True, autograph=False, reduce_retracing=True
+            function, jit_compile=True, autograph=False
         )
     if library == "jax":
         import jax
