@@ -834,7 +834,7 @@ def test_compiled_by_the_backend():
     BACKEND == "jax",
     strict=True,
     raises=RuntimeError,
-    reason="fit of a model built under RematScope fails on JAX: 'str' has no '_error_repr'",
+    reason="JAX: fit under RematScope: 'str' has no '_error_repr'",
 )
 def test_remat():
     """Recomputing activations changes no number."""
