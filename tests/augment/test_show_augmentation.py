@@ -6,11 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="nothing to compile there"
+)
 def test_show_augmentation(tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("skimage")
