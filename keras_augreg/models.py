@@ -130,6 +130,12 @@ class VisionTransformer(TrainStep):
                     f"below 1. Received: {argument}={rate}"
                 )
         if input_tensor is not None:
+            if _is_integer(input_tensor):
+                raise ValueError(
+                    "`input_tensor` holds floats in [-1, 1]. For integer "
+                    "images, call the model on the tensor. Received: "
+                    f"dtype={input_tensor.dtype}"
+                )
             input_shape = tuple(input_tensor.shape[1:])
         input_shape = check_input_shape(input_shape, sizes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -258,9 +264,11 @@ class VisionTransformer(TrainStep):
 
 def scale_integers(images: Any) -> Any:
     """Scales integer images to [-1, 1]; float images stay as they are."""
-    if "int" in keras.backend.standardize_dtype(images.dtype):
-        return preprocess_input(images)
-    return images
+    return preprocess_input(images) if _is_integer(images) else images
+
+
+def _is_integer(x: Any) -> bool:
+    return "int" in keras.backend.standardize_dtype(x.dtype)
 
 
 def _check_sizes(sizes: Variant) -> None:
@@ -524,10 +532,11 @@ def _build(
             rows, columns = checkpoint.grid
             stride = variant.stride
             input_shape = (rows * stride, columns * stride, 3)
-    # A plain input becomes the model's own; anything behind it stays outside.
+    # A plain input of floats becomes the model's own; another stays outside.
     derived = input_tensor is not None and (
         input_tensor._keras_history.operation.__class__
         is not keras.layers.InputLayer
+        or _is_integer(input_tensor)
     )
     with zero_weights() if checkpoint else contextlib.nullcontext():
         model = VisionTransformer(

@@ -289,17 +289,14 @@ def test_input_tensors(ti_16):
         keras_augreg.ViT_Ti16(weights=None, input_tensor=x)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the model scales, then Keras casts to the Input's uint8 again",
-)
 def test_integer_input_tensor(ti_16):
     x = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), "uint8")
     expected = predict(keras_augreg.ViT_Ti16(weights=ti_16), x)
     integers = keras.Input((224, 224, 3), dtype="uint8")
     model = keras_augreg.ViT_Ti16(weights=ti_16, input_tensor=integers)
     np.testing.assert_allclose(predict(model, x), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="call the model on the tensor"):
+        tiny(input_tensor=keras.Input((32, 32, 3), dtype="uint8"))
 
 
 @pytest.mark.parametrize(
