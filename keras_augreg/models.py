@@ -564,7 +564,11 @@ def _build(
             model.class_names = metadata.class_names(path)
     if derived:
         sources = keras.utils.get_source_inputs(input_tensor)
-        return keras.Model(sources, model(input_tensor), name=model.name)
+        return keras.Model(
+            sources if len(sources) > 1 else sources[0],
+            model(input_tensor),
+            name=model.name,
+        )
     return model
 
 

@@ -190,7 +190,9 @@ class PositionEmbedding(keras.layers.Layer):
             )
             x = ops.concatenate([cls, x], axis=1)
         x = ops.add(x, self.pos_embedding)
-        return dropout(x, self.dropout if training else 0, self.seed_generator)
+        # `training` is no Python bool under `RematScope` on JAX.
+        rate = self.dropout if self.dropout and training else 0.0
+        return dropout(x, rate, self.seed_generator)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
@@ -355,8 +357,11 @@ class Block(keras.layers.Layer):
             setattr(self, f"mlp_bias{layer}", bias)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        rate = self.dropout if training else 0.0
-        depth_rate = self.stochastic_depth if training else 0.0
+        # `training` is no Python bool under `RematScope` on JAX.
+        rate = self.dropout if self.dropout and training else 0.0
+        depth_rate = self.stochastic_depth
+        if depth_rate and not training:
+            depth_rate = 0.0
         seed = self.seed_generator
 
         y = self.attention(self.norm1(x))

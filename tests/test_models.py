@@ -827,12 +827,6 @@ def test_compiled_by_the_backend():
     )
 
 
-@pytest.mark.xfail(
-    BACKEND == "jax",
-    strict=True,
-    raises=RuntimeError,
-    reason="JAX: fit under RematScope: 'str' has no '_error_repr'",
-)
 def test_remat():
     """Recomputing activations changes no number."""
     if BACKEND == "tensorflow":
