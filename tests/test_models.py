@@ -452,7 +452,8 @@ def test_dropout_sites():
     assert values(found) == {0, round(1 / (1 - p), 4)}
     assert abs((found == 0).mean() - p) < 5 * np.sqrt(0.25 / found.size)
     # Dropped entry by entry, not image by image.
-    assert 0 < (found[:, 0] == 0).all(1).mean() < 0.01
+    dropped = found[:, 0] == 0
+    assert (dropped.any(1) & ~dropped.all(1)).mean() > 0.8
 
     layer.attention.out_bias.assign(np.zeros(8))
     layer.mlp_bias2.assign(np.ones(8))
@@ -867,10 +868,10 @@ def test_export_saved_model(tmp_path, make):
 def test_export_onnx(tmp_path, make):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    if BACKEND == "torch":
-        pytest.importorskip("onnxscript")
-    else:
-        pytest.importorskip("tf2onnx")
+    converter = {
+        "jax": "jax2onnx", "tensorflow": "tf2onnx", "torch": "onnxscript",
+    }  # fmt: skip
+    pytest.importorskip(converter[BACKEND])
     model = loaded(make())
     x = images(model.input_shape[1:], 1)
     expected = call(model, x)  # Keras wants it called, not only `predict`
