@@ -185,9 +185,9 @@ def test_batch_order_is_irrelevant():
     def apply(images, choice):
         convert = keras.ops.convert_to_tensor
         choice = randaugment.ops.Choice(*map(convert, choice))
-        return numpy(
-            randaugment.ops.apply_all(keras.ops, convert(images), choice, plan)
-        )
+        images = convert(images)
+        xp = randaugment.arrays.namespace(images)
+        return numpy(randaugment.ops.apply_all(xp, images, choice, plan))
 
     result = apply(images, choice)
     permuted = apply(images[order], [x[order] for x in choice])
