@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
-from keras import ops
 
 from keras_augreg.checkpoints import metadata, names
 from keras_augreg.checkpoints.load import find, inspect, load
@@ -21,6 +20,7 @@ from keras_augreg.vit import (
     LAYER_NORM_EPSILON,
     Block,
     PatchEmbedding,
+    Pool,
     PositionEmbedding,
 )
 
@@ -168,10 +168,8 @@ class VisionTransformer(TrainStep):
         x = keras.layers.LayerNormalization(
             epsilon=LAYER_NORM_EPSILON, dtype=policy, name="encoder_norm"
         )(x)
-        if reads == "token":
-            x = x[:, 0]
-        elif reads == "avg":
-            x = ops.mean(x[:, 1:] if class_token else x, axis=1)
+        if reads is not None:
+            x = Pool(reads, class_token, dtype=policy, name="pool")(x)
         if include_top:
             # Logits and softmax in full precision under mixed precision.
             x = keras.layers.Dense(

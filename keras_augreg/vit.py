@@ -44,15 +44,20 @@ def dense(x: Any, kernel: Any, bias: Any) -> Any:
 def attention(query: Any, key: Any, value: Any) -> Any:
     """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
 
-    PyTorch has a fused kernel for every device and dtype, JAX (cuDNN) for
-    16-bit floats; Keras picks it. Elsewhere products over contiguous heads,
-    dividing by the softmax's sum after the second product, where there are
-    fewer numbers to divide, proved 9% faster for a whole S/16 on JAX's CPU
-    backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
+    PyTorch has a fused kernel for every device and dtype, JAX for 16-bit
+    floats on an accelerator; Keras picks it. Elsewhere products over
+    contiguous heads, dividing by the softmax's sum after the second product,
+    where there are fewer numbers to divide, proved 9% faster for a whole S/16
+    on JAX's CPU backend than `ops.dot_product_attention`, and no slower on
+    TensorFlow's.
     """
     backend = keras.config.backend()
     half = "16" in keras.backend.standardize_dtype(query.dtype)
-    if backend == "torch" or (backend == "jax" and half):
+    if backend == "torch" or (
+        backend == "jax"
+        and half
+        and not keras.distribution.list_devices()[0].startswith("cpu")
+    ):
         return ops.dot_product_attention(query, key, value)
     query, key, value = (
         ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value)
@@ -388,4 +393,39 @@ class Block(keras.layers.Layer):
             "stochastic_depth": self.stochastic_depth,
             "queries": self.queries,
             "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Pool(keras.layers.Layer):
+    """Reads one vector out of the tokens.
+
+    Args:
+        kind: `"token"` for the class token, `"avg"` for the mean of the patch
+            tokens.
+        class_token: Whether the first token is the class token.
+
+    Input: (B, T, W). Output: (B, W).
+    """
+
+    def __init__(
+        self, kind: str, class_token: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.class_token = class_token
+
+    def call(self, x: Any) -> Any:
+        if self.kind == "token":
+            return x[:, 0]
+        return ops.mean(x[:, 1:] if self.class_token else x, axis=1)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return (input_shape[0], input_shape[2])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "kind": self.kind,
+            "class_token": self.class_token,
         }

@@ -501,16 +501,7 @@ def test_attention_weights_are_never_dropped():
     "policy",
     [
         "mixed_bfloat16",
-        pytest.param(
-            "mixed_float16",
-            marks=pytest.mark.xfail(
-                BACKEND == "jax",
-                strict=True,
-                raises=ValueError,
-                reason="JAX: F16_F16_F32 is not supported by dot_general on "
-                "CPU, which jax.nn.dot_product_attention asks for",
-            ),
-        ),
+        "mixed_float16",
     ],
 )
 def test_mixed_precision(ti_16, policy):
