@@ -28,6 +28,7 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
+import numpy as np
 from absl import app, flags
 
 import keras_augreg
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
         scores = model.evaluate(test, return_dict=True)
     if devices.host[0] == 0:
         model.save(run.path / "model.keras")
-        images, labels = map(keras.ops.convert_to_numpy, next(iter(test))[:2])
+        images, labels = map(np.asarray, next(iter(test))[:2])
         visualize.predictions(
             images[:32],
             labels[:32],
