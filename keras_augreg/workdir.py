@@ -105,7 +105,7 @@ class Workdir:
         """
         # `fit` would build metrics on a first batch that it throws away, and
         # what is prepared in advance could use up a short pass.
-        model.test_on_batch(*next(iter(batches(0, 2)))[:2])
+        model.test_on_batch(*map(np.asarray, next(iter(batches(0, 2)))[:2]))
         with self._heeding_sigterm():
             while (step := self.restore(model)) < total_steps:
                 # What a stop in the middle left of an interval comes first.
