@@ -17,10 +17,18 @@ from keras_augreg.workdir import Workdir
 
 STEPS, INTERVAL = 20, 4
 
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
 
-    tf.config.experimental.enable_op_determinism()
+def set_determinism(on):
+    """TensorFlow repeats a run bit by bit only if told to."""
+    if keras.backend.backend() == "tensorflow":
+        # The public module can turn it on alone; other tests want it off.
+        from tensorflow.python.framework import config
+
+        (
+            config.enable_op_determinism
+            if on
+            else config.disable_op_determinism
+        )()
 
 
 def make_model(recipe=None, **changes):
@@ -77,4 +85,5 @@ def train(model, workdir, callbacks=(), verbose=0, **changes):
 
 
 if __name__ == "__main__":
+    set_determinism(True)
     train(make_model(), sys.argv[1].removeprefix("--workdir="))

@@ -11,7 +11,14 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from _run import INTERVAL, STEPS, batches, make_model, train
+from _run import (
+    INTERVAL,
+    STEPS,
+    batches,
+    make_model,
+    set_determinism,
+    train,
+)
 
 from keras_augreg import workdir
 from keras_augreg.workdir import Workdir
@@ -43,8 +50,15 @@ def state(model):
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def determinism():
+    set_determinism(True)
+    yield
+    set_determinism(False)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(determinism, tmp_path_factory):
     """A run that nothing happened to."""
     model = make_model()
     run = train(model, tmp_path_factory.mktemp("whole"))
