@@ -26,7 +26,7 @@ printf '=== set-up (some minutes)\n'
 # One command: with torch's version named, pip can take a CPU build from its
 # --find-links folders instead of the CUDA build that extras alone would pull.
 .venv/bin/python -m pip install -qq --editable \
-  ".[jax,tensorflow,torch,data,export,keras-cv,study,test]" torch==2.13.0
+  ".[jax,tensorflow,torch,data,docs,export,keras-cv,study,test]" torch==2.13.0
 export PATH="$PWD/.venv/bin:$PATH"
 
 section format ruff format --check .
