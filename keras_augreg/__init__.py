@@ -29,7 +29,7 @@ from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_finetuning, compile_pretraining
 
 if TYPE_CHECKING:
-    from keras_augreg import data, visualize
+    from keras_augreg import data, study, visualize
 
 __version__ = "0.1.0"
 
@@ -59,11 +59,12 @@ __all__ = [
     "describe",
     "distribute",
     "preprocess_input",
+    "study",
     "visualize",
 ]
 
-# Imported on first use: most programs that load a model need neither.
-_LAZY = ("data", "visualize")
+# Imported on first use: most programs that load a model need none.
+_LAZY = ("data", "study", "visualize")
 
 
 def __getattr__(name: str) -> Any:

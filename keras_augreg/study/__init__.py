@@ -1,0 +1,49 @@
+"""The paper's study on your own data: grid, sweep, table, figures, advice.
+
+```python
+from keras_augreg import study
+
+cells = study.read_cells("grid.json")
+study.run(cells, "runs/sweep", study.train)
+study.render(study.read("runs/sweep/results.csv"), "figures")
+print(study.advise(5_000, device_budget_hours=2.0))
+```
+
+`recipes/sweep.py` is the command; docs/study.md tells all of it. Figures and
+tables need the extra `study` (pandas, matplotlib).
+"""
+
+from keras_augreg.study.advice import Advice, Reason, advise
+from keras_augreg.study.figures import FIGURES, render
+from keras_augreg.study.grid import (
+    Finetuning,
+    Grid,
+    Pretraining,
+    Source,
+    Transfer,
+    read_cells,
+)
+from keras_augreg.study.sweep import Summary, collect, run
+from keras_augreg.study.table import COLUMNS, published, read
+from keras_augreg.study.training import train
+
+__all__ = [
+    "COLUMNS",
+    "FIGURES",
+    "Advice",
+    "Finetuning",
+    "Grid",
+    "Pretraining",
+    "Reason",
+    "Source",
+    "Summary",
+    "Transfer",
+    "advise",
+    "collect",
+    "published",
+    "read",
+    "read_cells",
+    "render",
+    "run",
+    "train",
+]

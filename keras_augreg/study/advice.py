@@ -1,0 +1,284 @@
+"""The paper's guidance, as a reasoned suggestion for your case."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from keras_augreg.checkpoints import best
+from keras_augreg.study.grid import paper_name
+from keras_augreg.study.table import IMAGES, published_rows
+from keras_augreg.training import FINETUNING_BATCH, SWEEPS, Sweep
+from keras_augreg.variants import VARIANTS
+
+PAPER = "arXiv 2106.10270"
+# Training images of the paper's data sets (sections 3.1 and 4.2; CIFAR-100's
+# 50,000 are the data set's own) whose fine-tuning settings are taken.
+_LIKE = {"pets": 3_312, "resisc45": 31_000, "imagenet-1k": IMAGES["i1k"]}
+# A training step is counted as three forward passes: the backward pass costs
+# about two. A rule of the trade, not of the paper.
+_STEP = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """One sentence of advice.
+
+    Args:
+        text: The sentence.
+        source: Where it comes from.
+    """
+
+    text: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.source}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A suggestion, with its reasons; `print` it.
+
+    Args:
+        model: The builder to fine-tune.
+        weights: The checkpoint to start from, for `weights=`.
+        steps: Weight updates of each fine-tuning to try.
+        base_lrs: Peaks of the learning rate to try with each.
+        hours: Estimate of what all of these take on your device, at 224 px.
+        reasons: Why.
+    """
+
+    model: str
+    weights: str
+    steps: tuple[int, ...]
+    base_lrs: tuple[float, ...]
+    hours: float
+    reasons: tuple[Reason, ...]
+
+    def __str__(self) -> str:
+        runs = len(self.steps) * len(self.base_lrs)
+        lines = [
+            "A rule of thumb, from the paper's findings; your data decide.",
+            f"Fine-tune {self.model} from {self.weights}:",
+            f"{runs} runs, steps {', '.join(map(str, self.steps))} x learning "
+            f"rates {', '.join(map(str, self.base_lrs))}, about "
+            f"{self.hours:.2g} device hours.",
+        ]
+        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+
+
+def advise(
+    num_examples: int,
+    device_budget_hours: float,
+    throughput: Mapping[str, float] | None = None,
+) -> Advice:
+    """Suggests what to train, by the paper's rules of thumb.
+
+    Args:
+        num_examples: Labelled training images that you have, at least 1.
+        device_budget_hours: Hours of your device for all of it, above 0.
+        throughput: Builder's name -> images/s of inference at 224 px on your
+            device (`recipes/benchmark.py` measures it). `None` for the
+            paper's, on a V100.
+
+    Returns:
+        The suggestion. Every sentence in it names its source.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+    >>> print(advise(5_000, device_budget_hours=2.0))
+    A rule of thumb, from the paper's findings; your data decide.
+    Fine-tune ViT_L16 from L_16-i21k-300ep-...
+    """
+    if num_examples < 1:
+        raise ValueError(
+            f"`num_examples` is at least 1. Received: {num_examples}"
+        )
+    if not device_budget_hours > 0:
+        raise ValueError(
+            f"`device_budget_hours` is above 0. Received: {device_budget_hours}"
+        )
+    accuracy, speeds = _published()
+    if throughput is not None:
+        unknown = set(throughput) - set(accuracy)
+        if unknown or not throughput or min(throughput.values()) <= 0:
+            raise ValueError(
+                "`throughput` has images/s, above 0, of some of the builders "
+                f"{', '.join(accuracy)}. Received: {dict(throughput)!r}"
+            )
+        speeds = dict(throughput)
+    # The nearest by ratio.
+    like = min(_LIKE, key=lambda name: abs(
+        max(num_examples, _LIKE[name]) / min(num_examples, _LIKE[name])
+    ))  # fmt: skip
+    sweep = SWEEPS[like]
+    hours = {model: _hours(sweep, speed) for model, speed in speeds.items()}
+    fitting = [m for m in hours if hours[m] <= device_budget_hours]
+    reasons = [*_transfer(num_examples), *_choice()]
+    if fitting:
+        # Tiny ones are only for those who have nothing else.
+        thick = [m for m in fitting if "Ti" not in m] or fitting
+        model = max(thick, key=accuracy.__getitem__)
+    else:
+        model = max(speeds, key=speeds.__getitem__)
+        sweep = Sweep(sweep.steps[:1], sweep.base_lrs[1:2])
+        over = _hours(sweep, speeds[model]) > device_budget_hours
+        reasons.append(
+            Reason(
+                "Your hours are not enough for the paper's runs with any of "
+                "these models, so this is the fastest model and one run"
+                + (
+                    ", which is still more than your hours: take fewer steps, "
+                    "or train the classifier alone "
+                    "(compile_finetuning(freeze=True))."
+                    if over
+                    else "."
+                ),
+                "our inference",
+            )
+        )
+    speed_source = (
+        "your measurement" if throughput else f"{PAPER}, table 3, on a V100"
+    )
+    reasons += [
+        Reason(
+            "Steps and learning rates are those of the paper's data set that "
+            f"is nearest in size, {like} ({_LIKE[like]:,} images), in batches "
+            f"of {FINETUNING_BATCH}.",
+            f"{PAPER}, table 4 and the release's index; that size decides is "
+            "our inference",
+        ),
+        Reason(
+            f"{model} does {speeds[model]:,.0f} images/s of inference at 224 "
+            f"px, and a training step counts as {_STEP:g} of them.",
+            f"{speed_source}; the factor is a rule of the trade",
+        ),
+        Reason(
+            "Where that is too slow, take a model with larger patches (/32) "
+            "before a thinner one: the Tiny models are clearly worse than "
+            "/32 models of like speed.",
+            f"{PAPER}, section 4.6",
+        ),
+    ]
+    return Advice(
+        model,
+        best(model),
+        sweep.steps,
+        sweep.base_lrs,
+        _hours(sweep, speeds[model]),
+        (*reasons, *_augreg(num_examples)),
+    )
+
+
+def _transfer(num_examples: int) -> list[Reason]:
+    reasons = [
+        Reason(
+            "Fine-tune a pre-trained model rather than train from scratch: it "
+            "is cheaper and gives better results for most practical purposes.",
+            f"{PAPER}, section 4.2",
+        )
+    ]
+    if num_examples < 10_000:
+        reasons.append(
+            Reason(
+                "With some 3,000 images (Pets), no amount of training from "
+                "scratch came anywhere near.",
+                f"{PAPER}, section 4.2",
+            )
+        )
+    elif num_examples < 300_000:
+        reasons.append(
+            Reason(
+                "With some 30,000 images (Resisc45), training from scratch "
+                "came close with two orders of magnitude more compute and a "
+                "heavy search, but not there.",
+                f"{PAPER}, section 4.2",
+            )
+        )
+    return reasons
+
+
+def _choice() -> list[Reason]:
+    return [
+        Reason(
+            "Start from ImageNet-21k: more pre-training data gives models "
+            "that do better across very different tasks.",
+            f"{PAPER}, sections 4.3 and 7",
+        ),
+        Reason(
+            "Take the checkpoint with the best upstream validation accuracy; "
+            "fine-tuning all of them to choose afterwards is seldom better.",
+            f"{PAPER}, sections 4.5 and 7",
+        ),
+        Reason(
+            "If your task is ImageNet-1k itself, choose by ImageNetV2: the "
+            "minival split is part of what these models were pre-trained on.",
+            f"{PAPER}, section 4.5",
+        ),
+    ]
+
+
+def _augreg(num_examples: int) -> list[Reason]:
+    reasons = [
+        Reason(
+            "Leave RandAugment, Mixup, dropout and stochastic depth out of "
+            "the fine-tuning: they did not help there.",
+            f"{PAPER}, figure 2",
+        )
+    ]
+    if num_examples < IMAGES["i1k"] // 2:
+        reasons.append(
+            Reason(
+                "If you must train from scratch, use AugReg, but do not "
+                "expect it to replace the missing images: what it brings does "
+                "not hold for arbitrarily small data sets.",
+                f"{PAPER}, section 4.1",
+            )
+        )
+    elif num_examples < IMAGES["i21k"] // 2:
+        reasons.append(
+            Reason(
+                "If you pre-train on your own images, use AugReg: at the size "
+                "of ImageNet-1k, with 300 epochs, nearly all of it helps.",
+                f"{PAPER}, section 4.4 and figure 4",
+            )
+        )
+    else:
+        reasons.append(
+            Reason(
+                "If you pre-train on your own images, AugReg hurts all but "
+                "the largest models in a short training (30 epochs), and "
+                "small ones in a long one (300 epochs) too.",
+                f"{PAPER}, section 4.4",
+            )
+        )
+    reasons.append(
+        Reason(
+            "Prefer augmentation to dropout and stochastic depth, which help "
+            "less often and mainly large models.",
+            f"{PAPER}, section 4.4 and appendix D",
+        )
+    )
+    return reasons
+
+
+def _published() -> tuple[dict[str, float], dict[str, float]]:
+    """Builder -> accuracy at 384 px and images/s at 224 px, by table 3."""
+    builders = {paper_name(v.release): v.name for v in VARIANTS.values()}
+    accuracy, speeds = {}, {}
+    for row in published_rows():
+        if (row["ds"], row["adapt_ds"]) == ("i21k", "imagenet2012"):
+            builder = builders[row["name"]]
+            if row["adapt_resolution"] == "384":
+                accuracy[builder] = float(row["adapt_final_test"])
+            else:
+                speeds[builder] = float(row["infer_samples_per_sec"])
+    return accuracy, speeds
+
+
+def _hours(sweep: Sweep, speed: float) -> float:
+    images = sum(sweep.steps) * len(sweep.base_lrs) * FINETUNING_BATCH
+    return images * _STEP / speed / 3600

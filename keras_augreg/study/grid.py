@@ -1,0 +1,453 @@
+"""What a study runs: the cells of its grids.
+
+A cell is one pre-training or one fine-tuning. Its `name` is unique, the same
+on every machine, and begins like the names of the release's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from keras_augreg.checkpoints import names
+from keras_augreg.recipe import AugReg
+from keras_augreg.variants import VARIANTS, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set of a study.
+
+    Args:
+        source: What `data.load` takes: a folder, a TFDS name, `"digits"`.
+        name: What the tables call it; defaults to the last part of `source`.
+        train: Split to train on.
+        val: Split to choose by; `None` holds out a tenth of `train`.
+        test: Split for the final figures.
+        options: Further arguments of `data.load`, for example
+            `{"data_dir": "/data", "flip": False}`.
+    """
+
+    source: str
+    name: str = ""
+    train: str = "train"
+    val: str | None = None
+    test: str = "test"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name = self.name or pathlib.PurePath(self.source).name
+        object.__setattr__(self, "name", re.sub(r"[^\w.]+", "_", name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A cell: one model trained from scratch.
+
+    Args:
+        model: The architecture.
+        data: What it is trained on.
+        recipe: Augmentation and regularisation.
+        fraction: Of the training images, above 0 and at most 1.
+        epochs: Passes over that fraction.
+        seed: Of weights, order, augmentation and dropout.
+        base_lr: Peak of the learning rate.
+        image_size: Side of the images in pixels.
+        batch_size: Images of a step.
+        loss: `"softmax"` or `"sigmoid"`.
+    """
+
+    model: Variant
+    data: Source
+    recipe: AugReg
+    fraction: float
+    epochs: float
+    seed: int
+    base_lr: float
+    image_size: int
+    batch_size: int
+    loss: str
+
+    @property
+    def name(self) -> str:
+        """Unique; a file's name."""
+        recipe = self.recipe
+        return (
+            f"{self.model.release}-{self.data.name}-{self.epochs:g}ep"
+            f"-lr_{self.base_lr:g}-aug_{recipe.release_name}"
+            f"-wd_{recipe.weight_decay:g}-do_{recipe.dropout:g}"
+            f"-sd_{recipe.stochastic_depth:g}-frac_{self.fraction:g}"
+            f"-seed_{self.seed}-{_digest(self)}"
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the table that are known beforehand."""
+        return {
+            "name": paper_name(self.model.release),
+            "ds": self.data.name,
+            "epochs": self.epochs,
+            "lr": self.base_lr,
+            "aug": self.recipe.release_name,
+            "wd": self.recipe.weight_decay,
+            "do": self.recipe.dropout,
+            "sd": self.recipe.stochastic_depth,
+            "filename": self.name,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "resolution": self.image_size,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """A cell: one model fine-tuned.
+
+    Args:
+        upstream: The cell that trains the model, or the full name of a
+            released checkpoint.
+        data: What it is fine-tuned on.
+        steps: Weight updates.
+        base_lr: Peak of the learning rate.
+        image_size: Side of the images in pixels.
+        batch_size: Images of a step.
+        seed: Of the order of the images.
+    """
+
+    upstream: Pretraining | str
+    data: Source
+    steps: int
+    base_lr: float
+    image_size: int
+    batch_size: int
+    seed: int
+
+    @property
+    def model(self) -> Variant:
+        """The architecture."""
+        if isinstance(self.upstream, Pretraining):
+            return self.upstream.model
+        return VARIANTS[names.parse(self.upstream).variant]
+
+    @property
+    def name(self) -> str:
+        """Unique; a file's name."""
+        upstream = self.upstream
+        if isinstance(upstream, Pretraining):
+            upstream = upstream.name
+        return (
+            f"{upstream}--{self.data.name}-steps_{self.steps}"
+            f"-lr_{self.base_lr:g}-res_{self.image_size}-seed_{self.seed}"
+            f"-{_digest(self)}"
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the table that are known beforehand."""
+        if isinstance(self.upstream, Pretraining):
+            row = self.upstream.row()
+        else:
+            fields = names.parse(self.upstream)
+            row = {
+                "name": paper_name(self.model.release),
+                "ds": fields.upstream,
+                "epochs": fields.epochs,
+                "lr": fields.lr,
+                "aug": fields.augment,
+                "wd": fields.weight_decay,
+                "do": fields.dropout,
+                "sd": fields.stochastic_depth,
+                "filename": self.upstream,
+                "fraction": 1.0,
+                "resolution": 224,
+            }
+        return {
+            **row,
+            "adapt_ds": self.data.name,
+            "adapt_lr": self.base_lr,
+            "adapt_steps": self.steps,
+            "adapt_resolution": self.image_size,
+            "adapt_filename": self.name,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+
+Cell = Pretraining | Finetuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Fine-tunings of every pre-trained model on one data set: all pairs.
+
+    The paper's own are `keras_augreg.training.SWEEPS`.
+
+    Args:
+        data: What to fine-tune on.
+        steps: Weight updates.
+        base_lrs: Peaks of the learning rate.
+        image_sizes: Sides of the images; `()` for the pre-training's.
+    """
+
+    data: Source
+    steps: tuple[int, ...] = (500,)
+    base_lrs: tuple[float, ...] = (0.003, 0.01)
+    image_sizes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Every combination of its lists, each pre-trained, then fine-tuned.
+
+    The paper's: nine models, `AugReg.grid()`, ImageNet-1k and ImageNet-21k,
+    batches of 4,096, peak 1e-3 (arXiv 2106.10270, section 3).
+
+    Args:
+        datasets: What to pre-train on.
+        models: Architectures.
+        recipes: Augmentation and regularisation.
+        fractions: Of the training images, each above 0 and at most 1; a
+            smaller one is part of a larger one.
+        epochs: Passes over that fraction, above 0.
+        seeds: Repetitions.
+        transfers: What each model is fine-tuned on afterwards.
+        checkpoints: Full names of released checkpoints, which are
+            fine-tuned too.
+        image_size: Side of the images in pixels.
+        batch_size: Images of a step.
+        base_lr: Peak of the learning rate in pre-training.
+        loss: `"softmax"` or `"sigmoid"`, as in `compile_pretraining`.
+
+    Raises:
+        ValueError: If a value is not as above.
+
+    Example:
+    >>> grid = Grid(
+    ...     datasets=(Source("digits"),),
+    ...     models=(VARIANTS["ViT_Ti16"],),
+    ...     recipes=(AugReg("none"), AugReg("light1")),
+    ...     seeds=(0, 1),
+    ... )
+    >>> len(grid.cells())
+    4
+    """
+
+    datasets: tuple[Source, ...] = ()
+    models: tuple[Variant, ...] = ()
+    recipes: tuple[AugReg, ...] = ()
+    fractions: tuple[float, ...] = (1.0,)
+    epochs: tuple[float, ...] = (30.0,)
+    seeds: tuple[int, ...] = (0,)
+    transfers: tuple[Transfer, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    image_size: int = 224
+    batch_size: int = 64
+    base_lr: float = 1e-3
+    loss: str = "softmax"
+
+    def __post_init__(self) -> None:
+        if not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError(
+                "`fractions` are above 0 and at most 1. Received: "
+                f"fractions={self.fractions}"
+            )
+        for name, values in (
+            ("epochs", self.epochs),
+            ("image_size", (self.image_size,)),
+            ("batch_size", (self.batch_size,)),
+            ("base_lr", (self.base_lr,)),
+        ):
+            if not all(value > 0 for value in values):
+                raise ValueError(
+                    f"`{name}` is above 0. Received: {name}={values}"
+                )
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ValueError(
+                "`loss` is 'softmax' or 'sigmoid'. Received: "
+                f"loss={self.loss!r}"
+            )
+        for checkpoint in self.checkpoints:
+            names.parse(checkpoint)
+        known: dict[str, str] = {}
+        for data in (*self.datasets, *(t.data for t in self.transfers)):
+            if known.setdefault(data.name, data.source) != data.source:
+                raise ValueError(
+                    f"Two data sets are called {data.name!r}: "
+                    f"{known[data.name]!r} and {data.source!r}. Give one of "
+                    'them another name: {"source": ..., "name": ...}.'
+                )
+        if not self.cells():
+            raise ValueError(
+                "The grid is empty: it needs `datasets`, `models` and "
+                "`recipes`, or `checkpoints` and `transfers`. Received: "
+                f"{len(self.datasets)} datasets, {len(self.models)} models, "
+                f"{len(self.recipes)} recipes, {len(self.checkpoints)} "
+                f"checkpoints, {len(self.transfers)} transfers"
+            )
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells; each fine-tuning comes after its pre-training."""
+        cells: list[Cell] = []
+        upstream: Pretraining | str
+        for data, model, recipe, fraction, epochs, seed in itertools.product(
+            self.datasets, self.models, self.recipes,
+            self.fractions, self.epochs, self.seeds,
+        ):  # fmt: skip
+            upstream = Pretraining(
+                model, data, recipe, fraction, epochs, seed, self.base_lr,
+                self.image_size, self.batch_size, self.loss,
+            )  # fmt: skip
+            cells += [upstream, *self._finetunings(upstream, seed)]
+        for upstream, seed in itertools.product(self.checkpoints, self.seeds):
+            cells += self._finetunings(upstream, seed)
+        return tuple(cells)
+
+    def _finetunings(
+        self, upstream: Pretraining | str, seed: int
+    ) -> Iterable[Finetuning]:
+        for transfer in self.transfers:
+            for steps, base_lr, size in itertools.product(
+                transfer.steps,
+                transfer.base_lrs,
+                transfer.image_sizes or (self.image_size,),
+            ):
+                yield Finetuning(
+                    upstream, transfer.data, steps, base_lr, size,
+                    self.batch_size, seed,
+                )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Grid:
+        """The grid that a JSON object describes.
+
+        Args:
+            fields: The arguments of the class. A data set is `data.load`'s
+                source or an object with the arguments of `Source`; a model is
+                a builder's name or an object with the arguments of
+                `VisionTransformer` and a `name` ending in `_PATCH`; a recipe
+                is a level or an object with the arguments of `AugReg`, and
+                `"recipes": "paper"` are the paper's 28; a transfer is an
+                object with the arguments of `Transfer`.
+
+        Returns:
+            The grid.
+
+        Raises:
+            ValueError: If a key or a value is unknown.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        _known("grid", fields, known)
+        values = _tuples(fields)
+        if fields.get("recipes") == "paper":
+            values["recipes"] = AugReg.grid()
+        else:
+            values["recipes"] = tuple(map(_recipe, fields.get("recipes", ())))
+        values["datasets"] = tuple(map(_source, fields.get("datasets", ())))
+        values["models"] = tuple(map(_model, fields.get("models", ())))
+        values["transfers"] = tuple(map(_transfer, fields.get("transfers", ())))
+        return cls(**values)
+
+
+def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
+    """The cells of a JSON file with a grid, or a list of grids.
+
+    Args:
+        path: The file; see `Grid.from_json`.
+
+    Returns:
+        Each cell once, in the order of the file.
+
+    Raises:
+        ValueError: If the file holds no such grids.
+    """
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    try:
+        grids = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    cells: dict[str, Cell] = {}
+    for fields in grids if isinstance(grids, list) else [grids]:
+        for cell in Grid.from_json(fields).cells():
+            cells.setdefault(cell.name, cell)
+    return tuple(cells.values())
+
+
+def paper_name(release: str) -> str:
+    """The paper's name of an architecture: `"R50+L/32"` of `"R50_L_32"`."""
+    head, _, patch = release.rpartition("_")
+    return f"{head.replace('_', '+')}/{patch}" if head else release
+
+
+def _digest(cell: Cell) -> str:
+    """Tells cells apart whose names say too little; no path is in it."""
+    fields = dataclasses.asdict(cell)
+    for part in (fields, fields.get("upstream")):
+        if isinstance(part, dict):
+            del part["data"]["source"]
+            part["data"]["options"].pop("data_dir", None)
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _known(what: str, fields: Any, known: Iterable[str]) -> None:
+    known = sorted(known)
+    if not isinstance(fields, Mapping) or not set(fields) <= set(known):
+        raise ValueError(
+            f"Expected a {what}: a JSON object with some of "
+            f"{', '.join(known)}. Received: {fields!r}"
+        )
+
+
+def _source(value: Any) -> Source:
+    if isinstance(value, str):
+        return Source(value)
+    _known("data set", value, (f.name for f in dataclasses.fields(Source)))
+    return Source(**value)
+
+
+def _model(value: Any) -> Variant:
+    if isinstance(value, str):
+        if value not in VARIANTS:
+            raise ValueError(
+                f"Unknown model {value!r}. Expected a builder's name, one of "
+                f"{', '.join(VARIANTS)}, or an object with sizes."
+            )
+        return VARIANTS[value]
+    sizes = {field.name for field in dataclasses.fields(Variant)} - {"release"}
+    _known("model", value, sizes)
+    if missing := sizes - {"stages"} - set(value):
+        raise ValueError(
+            f"The model {value!r} lacks {', '.join(sorted(missing))}."
+        )
+    stages = value.get("stages")
+    fields = {**value, "stages": None if stages is None else tuple(stages)}
+    return Variant(release=value["name"], **fields)
+
+
+def _recipe(value: Any) -> AugReg:
+    if isinstance(value, str):
+        return AugReg(value)
+    _known("recipe", value, (f.name for f in dataclasses.fields(AugReg)))
+    return AugReg(**value)
+
+
+def _transfer(value: Any) -> Transfer:
+    known = [field.name for field in dataclasses.fields(Transfer)]
+    _known("transfer", value, known)
+    if "data" not in value:
+        raise ValueError(f"The transfer {value!r} lacks `data`.")
+    return Transfer(**{**_tuples(value), "data": _source(value["data"])})
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in fields.items()
+    }

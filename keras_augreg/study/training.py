@@ -1,0 +1,274 @@
+"""Trains one cell of a study, from wherever it was stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_augreg import checkpoints, data
+from keras_augreg.data.loading import find
+from keras_augreg.data.sources import Examples
+from keras_augreg.models import VisionTransformer
+from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
+from keras_augreg.training import (
+    compile_finetuning,
+    compile_pretraining,
+    finetuning_warmup,
+)
+from keras_augreg.workdir import Workdir
+
+# Of the training images, where there is no validation split. The paper holds
+# out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
+VAL_SHARE = 0.1
+# Of the steps; the paper's 10,000 are 3% to 10% of its runs.
+WARMUP_SHARE = 0.1
+# A run is validated and saved so many times, or oftener (`save_every`).
+INTERVALS = 4
+# The split and the fractions are the same in every cell.
+SPLIT_SEED = 0
+
+
+def train(
+    cell: Cell,
+    folder: pathlib.Path,
+    save_every: int = 1000,
+    verbose: int | str = 0,
+) -> dict[str, Any]:
+    """Trains, validates and tests a cell.
+
+    Args:
+        cell: What to do.
+        folder: Where its files live. A pre-trained model stays there as
+            `model.npz`; a fine-tuning finds it in the folder beside its own.
+        save_every: Steps after which a checkpoint is written at the latest.
+        verbose: Of `model.fit`.
+
+    Returns:
+        The columns of the table that only a run tells.
+
+    Raises:
+        ValueError: If the data set or a setting does not fit.
+        FloatingPointError: If the loss becomes NaN or infinite.
+    """
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(cell.seed)
+    fraction = cell.fraction if isinstance(cell, Pretraining) else 1.0
+    batches, val, test, info = _load(cell, fraction)
+    if isinstance(cell, Pretraining):
+        total_steps = max(round(cell.epochs * info.steps_per_epoch), 1)
+        model = _build(cell, info.num_classes)
+        compile_pretraining(
+            model,
+            cell.recipe,
+            total_steps=total_steps,
+            base_lr=cell.base_lr,
+            warmup_steps=int(WARMUP_SHARE * total_steps),
+            loss=cell.loss,
+            seed=cell.seed,
+        )
+    else:
+        total_steps = cell.steps
+        model = _build(cell, info.num_classes)
+        checkpoints.load(model, _upstream(cell, folder), head="new")
+        compile_finetuning(
+            model,
+            total_steps=total_steps,
+            base_lr=cell.base_lr,
+            warmup_steps=min(finetuning_warmup(total_steps), total_steps // 5),
+        )
+    run = Workdir(folder, {"cell": cell.name}, keep=1)
+    run.fit(
+        model,
+        batches,
+        total_steps=total_steps,
+        interval=min(save_every, -(-total_steps // INTERVALS)),
+        validation_data=val,
+        callbacks=[_Clock(cell.batch_size)],
+        verbose=verbose,
+    )
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    logs = [json.loads(line) for line in lines]
+    accuracy = [line["val_accuracy"] for line in logs]
+    tested = model.evaluate(test, return_dict=True, verbose=0)["accuracy"]
+    result: dict[str, Any] = {
+        "params": model.count_params(),
+        "infer_samples_per_sec": _speed(model, test),
+        "backend": keras.config.backend(),
+    }
+    seconds = sum(line["seconds"] for line in logs)
+    if isinstance(cell, Pretraining):
+        result |= {
+            "best_val": max(accuracy),
+            "final_val": accuracy[-1],
+            "final_test": tested,
+            "num_examples": info.num_examples,
+            "train_seconds": seconds,
+            "train_samples_per_sec": max(line["speed"] for line in logs),
+        }
+        checkpoints.to_npz(model, folder / "model.npz")
+    else:
+        result |= {
+            "adapt_final_val": accuracy[-1],
+            "adapt_final_test": tested,
+            "adapt_num_examples": info.num_examples,
+            "adapt_seconds": seconds,
+        }
+    return result
+
+
+def clean(folder: pathlib.Path) -> None:
+    """Removes what only an unfinished cell needs."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "best.npz").unlink(missing_ok=True)
+
+
+def hold_out(
+    found: Any, fraction: float, val_share: float
+) -> tuple[list[str], list[str], list[str]]:
+    """Divides a training split, the same way whenever it is asked.
+
+    Args:
+        found: Of `keras_augreg.data.loading.find`.
+        fraction: Of what is not held out, above 0 and at most 1.
+        val_share: What to hold out, at least 0 and below 1.
+
+    Returns:
+        Names of the examples to train on, to validate on, and neither. The
+        training examples of a fraction are among those of any larger one.
+        Folders and digits are divided class by class, at least one example
+        for each part; TFDS data sets, whose labels are in their files, as a
+        whole.
+    """
+    if isinstance(found, Examples):
+        names, labels = np.array(found.names), found.labels
+    else:
+        names = np.array([
+            f"{os.path.basename(path)}__{i}"
+            for path, first, count in found.parts
+            for i in range(first, first + count)
+        ])  # fmt: skip
+        labels = np.zeros(len(names), int)
+    train, val, rest = [], [], []
+    for label in np.unique(labels):
+        members = names[labels == label]
+        # RandomState's streams are frozen, Generator's are not (NEP 19).
+        rng = np.random.RandomState([SPLIT_SEED, label])
+        members = members[rng.permutation(len(members))].tolist()
+        held = 0
+        if val_share:
+            held = min(max(round(val_share * len(members)), 1),
+                       len(members) - 1)  # fmt: skip
+        count = max(round(fraction * (len(members) - held)), 1)
+        val += members[:held]
+        train += members[held : held + count]
+        rest += members[held + count :]
+    return train, val, rest
+
+
+def _load(cell: Cell, fraction: float) -> tuple[Any, Any, Any, data.Info]:
+    """Batches to train on, to validate and to test with, and what they are."""
+    source: Source = cell.data
+    found = find(
+        source.source, source.train, data_dir=source.options.get("data_dir")
+    )
+    train, val, rest = hold_out(
+        found, fraction, VAL_SHARE if source.val is None else 0.0
+    )
+    load = functools.partial(
+        data.load,
+        source.source,
+        image_size=cell.image_size,
+        batch_size=cell.batch_size,
+        **source.options,
+    )
+    to_train = functools.partial(
+        load,
+        source.train,
+        training=True,
+        seed=cell.seed,
+        exclude=[*val, *rest],
+    )
+    info = to_train()[1]
+    evaluation = functools.partial(
+        load, training=False, class_names=info.class_names
+    )
+    if source.val is None:
+        validation = evaluation(source.train, exclude=[*train, *rest])[0]
+    else:
+        validation = evaluation(source.val)[0]
+    return (
+        lambda first, steps: to_train(start_step=first, steps=steps)[0],
+        validation,
+        evaluation(source.test)[0],
+        info,
+    )
+
+
+def _build(cell: Cell, classes: int) -> Any:
+    sizes = cell.model
+    rates: dict[str, Any] = {}
+    if isinstance(cell, Pretraining):
+        rates = {
+            "dropout": cell.recipe.dropout,
+            "stochastic_depth": cell.recipe.stochastic_depth,
+        }
+    return VisionTransformer(
+        sizes.patch_size,
+        sizes.width,
+        sizes.depth,
+        sizes.num_heads,
+        sizes.mlp_dim,
+        sizes.stages,
+        input_shape=(cell.image_size, cell.image_size, 3),
+        classes=classes,
+        seed=cell.seed,
+        **rates,
+    )
+
+
+def _upstream(cell: Finetuning, folder: pathlib.Path) -> pathlib.Path:
+    if isinstance(cell.upstream, str):
+        return checkpoints.download(cell.upstream)
+    return folder.with_name(cell.upstream.name) / "model.npz"
+
+
+def _speed(model: Any, dataset: Any) -> float:
+    """Images/s of the forward pass, the best of five batches."""
+    images, labels = map(np.asarray, next(iter(dataset))[:2])
+    seconds = []
+    for _ in range(6):  # the first may compile
+        start = time.perf_counter()
+        model.test_on_batch(images, labels)
+        seconds.append(time.perf_counter() - start)
+    return len(images) / min(seconds[1:])
+
+
+class _Clock(keras.callbacks.Callback):
+    """Adds to the logs of an interval what it cost.
+
+    `seconds` with the validation at its end, `speed` in training images/s
+    without it.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self._batch_size = batch_size
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._start = self._trained = time.perf_counter()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        images = self.params["steps"] * self._batch_size
+        logs["seconds"] = time.perf_counter() - self._start
+        logs["speed"] = images / (self._trained - self._start)

@@ -1,0 +1,112 @@
+r"""Runs the paper's study on your own data: a grid of trainings, one table.
+
+    python recipes/sweep.py --dataset=FOLDER --workdir=runs/sweep
+
+trains ViT-S/32 and ViT-Ti/16 with four recipes on a tenth and on all of the
+images of FOLDER (or any source of `data.load`), 16 cells. Other grids are
+JSON files (docs/study.md):
+
+    python recipes/sweep.py --grid=docs/study_grid.json
+
+Killed or stopped, the same command goes on where it was; cells that failed
+are tried again. An array of jobs, or several machines with one directory:
+
+    python recipes/sweep.py --grid=FILE --shard=$SLURM_ARRAY_TASK_ID/16
+
+--workdir gets `results.csv` (and `.parquet`), with the columns of the
+release's `index.csv`, and `figures/`. Hardware: any. Duration: a line for
+each cell tells the time left; the study of docs/study.md took the time that
+is written there on one CPU core. Expected numbers: there as well. The last
+line on stdout is JSON; the exit status is 1 if a cell failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+from absl import app, flags
+
+import keras_augreg
+from keras_augreg import study
+from keras_augreg.variants import VARIANTS
+
+_GRID = flags.DEFINE_string("grid", None, "JSON file, see docs/study.md.")
+_DATASET = flags.DEFINE_string("dataset", "digits", "Without --grid.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Without --grid.")
+_EPOCHS = flags.DEFINE_float("epochs", 30, "Without --grid.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "NUMBER/COUNT, from 0.")
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at the latest.")
+_DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Output folder.")
+
+
+def default_grid() -> study.Grid:
+    """Two models of like speed, AugReg or not, little data or all of it."""
+    return study.Grid(
+        datasets=(study.Source(_DATASET.value),),
+        models=(VARIANTS["ViT_S32"], VARIANTS["ViT_Ti16"]),
+        recipes=tuple(
+            keras_augreg.AugReg(level, rate, rate)
+            for level in ("none", "medium1")
+            for rate in (0.0, 0.1)
+        ),
+        fractions=(0.1, 1.0),
+        epochs=(_EPOCHS.value,),
+        image_size=_IMAGE_SIZE.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs the cells, writes table and figures, reports."""
+    del argv
+    shard = re.fullmatch(r"(\d+)/(\d+)", _SHARD.value)
+    if shard is None:
+        raise app.UsageError(
+            f"--shard is NUMBER/COUNT, for example 0/16. Received: "
+            f"{_SHARD.value!r}"
+        )
+    cells = default_grid().cells()
+    if _GRID.value:
+        cells = study.read_cells(_GRID.value)
+    with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
+        if devices.host[1] > 1:
+            raise app.UsageError(
+                "A sweep runs in one process on each machine: start it "
+                "without the variables of a cluster, and with --shard."
+            )
+        summary = study.run(
+            cells,
+            _WORKDIR.value,
+            functools.partial(
+                study.train,
+                save_every=_SAVE_EVERY.value,
+                verbose="auto" if sys.stderr.isatty() else 0,
+            ),
+            shard=(int(shard[1]), int(shard[2])),
+            report=functools.partial(print, file=sys.stderr, flush=True),
+        )
+    figures = study.render(
+        study.read(summary.path), summary.path.with_name("figures")
+    )
+    result = {
+        "done": summary.done,
+        "failed": summary.failed,
+        "waiting": summary.waiting,
+        "table": str(summary.path),
+        "figures": [str(path) for path in figures],
+        "backend": keras.config.backend(),
+    }
+    print(json.dumps(result))
+    if not summary.complete:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
