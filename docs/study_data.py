@@ -23,7 +23,14 @@ import PIL.Image
 import skimage.data
 import sklearn.datasets
 
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry")  # fmt: skip
+PHOTOS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "retina",
+    "immunohistochemistry",
+)
 CROPS = {"train": 60, "test": 30}
 SIDES = (64, 160)  # pixels of the photograph
 SIZE = 48  # pixels of a file

@@ -49,7 +49,9 @@ COLORS = (
 )  # fmt: skip
 MARKERS = "osD^vP*Xd"
 _RECIPE = ["name", "ds", "epochs", "fraction", "aug", "wd", "do", "sd"]
-_KEYS = ["name", "ds", "epochs", "images"]
+_SEEN = ["images", "seen"]
+_KEYS = ["name", "ds", "epochs", *_SEEN]
+_SPEED = "infer_samples_per_sec"
 
 
 class NotInTableError(ValueError):
@@ -76,18 +78,27 @@ def data_size(table: pandas.DataFrame) -> Drawn:
     runs = _accuracy(table)
     plain = (runs["aug"] == "none") & (runs["do"] == 0)
     runs["recipe"] = plain.map({True: "none", False: "AugReg"})
+    runs.loc[runs["aug"].isna(), "recipe"] = "best recipe"
     best = _best(runs, "chosen", [*_KEYS, "recipe"])
-    best["seen"] = best["images"] * best["epochs"]
     best = best.sort_values(["name", "images", "seen"])
     names = _by_accuracy(best)
-    figure, axes = _panels(len(names), "images seen in training", 3)
+    figure, axes = _panels(
+        len(names),
+        "images seen in the pre-training (M million, G billion)",
+        3,
+        same=True,
+    )
     sizes = sorted(set(zip(best["images"], _dataset(best), strict=True)))
     lines: dict[str, Any] = {}
     for axis, name in zip(axes, names, strict=True):
         axis.set_title(name)
-        axis.set_xscale("log")
+        _log(axis)
         for color, (images, ds) in zip(_colors(sizes), sizes, strict=True):
-            for recipe, style in (("AugReg", "o-"), ("none", "o:")):
+            for recipe, style in (
+                ("AugReg", "o-"),
+                ("none", "o:"),
+                ("best recipe", "o-"),
+            ):
                 rows = best[
                     (best["name"] == name) & (best["images"] == images)
                     & (_dataset(best) == ds) & (best["recipe"] == recipe)
@@ -96,10 +107,10 @@ def data_size(table: pandas.DataFrame) -> Drawn:
                     label = f"{ds}, {_count(images)} images, {recipe}"
                     (lines[label],) = axis.plot(
                         rows["seen"], rows["accuracy"], style, color=color,
-                        markerfacecolor=color if recipe == "AugReg" else "w",
+                        markerfacecolor="w" if recipe == "none" else color,
                     )  # fmt: skip
     _legend(figure, lines)
-    return figure, best[[*_KEYS, "recipe", "seen", "accuracy"]]
+    return figure, best[[*_KEYS, "recipe", "accuracy"]]
 
 
 def transfer(table: pandas.DataFrame) -> Drawn:
@@ -138,7 +149,7 @@ def transfer(table: pandas.DataFrame) -> Drawn:
     for frame, images, own, accuracy in zip(
         (scratch, tuned), seen, measured, test, strict=True
     ):
-        cost = frame[own].fillna(images / frame["infer_samples_per_sec"])
+        cost = frame[own].fillna(images / frame[_SPEED])
         percent = 100 * frame[accuracy]
         frames.append(frame.assign(seconds=cost, accuracy=percent))
     figure, axes = _panels(len(both), "seconds of training", 2)
@@ -146,7 +157,7 @@ def transfer(table: pandas.DataFrame) -> Drawn:
     names = sorted({*scratch["name"], *tuned["name"]})
     for axis, target in zip(axes, both, strict=True):
         axis.set_title(target)
-        axis.set_xscale("log")
+        _log(axis)
         for frame, color in zip(frames, COLORS, strict=False):
             for name, marker in zip(names, MARKERS * 9, strict=False):
                 rows = frame[
@@ -194,7 +205,6 @@ def generality(table: pandas.DataFrame) -> Drawn:
         raise NotInTableError("nothing was fine-tuned on another data set")
     best = _best(tuned, "upstream", [*_KEYS, "adapt_ds"])
     best["group"] = best["adapt_ds"].replace(GROUPS)
-    best["seen"] = best["images"] * best["epochs"]
     best["pre-training"] = [
         f"{ds}\n{_count(images)}\n{epochs:g} ep"
         for ds, images, epochs in zip(
@@ -355,12 +365,12 @@ def throughput(
         NotInTableError: If no model has a speed.
     """
     runs = _accuracy(table)
-    speed, unit = "infer_samples_per_sec", "images/s, inference"
+    unit = "images/s, inference"
     if benchmark is not None:
         measured = _speeds(benchmark)
-        runs[speed] = runs["name"].map(measured)
+        runs[_SPEED] = runs["name"].map(measured)
         unit += ", as benchmarked"
-    runs = runs.dropna(subset=[speed])
+    runs = runs.dropna(subset=[_SPEED])
     if runs.empty:
         raise NotInTableError("no model has images/s")
     keys = ["name", "ds", "epochs", "resolution", "fraction"]
@@ -368,31 +378,34 @@ def throughput(
     best["patch"] = "/" + best["name"].str.rpartition("/")[2]
     best["panel"] = [
         f"{ds}, {epochs:g} epochs" + (f", {size:g} px" if size > 0 else "")
-        for ds, epochs, size in best[["ds", "epochs", "resolution"]].itertuples(
-            index=False
+        for ds, epochs, size in zip(
+            _dataset(best), best["epochs"], best["resolution"], strict=True
         )
     ]
-    best = best[best["fraction"].fillna(1.0) == 1.0].sort_values(speed)
+    best = best[best["fraction"].fillna(1.0) == 1.0].sort_values(_SPEED)
     panels = sorted(best["panel"].unique())
-    figure, axes = _panels(len(panels), unit, 2, (5.0, 3.6))
+    figure, axes = _panels(len(panels), unit, 2, (5.6, 3.4))
     lines: dict[str, Any] = {}
     patches = sorted(best["patch"].unique(), key=lambda p: int(p[1:] or 0))
     for axis, panel in zip(axes, panels, strict=True):
         axis.set_title(panel)
-        axis.set_xscale("log")
-        axis.margins(0.12)
+        _log(axis)
+        axis.margins(0.18)
         for color, marker, patch in zip(COLORS, MARKERS, patches, strict=False):
             rows = best[(best["panel"] == panel) & (best["patch"] == patch)]
             (lines[f"patch {patch}"],) = axis.plot(
-                rows[speed], rows["accuracy"], f"{marker}-", color=color
+                rows[_SPEED], rows["accuracy"], f"{marker}-", color=color
             )
             for row in rows.itertuples():
+                # One line's names above it, the other's below.
+                left = patch == patches[0]
                 axis.annotate(
-                    row.name, (getattr(row, speed), row.accuracy),
-                    (4, 5), textcoords="offset points", fontsize=8, color=color,
+                    row.name, (getattr(row, _SPEED), row.accuracy),
+                    (-5, -11) if left else (5, 5), color=color, fontsize=7.5,
+                    ha="right" if left else "left", textcoords="offset points",
                 )  # fmt: skip
     _legend(figure, lines)
-    return figure, best[["panel", "name", speed, "accuracy"]]
+    return figure, best[["panel", "name", _SPEED, "accuracy"]]
 
 
 FIGURES: dict[str, Callable[..., Drawn]] = {
@@ -476,6 +489,7 @@ def _done(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = table[table["status"].isna() | (table["status"] == "done")].copy()
     rows["images"] = _images(rows)
     rows["fraction"] = rows["fraction"].fillna(1.0)
+    rows["seen"] = rows["images"] * rows["epochs"]
     return rows
 
 
@@ -489,64 +503,58 @@ def _upstream(table: pandas.DataFrame) -> pandas.DataFrame:
     return rows.drop_duplicates("filename").copy()
 
 
-def _tuned(table: pandas.DataFrame) -> pandas.DataFrame:
+def _tuned(table: pandas.DataFrame, *extra: str) -> pandas.DataFrame:
     """The best fine-tuning of each pre-trained recipe on each data set.
 
     `accuracy` is its test accuracy in percent, `chosen` what it was chosen
-    by, `upstream` the validation accuracy of the pre-training.
+    by, `upstream` the validation accuracy of the pre-training. One for each
+    value of the `extra` columns.
     """
     rows = _done(table).dropna(subset=["adapt_final_test"])
     rows = rows.assign(
         chosen=rows["adapt_final_val"].fillna(rows["adapt_final_test"]),
         accuracy=100 * rows["adapt_final_test"],
-        upstream=rows["final_val"].fillna(0.0),
+        upstream=rows["final_val"],
     )
-    keys = [*_RECIPE, "images", "adapt_ds"]
-    settings = ["adapt_lr", "adapt_steps", "adapt_resolution"]
-    values = ["chosen", "accuracy", "upstream", "adapt_final_val",
-              "adapt_final_test", "infer_samples_per_sec"]  # fmt: skip
-    rows = rows.groupby([*keys, *settings], dropna=False)[values].mean()
-    return _best(rows.reset_index(), "chosen", keys)
+    settings = ["adapt_ds", "adapt_lr", "adapt_steps", "adapt_resolution"]
+    rows = _mean(rows, "chosen", "accuracy", "upstream", "adapt_final_val",
+                 _SPEED, keys=settings)  # fmt: skip
+    return _best(rows, "chosen", [*_RECIPE, *_SEEN, "adapt_ds", *extra])
 
 
 def _accuracy(table: pandas.DataFrame) -> pandas.DataFrame:
     """Each recipe's accuracy: on ImageNet-1k if known, or its own test's.
 
-    `accuracy` is in percent, `chosen` what to choose a recipe by.
+    `accuracy` is in percent, `chosen` what to choose a recipe by: upstream
+    validation, as the paper; see MINIVAL.
     """
-    rows = _done(table)
-    tuned = rows[rows["adapt_ds"] == "imagenet2012"]
-    tuned = tuned.dropna(subset=["adapt_final_test"])
-    if len(tuned):
-        # By upstream validation, as the paper; see MINIVAL.
-        rows = tuned.assign(
-            chosen=tuned["final_val"].fillna(tuned["adapt_final_test"]),
-            accuracy=100 * tuned["adapt_final_test"],
-            resolution=tuned["adapt_resolution"],
-        )
-    else:
-        rows = _upstream(table).dropna(subset=["final_test"])
-        if rows.empty:
-            raise NotInTableError("no row has a test accuracy")
-        rows = rows.assign(
-            chosen=rows["final_val"], accuracy=100 * rows["final_test"]
-        )
-    values = ["chosen", "accuracy", "infer_samples_per_sec"]
-    keys = [*_RECIPE, "images", "resolution"]
-    return rows.groupby(keys, dropna=False)[values].mean().reset_index()
+    rows = _tuned(table, "adapt_resolution")
+    rows = rows[rows["adapt_ds"] == "imagenet2012"]
+    if len(rows):
+        rows["resolution"] = rows["adapt_resolution"]
+        rows["chosen"] = rows["upstream"].fillna(rows["accuracy"])
+        return rows
+    rows = _upstream(table).dropna(subset=["final_test"])
+    if rows.empty:
+        raise NotInTableError("no row has a test accuracy")
+    rows["accuracy"] = 100 * rows["final_test"]
+    rows["chosen"] = rows["final_val"]
+    return _mean(rows, "chosen", "accuracy", _SPEED, keys=["resolution"])
 
 
-def _mean(rows: pandas.DataFrame, value: str) -> pandas.DataFrame:
+def _mean(
+    rows: pandas.DataFrame, *values: str, keys: Sequence[str] = ()
+) -> pandas.DataFrame:
     """The mean over seeds."""
-    keys = [*_RECIPE, "images"]
-    return rows.groupby(keys, dropna=False)[value].mean().reset_index()
+    groups = rows.groupby([*_RECIPE, *_SEEN, *keys], dropna=False)
+    return groups[list(values)].mean().reset_index()
 
 
 def _best(
     rows: pandas.DataFrame, by: str, keys: Sequence[str]
 ) -> pandas.DataFrame:
     """The row with the greatest `by` of each group."""
-    rows = rows.sort_values(by, kind="stable")
+    rows = rows.sort_values(by, kind="stable", na_position="first")
     return rows.groupby(list(keys), dropna=False).tail(1).copy()
 
 
@@ -556,8 +564,9 @@ def _dataset(rows: pandas.DataFrame) -> pandas.Series:
 
 
 def _by_accuracy(rows: pandas.DataFrame) -> list[str]:
-    """The models, from the least to the most accurate."""
-    return list(rows.groupby("name")["accuracy"].max().sort_values().index)
+    """The models, from the least accurate, after the longest pre-training."""
+    rows = rows.sort_values(["seen", "accuracy"]).groupby("name").tail(1)
+    return list(rows.sort_values("accuracy")["name"])
 
 
 def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -581,6 +590,7 @@ def _panels(
     columns: int,
     size: tuple[float, float] = (3.8, 3.0),
     ylabel: str = "top-1 accuracy, %",
+    same: bool = False,
 ) -> tuple[Any, list[Any]]:
     """A figure with so many axes."""
     try:
@@ -594,7 +604,7 @@ def _panels(
     figure = Figure(
         figsize=(size[0] * columns, size[1] * rows), layout="constrained"
     )
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=same).flatten()
     for axis in axes[count:]:
         axis.remove()
     figure.supxlabel(xlabel, fontsize=10)
@@ -603,7 +613,17 @@ def _panels(
         axis.tick_params(labelsize=8)
         if ylabel:
             axis.grid(alpha=0.3)
-    return figure, axes[:count]
+    return figure, axes[:count].tolist()
+
+
+def _log(axis: Any) -> None:
+    """A logarithmic axis with numbers such as 2M."""
+    from matplotlib import ticker
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _heat(
@@ -614,7 +634,7 @@ def _heat(
     columns: list[str],
     form: str = ".3g",
 ) -> Any:
-    """A table of numbers, blue for gains and orange for losses."""
+    """A table of numbers, purple for gains and orange for losses."""
     limit = max(float(colors.abs().max().max()), 0.1)
     image = axis.imshow(
         colors.to_numpy(float), "PuOr", vmin=-limit, vmax=limit, aspect="auto"
@@ -635,7 +655,7 @@ def _heat(
 def _legend(figure: Any, lines: Mapping[str, Any]) -> None:
     columns = min(len(lines), 3)
     figure.legend(
-        list(lines.values()), list(lines), loc="outside lower center",
+        list(lines.values()), list(lines), loc="outside upper center",
         ncols=columns, fontsize=8,
     )  # fmt: skip
 

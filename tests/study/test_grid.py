@@ -1,0 +1,173 @@
+"""The cells of a grid, and what divides a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from keras_augreg.data.loading import find
+from keras_augreg.recipe import AugReg
+from keras_augreg.study.grid import (
+    Finetuning,
+    Grid,
+    Source,
+    Transfer,
+    paper_name,
+    read_cells,
+)
+from keras_augreg.study.training import hold_out
+from keras_augreg.variants import VARIANTS
+
+pytestmark = pytest.mark.once
+
+RELEASED = "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0"
+FIELDS = {
+    "datasets": ["digits"],
+    "models": [
+        "ViT_S32",
+        {
+            "name": "mini_8",
+            "patch_size": 8,
+            "width": 96,
+            "depth": 4,
+            "num_heads": 3,
+            "mlp_dim": 384,
+        },
+    ],
+    "recipes": ["none", {"augment": "medium1", "dropout": 0.1}],
+    "fractions": [0.1, 1.0],
+    "epochs": [10],
+    "seeds": [0, 1],
+    "transfers": [
+        {"data": "photos", "steps": [10, 20], "base_lrs": [0.01, 0.03]}
+    ],
+}
+
+
+def test_every_combination_once():
+    cells = Grid.from_json(FIELDS).cells()
+    upstream = [c for c in cells if not isinstance(c, Finetuning)]
+    assert len(upstream) == 2 * 2 * 2 * 2
+    assert len(cells) == len(upstream) * (1 + 2 * 2)
+    assert len({cell.name for cell in cells}) == len(cells)
+    for i, cell in enumerate(cells):
+        if isinstance(cell, Finetuning):
+            assert cell.upstream in cells[:i]
+
+
+def test_the_papers_recipes():
+    grid = Grid.from_json({**FIELDS, "recipes": "paper", "transfers": []})
+    assert len(grid.cells()) == 2 * 28 * 2 * 2
+
+
+def test_released_checkpoints_are_fine_tuned():
+    grid = Grid(
+        checkpoints=(RELEASED,),
+        transfers=(Transfer(Source("photos"), (10,), (0.01,)),),
+    )
+    (cell,) = grid.cells()
+    assert cell.model == VARIANTS["ViT_S32"]
+    row = cell.row()
+    assert row["filename"] == RELEASED
+    assert (row["name"], row["ds"], row["aug"], row["wd"]) == (
+        "S/32",
+        "i21k",
+        "none",
+        0.1,
+    )
+
+
+def test_names_depend_on_every_setting_but_no_path():
+    (cell,) = Grid(
+        datasets=(Source("/here/pets", options={"data_dir": "/a"}),),
+        models=(VARIANTS["ViT_Ti16"],),
+        recipes=(AugReg("light2"),),
+    ).cells()
+    assert cell.name.startswith(
+        "Ti_16-pets-30ep-lr_0.001-aug_light1-wd_0.1-do_0-sd_0-frac_1-seed_0-"
+    )
+    elsewhere = Source("/there/pets", options={"data_dir": "/b"})
+    assert dataclasses.replace(cell, data=elsewhere).name == cell.name
+    for change in (
+        {"image_size": 32},
+        {"loss": "sigmoid"},
+        {"data": Source("/here/pets", options={"flip": False})},
+        {"data": Source("/here/pets", val="val")},
+    ):
+        assert dataclasses.replace(cell, **change).name != cell.name
+
+
+def test_a_file_of_several_grids(tmp_path):
+    path = tmp_path / "grid.json"
+    more = {**FIELDS, "seeds": [1, 2]}
+    path.write_text(json.dumps([FIELDS, more]))
+    cells = read_cells(path)
+    assert len(cells) == len(Grid.from_json(FIELDS).cells()) * 3 // 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fractions": [0.0]}, "`fractions` are above 0 and at most 1"),
+        ({"epochs": [0]}, r"`epochs` is above 0. Received: epochs=\(0,\)"),
+        ({"loss": "hinge"}, "loss='hinge'"),
+        ({"models": ["ViT_X"]}, "Unknown model 'ViT_X'"),
+        ({"models": [{"name": "x_8"}]}, "lacks depth, mlp_dim"),
+        ({"models": []}, "The grid is empty"),
+        ({"recipes": ["strong1"]}, "it means 'heavy1'"),
+        ({"recipes": [{"level": "none"}]}, "Expected a recipe"),
+        ({"datasets": ["/a/x", "/b/x"]}, "Two data sets are called 'x'"),
+        ({"datasets": [{"path": "x"}]}, "Expected a data set"),
+        ({"transfers": [{"steps": [1]}]}, "lacks `data`"),
+        ({"checkpoints": ["B_17"]}, "Unknown checkpoint"),
+        ({"lr": 0.1}, "Expected a grid: .* some of base_lr, batch_size"),
+    ],
+)
+def test_messages(change, message):
+    with pytest.raises(ValueError, match=message):
+        Grid.from_json({**FIELDS, **change})
+
+
+def test_a_file_that_is_not_json(tmp_path):
+    (tmp_path / "grid.json").write_text("models: []")
+    with pytest.raises(ValueError, match=r"grid\.json is not JSON"):
+        read_cells(tmp_path / "grid.json")
+
+
+def test_papers_names():
+    names = [paper_name(variant.release) for variant in VARIANTS.values()]
+    assert "B/16" in names
+    assert "R50+L/32" in names
+    assert "R+Ti/16" in names
+
+
+def test_fractions_are_nested_stratified_and_apart_from_validation():
+    found = find("digits", "train")
+    labels = dict(zip(found.names, found.labels, strict=True))
+    before: set[str] = set()
+    for fraction in (0.1, 0.5, 1.0):
+        train, val, rest = hold_out(found, fraction, 0.1)
+        assert sorted([*train, *val, *rest]) == sorted(found.names)
+        assert before <= set(train)
+        assert abs(len(val) - 144) <= 5
+        share = len(train) / (len(found.names) - len(val))
+        assert share == pytest.approx(fraction, abs=0.01)
+        counts = np.bincount([labels[name] for name in train])
+        assert counts.min() > 0.8 * counts.max()
+        before = set(train)
+    assert hold_out(found, 1.0, 0.0)[1:] == ([], [])
+
+
+def test_records_are_divided_by_their_places_in_the_files():
+    found = types.SimpleNamespace(
+        parts=[("/data/a.tfrecord", 0, 60), ("/data/b.tfrecord", 5, 40)]
+    )
+    train, val, rest = hold_out(found, 0.5, 0.1)
+    assert (len(train), len(val), len(rest)) == (45, 10, 45)
+    names = {*train, *val, *rest}
+    assert len(names) == 100
+    assert {"a.tfrecord__59", "b.tfrecord__5", "b.tfrecord__44"} <= names
