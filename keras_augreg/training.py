@@ -76,6 +76,7 @@ def compile_pretraining(
     gradient_accumulation_steps: int | None = None,
     ema: float | None = None,
     momentum_dtype: str | None = None,
+    remat: bool = False,
     steps_per_execution: int = 1,
     **kwargs: Any,
 ) -> Any:
@@ -116,6 +117,10 @@ def compile_pretraining(
         momentum_dtype: Dtype that the optimizer's momentum is stored in;
             `None` for float32. vit_jax and big_vision use `"bfloat16"`, to
             save memory.
+        remat: Whether each Transformer block keeps its input alone for the
+            backward pass and computes the rest again (gradient
+            checkpointing): less memory, the forward pass twice, the same
+            result.
         steps_per_execution: As of `keras.Model.compile`; 1 on PyTorch.
         **kwargs: `run_eagerly` and `jit_compile` of `keras.Model.compile`.
 
@@ -168,6 +173,7 @@ def compile_pretraining(
         steps_per_execution,
         augment=layer,
         augment_on=augment,
+        remat=remat,
         **kwargs,
     )
 
@@ -184,6 +190,7 @@ def compile_finetuning(
     gradient_accumulation_steps: int | None = None,
     ema: float | None = None,
     momentum_dtype: str | None = None,
+    remat: bool = False,
     steps_per_execution: int = 1,
     **kwargs: Any,
 ) -> Any:
@@ -210,6 +217,7 @@ def compile_finetuning(
         gradient_accumulation_steps: As in `compile_pretraining`.
         ema: As in `compile_pretraining`.
         momentum_dtype: As in `compile_pretraining`.
+        remat: As in `compile_pretraining`.
         steps_per_execution: As in `compile_pretraining`.
         **kwargs: As in `compile_pretraining`.
 
@@ -242,7 +250,9 @@ def compile_finetuning(
         momentum_dtype=momentum_dtype,
         **_average(ema),
     )
-    return _compile(model, optimizer, loss, steps_per_execution, **kwargs)
+    return _compile(
+        model, optimizer, loss, steps_per_execution, remat=remat, **kwargs
+    )
 
 
 def _check_model(model: Any) -> None:

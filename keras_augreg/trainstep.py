@@ -46,6 +46,7 @@ class _Options:
     on_logits: bool = False
     augment: Any = None
     augment_on: str = "device"
+    remat: bool = False
 
 
 class TrainStep(keras.Model):
@@ -59,6 +60,7 @@ class TrainStep(keras.Model):
         on_logits: bool = False,
         augment: Any = None,
         augment_on: str = "device",
+        remat: bool = False,
         **kwargs: Any,
     ) -> None:
         """Configures the model for training, as `keras.Model.compile`.
@@ -73,10 +75,15 @@ class TrainStep(keras.Model):
                 to images and labels, in `fit` alone.
             augment_on: `"device"`: inside the compiled training step;
                 `"host"`: inside the `tf.data.Dataset` given to `fit`.
+            remat: Whether blocks compute their activations again for the
+                backward pass instead of keeping them.
             **kwargs: Of `keras.Model.compile`.
         """
         super().compile(*args, **kwargs)
-        self._options = _Options(on_logits, augment, augment_on)
+        self._options = _Options(on_logits, augment, augment_on, remat)
+        for layer in self.layers:
+            if hasattr(layer, "remat"):
+                layer.remat = remat
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
@@ -85,6 +92,7 @@ class TrainStep(keras.Model):
             config["on_logits"] = self._options.on_logits
             config["augment"] = serialize(self._options.augment)
             config["augment_on"] = self._options.augment_on
+            config["remat"] = self._options.remat
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

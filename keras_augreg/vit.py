@@ -32,28 +32,39 @@ def dense(x: Any, kernel: Any, bias: Any) -> Any:
     read as that matrix and that vector. One matrix product over all tokens of
     the batch is the form that every backend's library does best: TensorFlow's
     broadcasting product of a 3-D by a 2-D tensor is slower, and is not fused
-    with the bias.
+    with the bias. PyTorch fuses nothing by itself, but has the two as one.
     """
     tokens, width = x.shape[1:]
     flat = ops.reshape(x, (-1, width))
-    flat = ops.matmul(flat, ops.reshape(kernel, (width, -1)))
-    flat = ops.add(flat, ops.reshape(bias, (-1,)))
+    kernel, bias = ops.reshape(kernel, (width, -1)), ops.reshape(bias, (-1,))
+    if keras.config.backend() == "torch":
+        import torch
+
+        flat = torch.addmm(bias, flat, kernel)
+    else:
+        flat = ops.add(ops.matmul(flat, kernel), bias)
     return ops.reshape(flat, (-1, tokens, flat.shape[-1]))
 
 
 def attention(query: Any, key: Any, value: Any) -> Any:
     """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
 
-    PyTorch has a fused kernel for every device and dtype, JAX for 16-bit
-    floats on an accelerator; Keras picks it. Elsewhere products over
-    contiguous heads, dividing by the softmax's sum after the second product,
-    where there are fewer numbers to divide, proved 9% faster for a whole S/16
-    on JAX's CPU backend than `ops.dot_product_attention`, and no slower on
-    TensorFlow's.
+    PyTorch has a fused kernel for every device and dtype, called directly
+    because Keras copies what it is given first. JAX has one for 16-bit floats
+    on an accelerator, which Keras picks. Elsewhere products over contiguous
+    heads, dividing by the softmax's sum after the second product, where there
+    are fewer numbers to divide, proved 9% faster for a whole S/16 on JAX's CPU
+    backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
     """
     backend = keras.config.backend()
     half = "16" in keras.backend.standardize_dtype(query.dtype)
-    if backend == "torch" or (
+    if backend == "torch":
+        import torch
+
+        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        x = torch.nn.functional.scaled_dot_product_attention(*heads_first)
+        return x.transpose(1, 2)
+    if (
         backend == "jax"
         and half
         and not keras.distribution.list_devices()[0].startswith("cpu")
@@ -310,6 +321,10 @@ class Block(keras.layers.Layer):
     Input: (B, T, W). Output: (B, queries or T, W).
     """
 
+    # Whether training keeps the input alone and computes the rest again for
+    # the backward pass. Set by `compile`, as it changes no result.
+    remat = False
+
     def __init__(
         self,
         num_heads: int,
@@ -361,14 +376,18 @@ class Block(keras.layers.Layer):
             setattr(self, f"mlp_kernel{layer}", kernel)
             setattr(self, f"mlp_bias{layer}", bias)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(
+        self, x: Any, training: bool | None = None, remat: bool | None = None
+    ) -> Any:
         # `training` is no Python bool under `RematScope` on JAX.
         rate = self.dropout if self.dropout and training else 0.0
         depth_rate = self.stochastic_depth
         if depth_rate and not training:
             depth_rate = 0.0
-        seed = self.seed_generator
+        if training and (self.remat if remat is None else remat):
+            return self._recomputed(x, 3 * bool(rate) + 2 * bool(depth_rate))
 
+        seed = self.seed_generator
         y = self.attention(self.norm1(x))
         y = dropout(y, rate, seed)
         x = x if self.queries is None else x[:, : self.queries]
@@ -379,6 +398,27 @@ class Block(keras.layers.Layer):
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
         y = dropout(y, rate, seed)
         return ops.add(x, dropout(y, depth_rate, seed, axes=1))
+
+    def _recomputed(self, x: Any, draws: int) -> Any:
+        """Calls the layer in training so that its input alone is kept.
+
+        Weights go in as arguments: TensorFlow's graphs cannot read variables
+        again for the backward pass (keras-team/keras issue 21207). Both passes
+        draw from the same state, which moves on by `draws` afterwards.
+        """
+        weights = self.trainable_variables
+        # Copies, as PyTorch and TensorFlow assign in place.
+        state = [(v, ops.copy(v)) for v in self.non_trainable_variables]
+
+        def pure(x: Any, *values: Any) -> Any:
+            pairs = [*zip(weights, values, strict=True), *state]
+            with keras.StatelessScope(pairs):
+                return self(x, training=True, remat=False)
+
+        y = keras.remat(pure)(x, *map(ops.convert_to_tensor, weights))
+        for _ in range(draws):
+            self.seed_generator.next()
+        return y
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape

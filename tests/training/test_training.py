@@ -1,5 +1,7 @@
 """compile_pretraining and compile_finetuning."""
 
+import contextlib
+import io
 import math
 
 import keras
@@ -34,7 +36,7 @@ def build(**changes):
 def pretrain(model, recipe="medium1", **changes):
     return training.compile_pretraining(
         model,
-        AugReg(recipe),
+        AugReg(recipe) if isinstance(recipe, str) else recipe,
         **{"total_steps": 20, "warmup_steps": 5, "seed": 3, **changes},
     )
 
@@ -316,3 +318,85 @@ def test_plain_compile_forgets_logits_and_augmentation():
     model = pretrain(build())
     model.compile("sgd", SoftmaxCrossentropy())
     assert model._options == type(model._options)()
+
+
+RATES = {"dropout": 0.1, "stochastic_depth": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "rates"), [("float32", RATES), ("mixed_bfloat16", {})]
+)
+def test_remat_changes_no_result(policy, rates):
+    outcomes = []
+    for remat in (False, True):
+        model = build(depth=2, dtype=policy, **rates)
+        history = fit(pretrain(model, AugReg("medium1", **rates), remat=remat))
+        seeds = model.non_trainable_variables
+        outcomes.append(
+            [history["loss"], *weights(model), *map(np.array, seeds)]
+        )
+    if policy == "float32":
+        assert_close(*outcomes)
+    else:
+        np.testing.assert_allclose(outcomes[0][0], outcomes[1][0], rtol=2**-7)
+
+
+def kept_for_the_backward_pass(model):
+    """How much, as each backend tells it."""
+    x, y = np.zeros((64, 16, 16, 3), "float32"), np.zeros(64, "int32")
+    backend = keras.backend.backend()
+    if backend == "jax":
+        from jax.ad_checkpoint import print_saved_residuals
+
+        state = [
+            [v.value for v in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+            )
+        ]
+
+        def loss(trainable, rest):
+            out, _ = model.stateless_call(trainable, rest, x, training=True)
+            return model.compute_loss(y=y, y_pred=out)
+
+        # Not the memory of the compiled step: XLA's CPU compiler joins the
+        # two passes again.
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            print_saved_residuals(loss, *state)
+        return printed.getvalue().count("\n")
+    if backend == "torch":
+        import torch
+
+        sizes = []
+
+        def keep(tensor):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            model(torch.tensor(x), training=True)
+        return sum(sizes)
+    import tensorflow as tf
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(y=y, y_pred=model(x, training=True))
+        return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+    gelus = [
+        n
+        for n in gradient.get_concrete_function().graph.as_graph_def().node
+        if n.op == "Tanh"
+    ]
+    return -len(gelus)  # computed again: more of them, and fewer kept
+
+
+def test_remat_keeps_less():
+    kept = [
+        kept_for_the_backward_pass(pretrain(build(depth=4), remat=remat))
+        for remat in (False, True)
+    ]
+    assert kept[1] < kept[0]
