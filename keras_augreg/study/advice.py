@@ -61,7 +61,7 @@ class Advice:
         lines = [
             "A rule of thumb, from the paper's findings; your data decide.",
             f"Fine-tune {self.model} from {self.weights}:",
-            f"{runs} runs, steps {', '.join(map(str, self.steps))} x learning "
+            f"{runs} run{'s' * (runs > 1)}, steps {', '.join(map(str, self.steps))} x learning "
             f"rates {', '.join(map(str, self.base_lrs))}, about "
             f"{self.hours:.2g} device hours.",
         ]
@@ -91,7 +91,7 @@ def advise(
     Example:
     >>> print(advise(5_000, device_budget_hours=2.0))
     A rule of thumb, from the paper's findings; your data decide.
-    Fine-tune ViT_L16 from L_16-i21k-300ep-...
+    Fine-tune ViT_B32 from B_32-i21k-300ep-...
     """
     if num_examples < 1:
         raise ValueError(
@@ -114,30 +114,37 @@ def advise(
     like = min(_LIKE, key=lambda name: abs(
         max(num_examples, _LIKE[name]) / min(num_examples, _LIKE[name])
     ))  # fmt: skip
-    sweep = SWEEPS[like]
-    hours = {model: _hours(sweep, speed) for model, speed in speeds.items()}
-    fitting = [m for m in hours if hours[m] <= device_budget_hours]
+    whole = SWEEPS[like]
+    one = Sweep(whole.steps[:1], whole.base_lrs[1:2])
     reasons = [*_transfer(num_examples), *_choice()]
-    if fitting:
+    for sweep in (whole, one):
+        fitting = [
+            model
+            for model, speed in speeds.items()
+            if _hours(sweep, speed) <= device_budget_hours
+        ]
         # Tiny ones are only for those who have nothing else.
         thick = [m for m in fitting if "Ti" not in m] or fitting
-        model = max(thick, key=accuracy.__getitem__)
+        if thick:
+            model = max(thick, key=accuracy.__getitem__)
+            break
     else:
         model = max(speeds, key=speeds.__getitem__)
-        sweep = Sweep(sweep.steps[:1], sweep.base_lrs[1:2])
-        over = _hours(sweep, speeds[model]) > device_budget_hours
         reasons.append(
             Reason(
-                "Your hours are not enough for the paper's runs with any of "
-                "these models, so this is the fastest model and one run"
-                + (
-                    ", which is still more than your hours: take fewer steps, "
-                    "or train the classifier alone "
-                    "(compile_finetuning(freeze=True))."
-                    if over
-                    else "."
-                ),
+                "Even one run of the fastest of these models takes more than "
+                "your hours: take fewer steps, or train the classifier alone "
+                "(compile_finetuning(freeze=True)).",
                 "our inference",
+            )
+        )
+    if sweep is one:
+        reasons.append(
+            Reason(
+                "Your hours are not enough for all of the paper's runs, so "
+                "this is one; with a recommended checkpoint, few attempts "
+                "are likely to do.",
+                f"{PAPER}, section 4.2",
             )
         )
     speed_source = (

@@ -152,7 +152,7 @@ def transfer(table: pandas.DataFrame) -> Drawn:
         cost = frame[own].fillna(images / frame[_SPEED])
         percent = 100 * frame[accuracy]
         frames.append(frame.assign(seconds=cost, accuracy=percent))
-    figure, axes = _panels(len(both), "seconds of training", 2)
+    figure, axes = _panels(len(both), "seconds of training", 2, (5.6, 3.8))
     lines: dict[str, Any] = {}
     names = sorted({*scratch["name"], *tuned["name"]})
     for axis, target in zip(axes, both, strict=True):
@@ -178,8 +178,9 @@ def transfer(table: pandas.DataFrame) -> Drawn:
         "accuracy, median": ("accuracy", "median"),
         "seconds, median": ("seconds", "median"),
     }
-    parts = [group.agg(**columns).reset_index() for group in groups]
-    return figure, _stack(parts).sort_values(["target", "how", "name"])
+    numbers = _stack([g.agg(**columns).reset_index() for g in groups])
+    numbers = numbers[numbers["target"].isin(both)]
+    return figure, numbers.sort_values(["target", "how", "name"])
 
 
 def generality(table: pandas.DataFrame) -> Drawn:
@@ -306,8 +307,7 @@ def choice(table: pandas.DataFrame) -> Drawn:
         NotInTableError: If there was no choice between two models.
     """
     tuned = _tuned(table)
-    known = ["adapt_final_val", "adapt_final_test", "upstream"]
-    tuned = tuned.dropna(subset=known)
+    tuned = tuned.dropna(subset=["adapt_final_val", "upstream"])
     keys = ["name", "ds", "epochs", "adapt_ds"]
     tuned = tuned[tuned.groupby(keys)["upstream"].transform("size") > 1]
     if tuned.empty:
@@ -320,7 +320,9 @@ def choice(table: pandas.DataFrame) -> Drawn:
     numbers["difference"] = numbers["accuracy_up"] - numbers["accuracy_all"]
     numbers["model"] = [
         f"{name}, {ds}, {epochs:g} ep"
-        for name, ds, epochs in numbers[keys[:3]].itertuples(index=False)
+        for name, ds, epochs in zip(
+            numbers["name"], _dataset(numbers), numbers["epochs"], strict=True
+        )
     ]
     grid = numbers.pivot(index="model", columns="adapt_ds", values="difference")
     size = (3 + 1.1 * grid.shape[1], 1.8 + 0.32 * len(grid))
@@ -645,18 +647,20 @@ def _heat(
         for j, value in enumerate(line):
             if not math.isnan(value):
                 strong = abs(colors.to_numpy(float)[i, j]) > 0.6 * limit
+                text = format(round(value, 1) + 0.0, form)  # Never "-0.0".
                 axis.text(
-                    j, i, format(value, form), ha="center", va="center",
+                    j, i, text, ha="center", va="center",
                     fontsize=8, color="white" if strong else "black",
                 )  # fmt: skip
     return image
 
 
 def _legend(figure: Any, lines: Mapping[str, Any]) -> None:
-    columns = min(len(lines), 3)
+    many = len(lines) > 9
     figure.legend(
-        list(lines.values()), list(lines), loc="outside upper center",
-        ncols=columns, fontsize=8,
+        list(lines.values()), list(lines), fontsize=8,
+        loc="outside right upper" if many else "outside upper center",
+        ncols=1 if many else 3,
     )  # fmt: skip
 
 
