@@ -61,8 +61,9 @@ class Advice:
         lines = [
             "A rule of thumb, from the paper's findings; your data decide.",
             f"Fine-tune {self.model} from {self.weights}:",
-            f"{runs} run{'s' * (runs > 1)}, steps {', '.join(map(str, self.steps))} x learning "
-            f"rates {', '.join(map(str, self.base_lrs))}, about "
+            f"{runs} run{'s' * (runs > 1)}, "
+            f"steps {', '.join(map(str, self.steps))} x "
+            f"learning rates {', '.join(map(str, self.base_lrs))}, about "
             f"{self.hours:.2g} device hours.",
         ]
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])

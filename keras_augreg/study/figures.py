@@ -216,7 +216,7 @@ def generality(table: pandas.DataFrame) -> Drawn:
     means = best.groupby(keys)["accuracy"].mean().reset_index()
     order = means.sort_values(["seen", "images"])["pre-training"].unique()
     groups = sorted(means["group"].unique())
-    figure, axes = _panels(len(groups), "pre-trained on", 3)
+    figure, axes = _panels(len(groups), "pre-trained on", 3, (3.8, 3.9))
     lines: dict[str, Any] = {}
     names = _by_accuracy(means)
     for axis, group in zip(axes, groups, strict=True):
