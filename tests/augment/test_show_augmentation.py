@@ -20,7 +20,7 @@ def test_show_augmentation(tmp_path):
     pytest.importorskip("skimage")
     command = [sys.executable, "recipes/show_augmentation.py", "--size=32"]
     result = subprocess.run(
-        [*command, "--tile=32", f"--output={tmp_path}"],
+        [*command, "--dpi=20", f"--output={tmp_path}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -30,5 +30,6 @@ def test_show_augmentation(tmp_path):
     report = json.loads(result.stdout.splitlines()[-1])
     files = [pathlib.Path(path) for path in report["files"]]
     assert files == [tmp_path / "operations.png", tmp_path / "recipes.png"]
-    # 8 operations, and 7 levels, of 36 pixels under a row of names.
-    assert [image.open(f).height for f in files] == [26 + 8 * 36, 26 + 7 * 36]
+    # 8 operations in two halves, and 8 draws of 7 levels, 1.5 inches each.
+    sizes = [image.open(f).size for f in files]
+    assert sizes == [(2 * 5 * 30, 8 * 30), (8 * 30, 7 * 30)]

@@ -1,0 +1,305 @@
+"""Every code block of README, CONTRIBUTING and docs/ runs, or is checked.
+
+Python blocks run page by page and in order, each page from its own start, as
+a reader would: on small versions of the named architectures, whose released
+files are made up and lie in a mirror directory, and `fit` stops after a step.
+Blocks in bash are read: every script, module, flag and extra must exist;
+those without heavy work are run. A block under a paragraph with "not run in
+CI: REASON" is compiled or read only.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import _checkpoints
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+import skimage.data
+
+import keras_augreg
+from keras_augreg import checkpoints, models, study
+from keras_augreg.checkpoints import names
+from keras_augreg.variants import VARIANTS
+
+pytestmark = pytest.mark.once
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"not run in\s+CI:\s+\w+")
+CLASSES = {"i21k": 21843, "i1k": 1000}
+# What a page takes for granted: the reader's own data and model.
+GIVEN = {
+    "README.md": "train, _ = load(image_size=224)",
+    "augmentation.md": """
+import tensorflow as tf
+images, labels, iterations, first_step = pixels(8), np.arange(8), 0, 0
+dataset = tf.data.Dataset.from_tensors((images, labels))
+""",
+    "checkpoints.md": """
+model = keras_augreg.ViT_Ti16(weights=None, classes=2)
+""",
+    "data.md": """
+model = keras_augreg.ViT_Ti16(weights=None, classes=2)
+keras_augreg.compile_finetuning(model, total_steps=10, base_lr=0.01)
+labels = np.eye(1000)[:4]
+predictions = np.eye(1000)[[0, 1, 2, 5]]
+""",
+    "study.md": """
+import json, pathlib
+from keras_augreg import study
+pathlib.Path("runs/sweep").mkdir(parents=True)
+study.published().to_csv("runs/sweep/results.csv")
+rows = [{"model": "ViT_S32", "images_per_second": 12.5}]
+pathlib.Path("benchmark.json").write_text(json.dumps(rows))
+""",
+}
+# Programs of whose arguments the tests know nothing.
+KNOWN = {
+    *("cd", "export", "git", "source", "ruff", "mypy", "lint-imports"),
+    *("mkdocs", "jupyter", "compare.py"),
+}
+# What is light enough to be run.
+LIGHT = ("export ", "python -m keras_augreg")
+
+
+def blocks(page, language):
+    """(line, code, whether it is to be run) of a page's blocks."""
+    text = page.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        if found[1] == language:
+            paragraph = text[: found.start()].rstrip().split("\n\n")[-1]
+            line = text[: found.start()].count("\n") + 2
+            yield line, found[2], not NOT_RUN.search(paragraph)
+
+
+def pages(language):
+    found = [page for page in PAGES if any(blocks(page, language))]
+    return [
+        pytest.param(page, id=str(page.relative_to(ROOT))) for page in found
+    ]
+
+
+def test_every_block_has_a_language():
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", page.read_text("utf-8"), re.M)
+        assert set(fences[::2]) <= {"python", "bash", "json"}, page
+        assert set(fences[1::2]) <= {""}, page
+
+
+# Python
+
+
+def small(variant):
+    return dataclasses.replace(
+        variant,
+        width=_checkpoints.WIDTH,
+        depth=_checkpoints.DEPTH,
+        num_heads=_checkpoints.HEADS,
+        mlp_dim=_checkpoints.MLP,
+    )
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory):
+    """Made-up files of the aliases of the plain ViTs, small but complete."""
+    folder = tmp_path_factory.mktemp("mirror")
+    for variant in VARIANTS.values():
+        if variant.stages is not None:
+            continue
+        for alias, side in itertools.product(
+            {*names.aliases(variant.name)} - {"in21k"}, (224, 384)
+        ):
+            name = checkpoints.resolve(alias, variant.name, side)
+            fields = checkpoints.parse(name)
+            side = (fields.adapt_resolution or 224) // variant.stride
+            arrays = _checkpoints.release(
+                grid=(side, side),
+                classes=CLASSES["i1k" if fields.adapt_dataset else "i21k"],
+                patch=variant.patch_size,
+            )
+            np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch, mirror):
+    """A folder of photos, small models, and no network."""
+    rng = np.random.default_rng(0)
+    for name in ("chelsea", "coffee"):
+        photo = getattr(skimage.data, name)()
+        for split, count in (("train", 80), ("test", 4)):
+            place = tmp_path / "photos" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                top, left = rng.integers(0, 200, 2)
+                crop = photo[top : top + 100, left : left + 100]
+                PIL.Image.fromarray(crop).save(place / f"{i}.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_AUGREG_MIRROR", str(mirror))
+    monkeypatch.setenv("KERAS_AUGREG_CACHE", str(tmp_path / "cache"))
+    for variant in VARIANTS.values():
+        builder = models._builder(small(variant))
+        monkeypatch.setattr(keras_augreg, variant.name, builder)
+    fit = keras.Model.fit
+
+    def one_step(self, *args, epochs=1, steps_per_epoch=None, **kwargs):
+        return fit(self, *args, steps_per_epoch=1, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", one_step)
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+def pixels(count):
+    return np.zeros((count, 32, 32, 3), "uint8")
+
+
+def load(image_size):
+    return keras_augreg.data.load(
+        "photos", "train", image_size=image_size, batch_size=8, training=True
+    )
+
+
+@pytest.mark.parametrize("page", pages("python"))
+def test_python_runs(page, reader):
+    space = {
+        "keras_augreg": keras_augreg,
+        "load": load,
+        "np": np,
+        "pixels": pixels,
+    }
+    exec(GIVEN.get(page.name, ""), space)
+    for line, code, to_run in blocks(page, "python"):
+        # A traceback then has the page's own line.
+        tree = ast.increment_lineno(ast.parse(code), line - 1)
+        compiled = compile(tree, str(page), "exec")
+        if to_run:
+            exec(compiled, space)
+
+
+# Grids of the study
+
+
+@pytest.mark.parametrize("page", pages("json"))
+def test_json_is_a_grid(page, tmp_path):
+    for _, code, _ in blocks(page, "json"):
+        file = tmp_path / "grid.json"
+        file.write_text(code, encoding="utf-8")
+        assert study.read_cells(file)
+
+
+# bash
+
+
+def commands(code):
+    """The commands of a block, without comments and input."""
+    code = re.sub(r"<<'EOF'\n.*?^EOF$", "", code, flags=re.DOTALL | re.M)
+    for line in code.replace("\\\n", " ").splitlines():
+        for command in line.split("#")[0].split(" && "):
+            if command.strip():
+                yield command.strip()
+
+
+def flags(script):
+    """The flags that a script of absl defines."""
+    text = script.read_text(encoding="utf-8")
+    return set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
+
+
+def extras():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return set(config["options.extras_require"])
+
+
+def check(command):
+    """Fails unless what a command names exists."""
+    words = shlex.split(command)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    program, *rest = words
+    program = program.removeprefix(".venv/bin/")
+    if program in ("python", "python3") and rest[0] == "-m":
+        path = ROOT / rest[1].replace(".", "/")
+        known = rest[1] in ("venv", "pytest")
+        assert known or path.is_dir() or path.with_suffix(".py").exists(), (
+            command
+        )
+        files = [ROOT / word for word in rest[2:] if word.endswith(".py")]
+        assert all(file.exists() for file in files), command
+    elif program in ("python", "python3", "bash"):
+        if rest[0] in ("-", "-X", "-c"):
+            return
+        script = ROOT / rest[0]
+        assert script.exists(), command
+        if script.parent.name == "recipes":
+            used = {w[2:].split("=")[0] for w in rest[1:] if w[:2] == "--"}
+            assert used <= flags(script), command
+    elif program == "pip":
+        for found in re.findall(r"\.\[([\w,-]+)\]", " ".join(rest)):
+            assert set(found.split(",")) <= extras(), command
+    else:
+        assert program in KNOWN, f"{command}: not known to tests/docs"
+
+
+@pytest.mark.parametrize("page", pages("bash"))
+def test_bash_names_what_exists(page):
+    for _, code, _ in blocks(page, "bash"):
+        for command in commands(code):
+            check(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python recipes/nothing.py",
+        "python recipes/pretrain.py --nothing=1",
+        "python -m keras_augreg.nothing",
+        'pip install -e ".[nothing]"',
+        "nothing",
+    ],
+)
+def test_bash_check_can_fail(command):
+    with pytest.raises(AssertionError):
+        check(command)
+
+
+@pytest.mark.parametrize("page", pages("bash"))
+def test_light_bash_runs(page, tmp_path, mirror):
+    os.symlink(mirror, tmp_path / "weights")
+    environment = {
+        **os.environ,
+        "KERAS_AUGREG_CACHE": str(tmp_path / "cache"),
+        "KERAS_AUGREG_MIRROR": str(mirror),
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    for _, code, to_run in blocks(page, "bash"):
+        if to_run and all(c.startswith(LIGHT) for c in commands(code)):
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", code],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, code + done.stdout + done.stderr

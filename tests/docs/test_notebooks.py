@@ -1,0 +1,93 @@
+"""The notebooks: run from top to bottom without network, on one backend."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.once
+
+FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "notebooks"
+NAMES = ["quickstart", "finetune", "checkpoints", "pretrain_tpu", "augreg"]
+# What shows that the last cells ran, and with what.
+SHOWN = {
+    "quickstart": "MADE-UP WEIGHTS INSTEAD",
+    "finetune": "going on with scikit-learn's handwritten digits",
+    "checkpoints": "largest difference of logits:",
+    "pretrain_tpu": "In the end:",
+    "augreg": "28 recipes in the paper's grid",
+}
+PICTURES = {
+    "quickstart": 4,
+    "finetune": 2,
+    "checkpoints": 0,
+    "pretrain_tpu": 1,
+    "augreg": 2,
+}
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [c.source for c in notebook.cells if c.cell_type == "code"]
+
+
+def test_all_notebooks_are_tested():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_form(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+    badges = notebook.cells[0].source
+    assert f"blob/main/docs/notebooks/{name}.ipynb" in badges
+    assert "colab.research.google.com" in badges
+    assert "kaggle.com" in badges
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_set_up_is_the_same_in_all(name):
+    cells = code(read(name))
+    expected = code(read("quickstart"))[:3]
+    if name == "augreg":
+        expected = expected[:2]  # It loads no weights.
+    for cell in expected if name != "pretrain_tpu" else expected[:2]:
+        assert cell in cells
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs(name, tmp_path, monkeypatch):
+    for key, value in {
+        "KERAS_BACKEND": "jax",
+        "KERAS_AUGREG_CACHE": str(tmp_path / "cache"),
+        "KERAS_AUGREG_OFFLINE": "1",
+        "PYTHONPATH": str(FOLDER.parents[1]),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("KERAS_AUGREG_MIRROR", raising=False)
+    notebook = read(name)
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    outputs = [o for c in notebook.cells for o in c.get("outputs", ())]
+    text = "".join(o.get("text", "") for o in outputs)
+    assert SHOWN[name] in text
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == PICTURES[name]
+    assert os.listdir(tmp_path) in ([], ["cache"])

@@ -1,0 +1,368 @@
+"""Pictures: what they show is computed by hand here, and drawn."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+import skimage.data
+from _checkpoints import hybrid, images, tiny
+
+import keras_augreg
+from keras_augreg import visualize
+from keras_augreg.workdir import Workdir
+
+PUBLIC = [
+    name
+    for name, function in inspect.getmembers(visualize, inspect.isfunction)
+    if function.__module__ == visualize.__name__ and not name.startswith("_")
+]
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return skimage.data.astronaut()[:160:10, 150:310:10]
+
+
+def drawn(figure):
+    """The pixels of a figure, which have to be more than a white page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    assert pixels.std() > 1
+    return pixels
+
+
+def shown(figure):
+    """The arrays that a figure draws as pictures, axis by axis."""
+    return [np.asarray(i.get_array()) for a in figure.axes for i in a.images]
+
+
+def randomised(model):
+    """A model whose every weight matters."""
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(0, 0.5, weight.shape).astype("float32"))
+    return model
+
+
+def by_hand(model, x):
+    """Attention weights of every block, in NumPy and float64."""
+
+    def array(weight):
+        return keras.ops.convert_to_numpy(weight).astype("float64")
+
+    def norm(x, layer):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        return x * array(layer.gamma) + array(layer.beta)
+
+    embedding = model.get_layer("embedding")
+    position = model.get_layer("posembed_input")
+    kernel = array(embedding.kernel)
+    p = len(kernel)
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, -1, p * p * 3) @ kernel.reshape(p * p * 3, -1)
+    x = x + array(embedding.bias)
+    if model.class_token:
+        x = np.concatenate([np.repeat(array(position.cls), b, 0), x], 1)
+    x = x + array(position.pos_embedding)
+    found = []
+    for i in range(model.sizes.depth):
+        block = model.get_layer(f"encoderblock_{i}")
+        layer = block.attention
+        y = norm(x, block.norm1)
+        q, k, v = (
+            np.einsum("btw,whd->bhtd", y, array(layer.qkv_kernel)[:, j])
+            + array(layer.qkv_bias)[j][:, None]
+            for j in range(3)
+        )
+        a = np.exp(np.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5)
+        a = a / a.sum(-1, keepdims=True)
+        found.append(a[:, :, : block.queries])
+        y = np.einsum("bhqk,bhkd,hdw->bqw", a, v, array(layer.out_kernel))
+        x = x + y + array(layer.out_bias)
+        y = norm(x, block.norm2) @ array(block.mlp_kernel1)
+        y = y + array(block.mlp_bias1)
+        y = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + y @ array(block.mlp_kernel2) + array(block.mlp_bias2)
+    return found
+
+
+# Attention
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"depth": 3, "input_shape": (8, 16, 3)},
+        {"class_token": False},
+        {"include_top": False},
+    ],
+    ids=["classifier", "not square", "no class token", "all tokens"],
+)
+def test_attention_is_that_of_the_definition(kwargs):
+    model = randomised(tiny(**kwargs))
+    x = images(model.image_shape)
+    found = visualize.attention_weights(model, x)
+    expected = by_hand(model, x.astype("float64"))
+    assert len(found) == model.sizes.depth
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one.sum(-1), 1, atol=1e-5)
+    alone = model.include_top and model.class_token
+    assert found[-1].shape[2] == (1 if alone else found[0].shape[2])
+
+
+def test_attention_of_integers_is_that_of_scaled_images():
+    model = randomised(tiny())
+    x = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), "uint8")
+    scaled = keras_augreg.preprocess_input(x)
+    for one, other in zip(
+        visualize.attention_weights(model, x),
+        visualize.attention_weights(model, scaled),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_attention_in_mixed_precision_has_rows_of_one():
+    model = randomised(tiny(dtype="mixed_bfloat16"))
+    first, _ = visualize.attention_weights(model, images())
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(first.sum(-1), 1, atol=1e-5)
+
+
+def test_attention_changes_nothing():
+    model = randomised(tiny())
+    before = model.predict(images(), verbose=0)
+    visualize.attention_weights(model, images())
+    np.testing.assert_array_equal(model.predict(images(), verbose=0), before)
+
+
+def test_rollout_of_one_block():
+    weights = np.array([[[[0.2, 0.8], [1.0, 0.0]], [[0.6, 0.4], [0.0, 1.0]]]])
+    # The mean of both heads is [[0.4, 0.6], [0.5, 0.5]].
+    expected = [[[0.7, 0.3], [0.25, 0.75]]]
+    np.testing.assert_allclose(visualize.rollout([weights]), expected)
+
+
+def test_rollout_multiplies_from_the_last_block_to_the_first():
+    first = np.array([[[[0.2, 0.8], [1.0, 0.0]]]])
+    last = np.array([[[[0.5, 0.5]]]])  # the class token alone
+    # (0.75, 0.25) times ((0.6, 0.4), (0.5, 0.5))
+    flow = visualize.rollout([first, last])
+    np.testing.assert_allclose(flow, [[[0.575, 0.425]]])
+
+
+def test_attention_maps():
+    model = randomised(tiny())
+    x = images()[0]
+    figure = visualize.attention_maps(model, x, blocks=[0, -1])
+    picture, *maps = shown(figure)
+    np.testing.assert_allclose(picture, (x + 1) / 2, atol=1e-6)
+    first, last = visualize.attention_weights(model, x[None])
+    np.testing.assert_allclose(maps[0], first[0, 0, 0, 1:].reshape(4, 4))
+    np.testing.assert_allclose(maps[-1], last[0, -1, 0, 1:].reshape(4, 4))
+    assert len(maps) == 3 + 1 + 3
+    drawn(figure)
+
+
+def test_attention_rollout():
+    model = randomised(tiny(class_token=False))
+    x = images(n=3)
+    figure = visualize.attention_rollout(model, x)
+    flow = visualize.rollout(visualize.attention_weights(model, x))
+    # All tokens are read: the mean of the rows.
+    maps = shown(figure)[4::2]
+    np.testing.assert_allclose(
+        maps, flow.mean(axis=1).reshape(3, 4, 4), rtol=1e-5
+    )
+    drawn(figure)
+
+
+def test_attention_of_a_hybrid():
+    model = randomised(hybrid())
+    figure = visualize.attention_rollout(model, images((32, 32, 3)))
+    assert shown(figure)[3].shape == model.grid == (4, 4)
+
+
+def test_attention_says_what_is_wrong():
+    model = tiny()
+    with pytest.raises(ValueError, match=r"\(B, 16, 16, 3\)"):
+        visualize.attention_weights(model, images()[0])
+    with pytest.raises(ValueError, match=r"shape=\(2, 8, 8, 3\)"):
+        visualize.attention_rollout(model, images((8, 8, 3)))
+    for blocks in ([2], [-3], []):
+        with pytest.raises(ValueError, match="`blocks` are numbers from -2"):
+            visualize.attention_maps(model, images()[0], blocks)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda model: visualize.attention_weights(model, images()),
+        visualize.position_similarity,
+        visualize.patch_filters,
+    ],
+)
+def test_another_model_is_refused(function):
+    with pytest.raises(TypeError, match=r"builder of keras_augreg.*Sequential"):
+        function(keras.Sequential())
+
+
+# Weights
+
+
+def test_position_similarity():
+    model = tiny(input_shape=(8, 16, 3))
+    position = model.get_layer("posembed_input").pos_embedding
+    values = np.zeros(position.shape, "float32")
+    values[0, 0] = 7  # the class token's, which is left out
+    values[0, 1:, :2] = [[1, 0], [0, 2], [3, 0], [-1, 0]] * 2
+    position.assign(values)
+    figure = visualize.position_similarity(model)
+    (picture,) = shown(figure)[:1]
+    assert picture.shape == (2 * 3 - 1, 4 * 5 - 1)
+    tile = [[1, 0, 1, -1], [1, 0, 1, -1]]  # of the patch at (0, 0)
+    np.testing.assert_allclose(picture[:2, :4], tile, atol=1e-6)
+    np.testing.assert_allclose(picture[3:, 15:], -np.array(tile), atol=1e-6)
+    assert np.isnan(picture[2]).all()  # the gap between tiles
+    drawn(figure)
+
+
+def test_patch_filters():
+    model = tiny()
+    kernel = model.get_layer("embedding").kernel
+    # All filters lie on one line: the first component has all the variance.
+    ramp = np.linspace(0, 1, 4 * 4 * 3).reshape(4, 4, 3)
+    kernel.assign(ramp[..., None] * np.linspace(-1, 1, 12))
+    figure = visualize.patch_filters(model, count=3)
+    assert figure.axes[0].get_title() == "100.0%"
+    first = shown(figure)[0]
+    # The sign of a component is free.
+    assert np.allclose(first, ramp, atol=1e-4) or np.allclose(
+        first, 1 - ramp, atol=1e-4
+    )
+    drawn(figure)
+
+
+def test_patch_filters_of_a_hybrid_are_its_stems():
+    figure = visualize.patch_filters(randomised(hybrid()))
+    assert [x.shape for x in shown(figure)] == [(7, 7, 3)] * 28
+
+
+@pytest.mark.parametrize("count", [0, 13])
+def test_patch_filters_count(count):
+    with pytest.raises(ValueError, match=r"from 1 to 12\. Received: count="):
+        visualize.patch_filters(tiny(), count)
+
+
+# Recipes
+
+
+def test_operation_gallery(photo):
+    figure = visualize.operation_gallery(photo, magnitudes=[10])
+    assert len(figure.axes) == 8 * 2 * 2
+    pictures = shown(figure)
+    np.testing.assert_array_equal(pictures[0], photo)
+    names = [axis.get_ylabel() for axis in figure.axes]
+    place = names.index("Invert") + 1
+    np.testing.assert_array_equal(pictures[place], 255 - photo)
+    drawn(figure)
+
+
+def test_recipe_gallery(photo):
+    recipes = [keras_augreg.AugReg("none"), keras_augreg.AugReg("heavy2")]
+    figure = visualize.recipe_gallery(photo, recipes, draws=2)
+    pictures = [np.round(255 * x) for x in shown(figure)]
+    np.testing.assert_array_equal(pictures[0], photo)
+    np.testing.assert_array_equal(pictures[1], photo[:, ::-1])
+    assert not np.array_equal(pictures[2], photo)
+    assert figure.axes[2].get_ylabel().splitlines() == [
+        "heavy2",
+        "RandAugment (2, 20)",
+        "Mixup 0.8",
+    ]
+    drawn(figure)
+
+
+# Runs
+
+
+def lines(axis):
+    return {
+        line.get_label(): np.transpose(line.get_data()).tolist()
+        for line in axis.get_lines()
+    }
+
+
+def test_training_curves_of_a_history():
+    history = keras.callbacks.History()
+    history.epoch = [0, 1, 2, 3]
+    history.history = {
+        "loss": [4.0, 3.0, 2.0, 1.0],
+        "accuracy": [0.1, 0.2, 0.3, 0.4],
+        "val_loss": [3.5, 1.5],  # validation_freq=2
+    }
+    figure = visualize.training_curves(history)
+    loss, accuracy = figure.axes
+    assert [a.get_title() for a in figure.axes] == ["loss", "accuracy"]
+    assert lines(loss) == {
+        "training": [[1, 4], [2, 3], [3, 2], [4, 1]],
+        "validation": [[2, 3.5], [4, 1.5]],
+    }
+    assert list(lines(accuracy)) == ["training"]
+    drawn(figure)
+
+
+def test_training_curves_of_a_workdir(tmp_path):
+    run = Workdir(tmp_path, {})
+    logs = [
+        {"step": 10, "loss": 2.0, "val_loss": 2.5},
+        {"step": 20, "loss": 1.0, "val_loss": 1.5},
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in logs))
+    for argument in (run, tmp_path, str(tmp_path)):
+        (axis,) = visualize.training_curves(argument).axes
+        assert axis.get_xlabel() == "step"
+        assert lines(axis) == {
+            "training": [[10, 2], [20, 1]],
+            "validation": [[10, 2.5], [20, 1.5]],
+        }
+
+
+def test_training_curves_say_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="first interval has ended"):
+        visualize.training_curves(tmp_path)
+    history = keras.callbacks.History()
+    history.epoch, history.history = [], {}
+    with pytest.raises(ValueError, match="Nothing has been recorded"):
+        visualize.training_curves(history)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = inspect.cleandoc(getattr(visualize, name).__doc__)
+    assert "Example:" in text
+    exec(text.split("```python\n")[1].split("```")[0], {})
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        visualize.position_similarity(tiny())
