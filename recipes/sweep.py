@@ -31,6 +31,8 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
+import matplotlib  # noqa: F401 (the figures need both: fail now, not then)
+import pandas  # noqa: F401
 from absl import app, flags
 
 import keras_augreg

@@ -9,6 +9,7 @@ the test split, the mean over seeds.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from keras_augreg.checkpoints.names import AUGMENTS
 from keras_augreg.recipe import LEVELS
 from keras_augreg.study.grid import paper_name
-from keras_augreg.study.table import IMAGES
+from keras_augreg.study.table import IMAGES, write
 from keras_augreg.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -239,8 +240,9 @@ def generality(table: pandas.DataFrame) -> Drawn:
 def augmentation(table: pandas.DataFrame) -> Drawn:
     """4.4: augmentation against regularisation, a heat map.
 
-    A map for each pre-training: upstream validation accuracy, coloured by its
-    difference to the model without either, the better of the weight decays.
+    A map for each pre-training (with a single model, a row): upstream
+    validation accuracy, coloured by its difference to the model without
+    either, the better of the weight decays.
 
     Args:
         table: Of `keras_augreg.study.read` or `published`.
@@ -268,8 +270,12 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     if runs.empty:
         raise NotInTableError("no model was pre-trained with two recipes")
     runs = runs.sort_values(["images", "epochs"])
-    maps = list(runs["map"].unique())
     names = _by_accuracy(runs)
+    if len(names) == 1:  # Then a row for each pre-training.
+        runs["name"] = runs["name"] + ", " + runs["map"]
+        runs["map"] = "all pre-trainings"
+        names = list(runs["name"].unique())
+    maps = list(runs["map"].unique())
     recipes = sorted(set(runs["recipe"]), key=lambda r: (r[1], r[0]))
     labels = [f"{[*LEVELS][aug]}, {do:g}" for aug, do in recipes]
     figure, axes = _panels(
@@ -462,13 +468,14 @@ def render(
             index += [f"- {title} Not drawn: {missing}."]
             continue
         for suffix in ("png", "svg"):
-            unfinished = root / f".{name}.{os.getpid()}.{suffix}"
-            figure.savefig(unfinished, dpi=120, bbox_inches="tight")
-            unfinished.replace(root / f"{name}.{suffix}")
-        _write(root / f"{name}.md", f"# {title}\n\n{markdown(numbers)}")
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix, dpi=120, bbox_inches="tight")
+            write(root / f"{name}.{suffix}", content.getvalue())
+        text = f"# {title}\n\n{markdown(numbers)}"
+        write(root / f"{name}.md", text.encode())
         index += [f"- {title} [{name}.png]({name}.png), [{name}.md]({name}.md)"]
         written.append(root / f"{name}.png")
-    _write(root / "README.md", "\n".join(index) + "\n")
+    write(root / "README.md", ("\n".join(index) + "\n").encode())
     return written
 
 
@@ -677,9 +684,3 @@ def _stack(parts: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
     import pandas
 
     return pandas.concat(parts, ignore_index=True)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

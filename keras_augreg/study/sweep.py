@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import socket
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -164,8 +164,8 @@ def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
         rows = [{k: r[k] for k in table.COLUMNS if k in r} for r in rows]
         parquet = table.to_parquet(rows)
         if parquet is not None:
-            _write(root / "results.parquet", parquet)
-        _write(root / "results.csv", table.to_csv(rows))
+            table.write(root / "results.parquet", parquet)
+        table.write(root / "results.csv", table.to_csv(rows))
     return root / "results.csv"
 
 
@@ -242,12 +242,17 @@ def _attempt(
         record["error"] = f"{type(error).__name__}: {error}"
         record["traceback"] = traceback.format_exc()
     _record(root, cell, record)
+    if record["status"] == "done":
+        # What only an unfinished cell needs.
+        if (folder / "checkpoints").exists():
+            shutil.rmtree(folder / "checkpoints")
+        (folder / "best.npz").unlink(missing_ok=True)
     return record
 
 
 def _record(root: pathlib.Path, cell: Cell, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1) + "\n"
-    _write(root / "cells" / f"{cell.name}.json", text.encode())
+    table.write(root / "cells" / f"{cell.name}.json", text.encode())
 
 
 def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
@@ -272,25 +277,6 @@ def _state(root: pathlib.Path) -> dict[str, tuple[int, int]]:
         found = path.stat()
         state[path.stem] = (found.st_mtime_ns, found.st_ino)
     return state
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all.
-
-    The temporary name is this process's own among all machines.
-    """
-    own = f".{path.name}.{socket.gethostname()}.{os.getpid()}"
-    # A cell's name may fill what a file system allows.
-    unfinished = path.with_name(own[-200:])
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # A full disk needs the space.
-        raise
 
 
 def _clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import pathlib
+import socket
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,31 @@ def to_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes | None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer)
     return buffer.getvalue()
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all.
+
+    Args:
+        path: One that exists is replaced.
+        content: What it is to hold.
+
+    Raises:
+        OSError: If it cannot be written; then it is as it was.
+    """
+    # This process's own among all machines; a cell's name may fill what a
+    # file system allows.
+    own = f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    unfinished = path.with_name(f".{own[-200:]}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # A full disk needs the space.
+        raise
 
 
 def _asset() -> str:

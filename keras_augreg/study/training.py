@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -122,12 +121,6 @@ def train(
             "adapt_seconds": seconds,
         }
     return result
-
-
-def clean(folder: pathlib.Path) -> None:
-    """Removes what only an unfinished cell needs."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "best.npz").unlink(missing_ok=True)
 
 
 def hold_out(

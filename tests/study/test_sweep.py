@@ -116,7 +116,7 @@ def test_two_shards_at_once_never_corrupt_the_table(tmp_path):
 def test_the_last_of_two_shards_leaves_the_whole_table(tmp_path, monkeypatch):
     """A record that appears while the table is written gets into it."""
     cells = GRID.cells()
-    write = sweep._write
+    write = table.write
 
     def slow_write(path, content):
         write(path, content)
@@ -126,10 +126,10 @@ def test_the_last_of_two_shards_leaves_the_whole_table(tmp_path, monkeypatch):
                 tmp_path / "cells" / f"{late.name}.json",
                 json.dumps({**late.row(), "status": "done"}).encode(),
             )
-            monkeypatch.setattr(sweep, "_write", write)
+            monkeypatch.setattr(table, "write", write)
 
     (tmp_path / "cells").mkdir()
-    monkeypatch.setattr(sweep, "_write", slow_write)
+    monkeypatch.setattr(table, "write", slow_write)
     rows = table.read(sweep.collect(tmp_path))
     assert list(rows["filename"]) == [cells[0].name]
 
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
     path.write_text("before")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        sweep._write(path, b"after")
+        table.write(path, b"after")
     assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
     assert path.read_text() == "before"
 
