@@ -45,6 +45,9 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Without --grid.")
 _EPOCHS = flags.DEFINE_float("epochs", 30, "Without --grid.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "NUMBER/COUNT, from 0.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at the latest.")
+_AUGMENT = flags.DEFINE_enum(
+    "augment", "device", ["device", "host"], "On a CPU, host is faster."
+)
 _DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Output folder.")
 
@@ -89,6 +92,7 @@ def main(argv: list[str]) -> None:
             functools.partial(
                 study.train,
                 save_every=_SAVE_EVERY.value,
+                augment=_AUGMENT.value,
                 verbose="auto" if sys.stderr.isatty() else 0,
             ),
             shard=(int(shard[1]), int(shard[2])),

@@ -280,7 +280,7 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     labels = [f"{[*LEVELS][aug]}, {do:g}" for aug, do in recipes]
     figure, axes = _panels(
         len(maps), "augmentation, dropout and stochastic depth", 1,
-        (1.6 + 0.55 * len(recipes), 1.1 + 0.32 * len(names)), "",
+        (3.5 + 0.5 * len(recipes), 1.8 + 0.3 * len(names)), "",
     )  # fmt: skip
     for axis, title in zip(axes, maps, strict=True):
         grid = runs[runs["map"] == title].pivot(
@@ -331,7 +331,7 @@ def choice(table: pandas.DataFrame) -> Drawn:
         )
     ]
     grid = numbers.pivot(index="model", columns="adapt_ds", values="difference")
-    size = (3 + 1.1 * grid.shape[1], 1.8 + 0.32 * len(grid))
+    size = (4.5 + 1.0 * grid.shape[1], 2.2 + 0.3 * len(grid))
     figure, (axis,) = _panels(1, "fine-tuned on", 1, size, "")
     image = _heat(
         axis, grid, grid, list(grid.index), list(grid.columns), "+.1f"
@@ -357,8 +357,8 @@ def throughput(
 ) -> Drawn:
     """4.6: larger patches against smaller models.
 
-    Accuracy over images/s, a panel for each pre-training set and resolution,
-    a line for each size of the patch.
+    Accuracy over images/s, a panel for each pre-training (on all of its data
+    set) and resolution, a line for each size of the patch.
 
     Args:
         table: Of `keras_augreg.study.read` or `published`.
@@ -370,7 +370,7 @@ def throughput(
         The figure and its numbers.
 
     Raises:
-        NotInTableError: If no model has a speed.
+        NotInTableError: If there are no two models to compare.
     """
     runs = _accuracy(table)
     unit = "images/s, inference"
@@ -379,10 +379,15 @@ def throughput(
         runs[_SPEED] = runs["name"].map(measured)
         unit += ", as benchmarked"
     runs = runs.dropna(subset=[_SPEED])
-    if runs.empty:
-        raise NotInTableError("no model has images/s")
-    keys = ["name", "ds", "epochs", "resolution", "fraction"]
-    best = _best(runs, "chosen", keys)
+    runs = runs[runs["images"] == runs.groupby("ds")["images"].transform("max")]
+    keys = ["ds", "epochs", "resolution"]
+    best = _best(runs, "chosen", ["name", *keys])
+    models = best.groupby(keys, dropna=False)["name"].transform("size")
+    best = best[models > 1].sort_values(_SPEED)
+    if best.empty:
+        raise NotInTableError(
+            "no two models of the same pre-training have images/s"
+        )
     best["patch"] = "/" + best["name"].str.rpartition("/")[2]
     best["panel"] = [
         f"{ds}, {epochs:g} epochs" + (f", {size:g} px" if size > 0 else "")
@@ -390,7 +395,6 @@ def throughput(
             _dataset(best), best["epochs"], best["resolution"], strict=True
         )
     ]
-    best = best[best["fraction"].fillna(1.0) == 1.0].sort_values(_SPEED)
     panels = sorted(best["panel"].unique())
     figure, axes = _panels(len(panels), unit, 2, (5.6, 3.4))
     lines: dict[str, Any] = {}
@@ -457,6 +461,7 @@ def render(
     if benchmark is not None:
         text = pathlib.Path(benchmark).read_text(encoding="utf-8")
         arguments["4.6_throughput"] = json.loads(text)
+        _speeds(arguments["4.6_throughput"])  # Complain before drawing.
     index = ["# Figures", ""]
     written = []
     for name, draw in FIGURES.items():

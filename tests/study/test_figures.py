@@ -235,10 +235,19 @@ def test_choice_warns_of_minival(ours):
 
 
 def test_throughput_of_a_benchmark(tmp_path, ours):
-    rows = [{"model": "ViT_S32", "images_per_second": 12.5}]
+    rows = [
+        {"model": "ViT_S32", "images_per_second": 12.5},
+        {"model": "ViT_Ti16", "images_per_second": 10},
+        {"model": "ViT_B16", "images_per_second": 5},
+    ]
     numbers = figures.throughput(ours, rows)[1]
-    assert set(numbers["name"]) == {"S/32"}
-    assert set(numbers["infer_samples_per_sec"]) == {12.5}
+    speeds = numbers.groupby("name")["infer_samples_per_sec"].unique()
+    assert {k: list(v) for k, v in speeds.items()} == {
+        "S/32": [12.5],
+        "Ti/16": [10],
+    }
+    with pytest.raises(figures.NotInTableError, match="no two models"):
+        figures.throughput(ours, rows[:1])
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps([{"model": "ViT_S32", "speed": 1}]))
     with pytest.raises(ValueError, match="has `model` and `images_per_second`"):

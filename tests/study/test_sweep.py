@@ -268,4 +268,5 @@ def test_the_command_end_to_end(tmp_path):
         .all(axis=None)
     )
     names = [pathlib.Path(path).name for path in result["figures"]]
-    assert "4.4_augmentation.png" in names
+    assert names == ["4.1_data_size.png", "4.4_augmentation.png",
+                     "4.5_choice.png"]  # fmt: skip
