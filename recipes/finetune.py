@@ -20,21 +20,15 @@ last line on stdout is JSON.
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import keras
-import numpy as np
+import common
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import data, visualize
 from keras_augreg.training import finetuning_warmup
-from keras_augreg.workdir import Workdir
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
@@ -51,40 +45,20 @@ _DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/finetune", "Output folder.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow.")
 
-SEED = 0
 ELSEWHERE = ("workdir", "tensorboard")  # flags that change no result
 
 
 def main(argv: list[str]) -> None:
     """Fine-tunes, evaluates, saves, reports."""
     del argv
-    keras.utils.set_random_seed(SEED)
+    common.repeatable()
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
-        settings = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-        run = Workdir(
-            _WORKDIR.value,
-            {f.name: f.value for f in settings if f.name not in ELSEWHERE},
-        )
-        sizes = {
-            "image_size": _IMAGE_SIZE.value,
-            "batch_size": _BATCH_SIZE.value,
-            "host": devices.host,
-        }
-        train = functools.partial(
-            data.load,
+        run = common.open_run(_WORKDIR.value, ELSEWHERE)
+        train, test, info = common.load(
             _DATASET.value,
-            "train",
-            training=True,
-            seed=SEED,
-            **sizes,
-        )
-        info = train()[1]
-        test, _ = data.load(
-            _DATASET.value,
-            "test",
-            training=False,
-            class_names=info.class_names,
-            **sizes,
+            image_size=_IMAGE_SIZE.value,
+            batch_size=_BATCH_SIZE.value,
+            host=devices.host,
         )
         model = getattr(keras_augreg, _MODEL.value)(
             weights=_WEIGHTS.value,
@@ -101,35 +75,29 @@ def main(argv: list[str]) -> None:
             ),
             freeze=_FREEZE.value,
         )
+        callbacks = []
+        if _TENSORBOARD.value and devices.host[0] == 0:
+            callbacks = common.tensorboard(
+                run, train(0, 1), keras_augreg.AugReg("none"), info
+            )
         run.fit(
             model,
-            lambda first, steps: train(start_step=first, steps=steps)[0],
+            train,
             total_steps=_STEPS.value,
             interval=_SAVE_EVERY.value,
             validation_data=test,
-            callbacks=[keras.callbacks.TensorBoard(run.path / "tensorboard")]
-            * _TENSORBOARD.value,  # none without
+            callbacks=callbacks,
         )
         scores = model.evaluate(test, return_dict=True)
     if devices.host[0] == 0:
-        model.save(run.path / "model.keras")
-        images, labels = map(np.asarray, next(iter(test))[:2])
-        visualize.predictions(
-            images[:32],
-            labels[:32],
-            model.predict(images[:32], verbose=0),
-            info.class_names,
-        ).savefig(run.path / "predictions.png", dpi=100)
         result = {
             "model": _MODEL.value,
             "weights": _WEIGHTS.value,
             "dataset": _DATASET.value,
             **{f"test_{name}": value for name, value in scores.items()},
             "steps": _STEPS.value,
-            "backend": keras.config.backend(),
-            "workdir": str(run.path),
         }
-        print(json.dumps(result))
+        common.finish(run, model, test, info, result)
 
 
 if __name__ == "__main__":

@@ -20,20 +20,14 @@ last line on stdout is JSON.
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import keras
-import numpy as np
+import common
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import data, visualize
-from keras_augreg.workdir import Workdir
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
@@ -50,35 +44,21 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/pretrain", "Output folder.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow.")
 
 WARMUP_SHARE = 0.1  # of the run; the study's 10,000 steps are 3% to 10%
-SEED = 0
 ELSEWHERE = ("workdir", "tensorboard")  # flags that change no result
 
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates, saves, reports."""
     del argv
-    keras.utils.set_random_seed(SEED)
+    common.repeatable()
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
-        settings = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-        run = Workdir(
-            _WORKDIR.value,
-            {f.name: f.value for f in settings if f.name not in ELSEWHERE},
-        )
-        sizes = {
-            "image_size": _IMAGE_SIZE.value,
-            "batch_size": _BATCH_SIZE.value,
-            "host": devices.host,
-        }
-        train = functools.partial(
-            data.load,
+        run = common.open_run(_WORKDIR.value, ELSEWHERE)
+        train, test, info = common.load(
             _DATASET.value,
-            "train",
-            training=True,
-            seed=SEED,
-            **sizes,
+            image_size=_IMAGE_SIZE.value,
+            batch_size=_BATCH_SIZE.value,
+            host=devices.host,
         )
-        info = train()[1]
-        test, _ = data.load(_DATASET.value, "test", training=False, **sizes)
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
         recipe = keras_augreg.AugReg(
             _RECIPE.value, _DROPOUT.value, _DROPOUT.value
@@ -97,37 +77,29 @@ def main(argv: list[str]) -> None:
             base_lr=_LEARNING_RATE.value,
             warmup_steps=int(WARMUP_SHARE * total_steps),
             loss=_LOSS.value,
-            seed=SEED,
+            seed=common.SEED,
         )
+        callbacks = []
+        if _TENSORBOARD.value and devices.host[0] == 0:
+            callbacks = common.tensorboard(run, train(0, 1), recipe, info)
         run.fit(
             model,
-            lambda first, steps: train(start_step=first, steps=steps)[0],
+            train,
             total_steps=total_steps,
             interval=_SAVE_EVERY.value,
             validation_data=test,
-            callbacks=[keras.callbacks.TensorBoard(run.path / "tensorboard")]
-            * _TENSORBOARD.value,  # none without
+            callbacks=callbacks,
         )
         scores = model.evaluate(test, return_dict=True)
     if devices.host[0] == 0:
-        model.save(run.path / "model.keras")
-        images, labels = map(np.asarray, next(iter(test))[:2])
-        visualize.predictions(
-            images[:32],
-            labels[:32],
-            model.predict(images[:32], verbose=0),
-            info.class_names,
-        ).savefig(run.path / "predictions.png", dpi=100)
         result = {
             "model": _MODEL.value,
             "recipe": str(recipe),
             "dataset": _DATASET.value,
             **{f"test_{name}": value for name, value in scores.items()},
             "steps": total_steps,
-            "backend": keras.config.backend(),
-            "workdir": str(run.path),
         }
-        print(json.dumps(result))
+        common.finish(run, model, test, info, result)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -17,22 +18,33 @@ import skimage.data
 import keras_augreg  # noqa: F401 (its classes must be known to load a model)
 
 ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+BACKEND = keras.config.backend()
 SMALL = ["--image_size=32", "--batch_size=32"]
 
 
-def run(script, *arguments, cwd, expect=0):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / script), *arguments],
+def start(command, cwd, **environment):
+    return subprocess.Popen(
+        command,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def end(process, expect=0):
+    out, errors = process.communicate()
+    assert process.returncode == expect, out[-2000:] + errors[-4000:]
     if expect:
-        return done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+        return errors
+    return json.loads(out.splitlines()[-1])
+
+
+def run(script, *arguments, cwd, expect=0):
+    command = [sys.executable, str(RECIPES / script), *arguments]
+    return end(start(command, cwd), expect)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +71,7 @@ def journey(tmp_path_factory):
         "pretrain.py",
         *SMALL,
         "--epochs=1",
+        "--tensorboard",
         f"--workdir={folder / 'digits'}",
         cwd=folder,
     )
@@ -74,6 +87,80 @@ def test_pretrain(journey):
     assert model.output_shape == (None, 10)
     with PIL.Image.open(folder / "digits" / "predictions.png") as picture:
         assert min(picture.size) > 300
+    logged = folder / "digits" / "tensorboard"
+    assert {p.name for p in logged.iterdir()} == {
+        "inputs",
+        "train",
+        "validation",
+    }
+    (images,) = (logged / "inputs").iterdir()
+    assert b"inputs of the first step" in images.read_bytes()
+
+
+# TensorFlow has as many CPU devices as it is told before it starts.
+TWO_CPUS = """
+import runpy, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pretrain_on_two_devices(journey, processes):
+    """The same losses as on one; two processes start as each backend says."""
+    if processes == (1 if BACKEND == "torch" else 2) and BACKEND != "jax":
+        pytest.skip("devices in a process: not torch; hosts: not TensorFlow")
+    folder, alone = journey
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    command = [sys.executable]
+    environments = [{}]
+    if BACKEND == "tensorflow":
+        command += ["-c", TWO_CPUS]
+    elif BACKEND == "torch":
+        command += ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+        command += [f"--master-port={address.rpartition(':')[2]}"]
+    elif processes == 1:
+        two = "--xla_force_host_platform_device_count=2"
+        environments = [{"XLA_FLAGS": two}]
+    else:
+        environments = [
+            {
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(i),
+            }
+            for i in range(2)
+        ]
+    command += [
+        str(RECIPES / "pretrain.py"),
+        *SMALL,
+        "--epochs=1",
+        "--distribute=data",
+        f"--workdir=devices-{processes}",
+    ]
+    started = [start(command, folder, **more) for more in environments]
+    result = end(started[0])
+    for other in started[1:]:
+        other.communicate()
+        assert other.returncode == 0
+    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+
+
+def test_tensorboard_that_is_not_there(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import common
+    from absl import app
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(app.UsageError, match="pip install tensorflow tensorb"):
+        common.tensorboard(None, None, None, None)
 
 
 def test_finetune_what_pretrain_saved_then_evaluate(journey):
