@@ -7,6 +7,7 @@ on every machine, and begins like the names of the release's files.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -75,7 +76,7 @@ class Pretraining:
     batch_size: int
     loss: str
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Unique; a file's name."""
         recipe = self.recipe
@@ -136,7 +137,7 @@ class Finetuning:
             return self.upstream.model
         return VARIANTS[names.parse(self.upstream).variant]
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Unique; a file's name."""
         upstream = self.upstream
