@@ -29,7 +29,7 @@ from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_finetuning, compile_pretraining
 
 if TYPE_CHECKING:
-    from keras_augreg import data, study, visualize
+    from keras_augreg import benchmark, data, study, visualize
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "ViT_Ti32",
     "VisionTransformer",
     "augment",
+    "benchmark",
     "checkpoints",
     "compile_finetuning",
     "compile_pretraining",
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 # Imported on first use: most programs that load a model need none.
-_LAZY = ("data", "study", "visualize")
+_LAZY = ("benchmark", "data", "study", "visualize")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,237 @@
+"""What a model costs on this machine: images/s, latency, memory, FLOP/s.
+
+`recipes/benchmark.py` measures every row in a process of its own.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_augreg import models
+from keras_augreg.describe import describe
+from keras_augreg.recipe import AugReg
+from keras_augreg.training import compile_pretraining
+from keras_augreg.variants import VARIANTS
+
+TASKS = ("infer", "train")
+CLASSES = 1000
+# Sides of the matrix product that FLOP/s are compared with: large enough to
+# reach the device's speed.
+SIDE_CPU, SIDE_ACCELERATOR = 2048, 8192
+# Measurements of each figure, whose median counts.
+REPEATS = 3
+
+
+class _Same(keras.utils.PyDataset):
+    """The same batch again and again."""
+
+    def __init__(self, batch: tuple[Any, ...], count: int) -> None:
+        super().__init__()
+        self._batch, self._count = batch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self._batch
+
+
+def measure(
+    model: str,
+    *,
+    task: str = "infer",
+    image_size: int = 224,
+    batch_size: int = 16,
+    dtype: str = "float32",
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+    """Measures a model on the backend in use.
+
+    "infer" is `predict`, "train" is `fit` as `compile_pretraining` sets it up
+    (recipe `none`, softmax loss); uint8 batches are in memory already.
+
+    Args:
+        model: Name of a builder, for example `"ViT_S16"`.
+        task: `"infer"` or `"train"`.
+        image_size: Pixels of a side.
+        batch_size: Images of a step.
+        dtype: Name of a dtype policy, for example `"mixed_bfloat16"`.
+        seconds: About how long each figure is measured.
+
+    Returns:
+        A dictionary of the arguments, `"backend"` and the figures:
+        `"images_per_second"`; `"latency_ms"` of one image in a batch of its
+        own (`None` in training); `"memory_mib"`, the peak of the accelerator
+        on JAX and PyTorch, of the process elsewhere; `"first_call_s"`, build
+        and compilation; `"gflops"`, 10^9 floating-point operations a second
+        (a training step counts as three inferences); `"share"` of what a
+        large matrix product in the same dtype reaches, measured in the same
+        process before and after.
+
+    Raises:
+        ValueError: If there is no such model or task.
+
+    Example:
+    >>> row = keras_augreg.benchmark.measure("ViT_Ti16", batch_size=8)
+    >>> row["images_per_second"]
+    """
+    if model not in VARIANTS:
+        raise ValueError(
+            "`model` is the name of a builder, such as 'ViT_S16'. Received: "
+            f"model={model!r}"
+        )
+    if task not in TASKS:
+        raise ValueError(
+            f"`task` is 'infer' or 'train'. Received: task={task!r}"
+        )
+    before = _matrix_rate(dtype, seconds)
+    start = time.perf_counter()
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        net: Any = getattr(models, model)(
+            weights=None,
+            classes=CLASSES,
+            input_shape=(image_size, image_size, 3),
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    flops = describe(net).flops
+    images = np.zeros((batch_size, image_size, image_size, 3), "uint8")
+    labels = np.zeros(batch_size, "int32")
+    if task == "train":
+        flops *= 3
+        compile_pretraining(
+            net,
+            AugReg("none"),
+            total_steps=10_000,
+            warmup_steps=10,
+            loss="softmax",
+        )
+
+    def once(count: int) -> None:
+        if task == "train":
+            net.fit(_Same((images, labels), count), verbose=0, shuffle=False)
+        else:
+            net.predict(_Same((images,), count), verbose=0)
+
+    once(1)
+    first_call = time.perf_counter() - start
+    rate = batch_size * _per_second(once, seconds)
+    latency = None
+    if task == "infer":
+        net.predict_on_batch(images[:1])
+        latency = 1e3 / _per_second(
+            lambda count: [
+                net.predict_on_batch(images[:1]) for _ in range(count)
+            ],
+            seconds / 3,
+        )
+    matrix = statistics.mean([before, _matrix_rate(dtype, seconds)])
+    return {
+        "model": model,
+        "task": task,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "backend": keras.config.backend(),
+        "dtype": dtype,
+        "images_per_second": rate,
+        "latency_ms": latency,
+        "memory_mib": _peak_memory() / 2**20,
+        "first_call_s": first_call,
+        "gflops": rate * flops / 1e9,
+        "share": rate * flops / matrix,
+    }
+
+
+def _per_second(once: Callable[[int], object], seconds: float) -> float:
+    """How often `once(count)` does its thing in a second, at its median."""
+    start = time.perf_counter()
+    once(1)
+    spent = time.perf_counter() - start
+    count = max(int(seconds / REPEATS / spent), 2)
+    rates = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        once(count)
+        rates.append(count / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def _accelerated() -> bool:
+    backend = sys.modules.get(keras.config.backend())
+    if keras.config.backend() == "torch":
+        return bool(backend and backend.cuda.is_available())
+    return not keras.distribution.list_devices()[0].startswith("cpu")
+
+
+def _matrix_rate(policy: str, seconds: float) -> float:
+    """FLOP/s of the backend's matrix product in the policy's dtype."""
+    side = SIDE_ACCELERATOR if _accelerated() else SIDE_CPU
+    dtype = keras.dtype_policies.get(policy).compute_dtype
+    left = ops.ones((side, side), dtype)
+
+    def once(count: int) -> None:
+        product = left
+        for _ in range(count):
+            product = ops.matmul(left, product)
+        # Waits for the device.
+        ops.convert_to_numpy(ops.cast(product[:1, :1], "float32"))
+
+    once(1)
+    return _per_second(once, seconds / 3) * 2 * side**3
+
+
+def _peak_memory() -> float:
+    """Bytes."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        stats = jax.devices()[0].memory_stats()
+        if stats:
+            return stats["peak_bytes_in_use"]
+    if keras.config.backend() == "torch" and _accelerated():
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> Any:
+    """Draws a bar for each row over the paper's axis of cost: images/s.
+
+    Args:
+        rows: Of `measure`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = [
+        f"{r['task']} {r['model']} {r['image_size']} px, batch "
+        f"{r['batch_size']}, {r['backend']} {r['dtype']}"
+        for r in rows
+    ]
+    speeds = [row["images_per_second"] for row in rows]
+    places = list(range(len(rows)))[::-1]
+    colors = [
+        {"jax": "C0", "tensorflow": "C1", "torch": "C3"}[row["backend"]]
+        for row in rows
+    ]
+    bars = axes.barh(places, speeds, color=colors)
+    axes.bar_label(bars, fmt="%.3g", padding=3)
+    axes.set(xscale="log", xlabel="images/s", yticks=places, yticklabels=names)
+    axes.margins(x=0.1)
+    return figure

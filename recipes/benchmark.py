@@ -1,0 +1,94 @@
+r"""Measures models on this machine: images/s, latency, memory, FLOP/s.
+
+    python recipes/benchmark.py --models=ViT_S16,ViT_B16 \
+        --backends=jax,torch --dtypes=float32,mixed_bfloat16 --tasks=infer,train
+
+Every row is a process of its own; reading and augmenting images is no part
+of it. `keras_augreg.benchmark.measure` says what each figure is; the share is
+of the FLOP/s of a matrix product that the same process measures.
+--workdir gets `benchmark.json` (which `keras_augreg.study` reads),
+`benchmark.md` and `benchmark.png`; the last line on stdout is JSON.
+
+Hardware: any. Duration: about half a minute for each row on two CPU cores.
+Numbers: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from absl import app, flags
+
+from keras_augreg import benchmark
+
+_MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of builders.")
+_BACKENDS = flags.DEFINE_list("backends", None, "Default: KERAS_BACKEND's.")
+_DTYPES = flags.DEFINE_list("dtypes", "float32", "Names of dtype policies.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", "16", "Images of a step.")
+_IMAGE_SIZES = flags.DEFINE_list("image_sizes", "224", "Pixels of a side.")
+_TASKS = flags.DEFINE_list("tasks", "infer", "infer, train or both.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "Of each measurement.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Output folder.")
+_ROW = flags.DEFINE_string("row", None, "Of the script itself.")
+
+COLUMNS = {
+    "images_per_second": "images/s",
+    "latency_ms": "latency at batch 1, ms",
+    "memory_mib": "peak memory, MiB",
+    "first_call_s": "build and first call, s",
+    "gflops": "GFLOP/s",
+    "share": "of a matrix product",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Measures every row in a new process, writes what they print."""
+    del argv
+    if _ROW.value:
+        print(json.dumps(benchmark.measure(**json.loads(_ROW.value))))
+        return
+    keys = ("task", "model", "image_size", "batch_size", "dtype")
+    combinations = itertools.product(
+        _BACKENDS.value or [os.environ["KERAS_BACKEND"]],
+        _TASKS.value,
+        _MODELS.value,
+        map(int, _IMAGE_SIZES.value),
+        map(int, _BATCH_SIZES.value),
+        _DTYPES.value,
+    )
+    rows = []
+    for backend, *values in combinations:
+        row = dict(zip(keys, values, strict=True), seconds=_SECONDS.value)
+        done = subprocess.run(
+            [sys.executable, __file__, f"--row={json.dumps(row)}"],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], file=sys.stderr)
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "benchmark.json").write_text(json.dumps(rows, indent=1))
+    named = ("backend", *keys)
+    table = [[*named, *COLUMNS.values()], ["---"] * (len(named) + len(COLUMNS))]
+    for row in rows:
+        figures = [f"{row[c]:.3g}" if row[c] else "-" for c in COLUMNS]
+        table.append([*(str(row[key]) for key in named), *figures])
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    (workdir / "benchmark.md").write_text(text)
+    benchmark.draw(rows).savefig(workdir / "benchmark.png", dpi=120)
+    print(text, file=sys.stderr)
+    print(json.dumps({"rows": len(rows), "workdir": str(workdir)}))
+
+
+if __name__ == "__main__":
+    app.run(main)
