@@ -55,6 +55,7 @@ def predictions(
     figure = visualize.predictions(images, [0, 1], scores, ["cat", "dog"])
     ```
     """
+    columns = min(columns, len(images))
     figure, axes = _grid(-(-len(images) // columns), columns, height=1.75)
     predicted = scores.argmax(axis=1)
     for axis, image, label, guess, score in zip(
@@ -537,6 +538,7 @@ def training_curves(
             if points.get(key):
                 x, y = zip(*points[key], strict=True)
                 axis.plot(x, y, marker=".", label=label)
+        axis.locator_params(axis="x", integer=True)
         axis.set(xlabel=unit, title=name.replace("_", " "))
         axis.legend()
     return figure
