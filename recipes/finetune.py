@@ -53,7 +53,6 @@ def main(argv: list[str]) -> None:
     del argv
     common.repeatable()
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
-        run = common.open_run(_WORKDIR.value, ELSEWHERE)
         train, test, info = common.load(
             _DATASET.value,
             image_size=_IMAGE_SIZE.value,
@@ -75,6 +74,8 @@ def main(argv: list[str]) -> None:
             ),
             freeze=_FREEZE.value,
         )
+        # Only now: a command that failed before leaves no directory behind.
+        run = common.open_run(_WORKDIR.value, ELSEWHERE)
         callbacks = []
         if _TENSORBOARD.value and devices.host[0] == 0:
             callbacks = common.tensorboard(

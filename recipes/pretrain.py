@@ -52,7 +52,6 @@ def main(argv: list[str]) -> None:
     del argv
     common.repeatable()
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
-        run = common.open_run(_WORKDIR.value, ELSEWHERE)
         train, test, info = common.load(
             _DATASET.value,
             image_size=_IMAGE_SIZE.value,
@@ -79,6 +78,8 @@ def main(argv: list[str]) -> None:
             loss=_LOSS.value,
             seed=common.SEED,
         )
+        # Only now: a command that failed before leaves no directory behind.
+        run = common.open_run(_WORKDIR.value, ELSEWHERE)
         callbacks = []
         if _TENSORBOARD.value and devices.host[0] == 0:
             callbacks = common.tensorboard(run, train(0, 1), recipe, info)
