@@ -144,18 +144,8 @@ class VisionTransformer(TrainStep):
         reads = pooling
         if include_top:
             reads = "token" if class_token else "avg"
-        inputs = input_tensor
-        if inputs is None:
-            inputs = keras.Input(input_shape, name="image")
-        x = inputs
-        if stages is not None:
-            x = resnet_stem(x, tuple(stages), dtype=policy)
-        x = PatchEmbedding(patch_size, width, dtype=policy, name="embedding")(x)
-        x = PositionEmbedding(
-            class_token, dropout, seed, dtype=policy, name="posembed_input"
-        )(x)
-        for i in range(depth):
-            x = Block(
+        blocks = [
+            Block(
                 num_heads,
                 mlp_dim,
                 dropout,
@@ -164,29 +154,48 @@ class VisionTransformer(TrainStep):
                 seed=None if seed is None else seed + 1 + i,
                 dtype=policy,
                 name=f"encoderblock_{i}",
+            )
+            for i in range(depth)
+        ]
+        # Under `keras.RematScope`, blocks are recomputed, in their own way:
+        # Keras's fails in TensorFlow's graphs (keras-team/keras 21207).
+        with keras.RematScope(mode=None):
+            inputs = input_tensor
+            if inputs is None:
+                inputs = keras.Input(input_shape, name="image")
+            x = inputs
+            if stages is not None:
+                x = resnet_stem(x, tuple(stages), dtype=policy)
+            x = PatchEmbedding(
+                patch_size, width, dtype=policy, name="embedding"
             )(x)
-        x = keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=policy, name="encoder_norm"
-        )(x)
-        if reads is not None:
-            x = Pool(reads, class_token, dtype=policy, name="pool")(x)
-        if include_top:
-            # Logits and softmax in full precision under mixed precision.
-            x = keras.layers.Dense(
-                classes,
-                kernel_initializer="zeros",
-                dtype=policy.variable_dtype,
-                name="head",
+            x = PositionEmbedding(
+                class_token, dropout, seed, dtype=policy, name="posembed_input"
             )(x)
-            if classifier_activation is not None:
-                x = Predictions(
-                    classifier_activation,
+            for block in blocks:
+                x = block(x)
+            x = keras.layers.LayerNormalization(
+                epsilon=LAYER_NORM_EPSILON, dtype=policy, name="encoder_norm"
+            )(x)
+            if reads is not None:
+                x = Pool(reads, class_token, dtype=policy, name="pool")(x)
+            if include_top:
+                # Logits and softmax in full precision under mixed precision.
+                x = keras.layers.Dense(
+                    classes,
+                    kernel_initializer="zeros",
                     dtype=policy.variable_dtype,
-                    name="predictions",
+                    name="head",
                 )(x)
-        super().__init__(
-            inputs=inputs, outputs=x, name=name, trainable=trainable
-        )
+                if classifier_activation is not None:
+                    x = Predictions(
+                        classifier_activation,
+                        dtype=policy.variable_dtype,
+                        name="predictions",
+                    )(x)
+            super().__init__(
+                inputs=inputs, outputs=x, name=name, trainable=trainable
+            )
         self.dtype_policy = policy
         self.sizes = sizes
         self.include_top = include_top

@@ -206,8 +206,7 @@ class PositionEmbedding(keras.layers.Layer):
             )
             x = ops.concatenate([cls, x], axis=1)
         x = ops.add(x, self.pos_embedding)
-        # `training` is no Python bool under `RematScope` on JAX.
-        rate = self.dropout if self.dropout and training else 0.0
+        rate = self.dropout if training else 0.0
         return dropout(x, rate, self.seed_generator)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -343,15 +342,20 @@ class Block(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.norm1 = keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm1"
-        )
-        self.attention = Attention(
-            num_heads, queries, dtype=self.dtype_policy, name="attention"
-        )
-        self.norm2 = keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm2"
-        )
+        with keras.RematScope(mode=None):  # The block is the unit.
+            self.norm1 = keras.layers.LayerNormalization(
+                epsilon=LAYER_NORM_EPSILON,
+                dtype=self.dtype_policy,
+                name="norm1",
+            )
+            self.attention = Attention(
+                num_heads, queries, dtype=self.dtype_policy, name="attention"
+            )
+            self.norm2 = keras.layers.LayerNormalization(
+                epsilon=LAYER_NORM_EPSILON,
+                dtype=self.dtype_policy,
+                name="norm2",
+            )
 
     def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]
@@ -379,11 +383,8 @@ class Block(keras.layers.Layer):
     def call(
         self, x: Any, training: bool | None = None, remat: bool | None = None
     ) -> Any:
-        # `training` is no Python bool under `RematScope` on JAX.
-        rate = self.dropout if self.dropout and training else 0.0
-        depth_rate = self.stochastic_depth
-        if depth_rate and not training:
-            depth_rate = 0.0
+        rate = self.dropout if training else 0.0
+        depth_rate = self.stochastic_depth if training else 0.0
         if training and (self.remat if remat is None else remat):
             return self._recomputed(x, 3 * bool(rate) + 2 * bool(depth_rate))
 
@@ -398,6 +399,17 @@ class Block(keras.layers.Layer):
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
         y = dropout(y, rate, seed)
         return ops.add(x, dropout(y, depth_rate, seed, axes=1))
+
+    def rematerialized_call(
+        self, layer_call: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """What `keras.RematScope` does with the layer: `_recomputed`."""
+        chosen = super().rematerialized_call(layer_call, *args, **kwargs)
+        if chosen is layer_call:
+            return layer_call
+        return lambda *args, **kwargs: layer_call(
+            *args, **{"remat": True, **kwargs}
+        )
 
     def _recomputed(self, x: Any, draws: int) -> Any:
         """Calls the layer in training so that its input alone is kept.
