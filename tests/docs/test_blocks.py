@@ -57,7 +57,7 @@ model = keras_augreg.ViT_Ti16(weights=None, classes=2)
 """,
     "data.md": """
 model = keras_augreg.ViT_Ti16(weights=None, classes=2)
-keras_augreg.compile_finetuning(model, total_steps=10, base_lr=0.01)
+keras_augreg.compile_finetuning(model, total_steps=500, base_lr=0.01)
 labels = np.eye(1000)[:4]
 predictions = np.eye(1000)[[0, 1, 2, 5]]
 """,
@@ -99,7 +99,7 @@ def pages(language):
 def test_every_block_has_a_language():
     for page in PAGES:
         fences = re.findall(r"^```(\w*)$", page.read_text("utf-8"), re.M)
-        assert set(fences[::2]) <= {"python", "bash", "json"}, page
+        assert set(fences[::2]) <= {"python", "bash", "json", "text"}, page
         assert set(fences[1::2]) <= {""}, page
 
 
