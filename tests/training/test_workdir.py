@@ -190,6 +190,30 @@ def test_full_disk(whole, tmp_path, monkeypatch):
     assert_ends_as(whole, model, train(model, tmp_path))
 
 
+@pytest.fixture
+def small_disk(tmp_path, whole):
+    """A file system with room for one checkpoint and a half."""
+    size = next(whole[1].path.rglob("*.npz")).stat().st_size
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}"]
+    made = subprocess.run([*mount, "none", str(tmp_path)], check=False)
+    if made.returncode:
+        pytest.skip("only root makes a file system")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_disk_that_is_full(whole, small_disk):
+    with pytest.raises(OSError, match="No space left"):
+        train(make_model(), small_disk)
+    checkpoints = list((small_disk / "checkpoints").iterdir())
+    assert [p.name for p in checkpoints] == ["0000000004.npz"]
+    assert not list(small_disk.rglob("*.tmp"))
+    larger = ["mount", "-o", "remount,size=64m", str(small_disk)]
+    subprocess.run(larger, check=True)
+    model = make_model()
+    assert_ends_as(whole, model, train(model, small_disk))
+
+
 def test_refuses_to_keep_none(tmp_path):
     with pytest.raises(ValueError, match="keep=0"):
         Workdir(tmp_path, {}, keep=0)
