@@ -17,7 +17,7 @@ NAMES = ["quickstart", "finetune", "checkpoints", "pretrain_tpu", "augreg"]
 SHOWN = {
     "quickstart": "MADE-UP WEIGHTS INSTEAD",
     "finetune": "going on with scikit-learn's handwritten digits",
-    "checkpoints": "largest difference of logits:",
+    "checkpoints": "model.safetensors",
     "pretrain_tpu": "In the end:",
     "augreg": "28 recipes in the paper's grid",
 }
