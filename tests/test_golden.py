@@ -103,6 +103,47 @@ def test_float32(entry, checkpoint):
     print(f"{entry['model']} on {BACKEND}: {first:.1e}")
 
 
+def first_entry(release):
+    entries = json.loads((GOLDEN / "expected_logits.json").read_text())
+    return next(e for e in entries if e["model"] == release)
+
+
+@pytest.mark.parametrize(
+    ("release", "policy"),
+    [
+        ("Ti_16", "mixed_bfloat16"),
+        ("S_32", "mixed_bfloat16"),
+        ("R_Ti_16", "mixed_bfloat16"),
+        ("S_32", "mixed_float16"),
+    ],
+)
+def test_half_precision(release, policy, checkpoint):
+    """Near enough to float32 that no prediction changes."""
+    entry = first_entry(release)
+    write(entry, checkpoint)
+    side = entry["input_resolution"]
+    logits = []
+    before = keras.config.dtype_policy()
+    for each in ("float32", policy):
+        keras.config.set_dtype_policy(each)
+        try:
+            model = getattr(keras_augreg, BY_RELEASE[release].name)(
+                weights=checkpoint,
+                input_shape=(side, side, 3),
+                classifier_activation=None,
+            )
+        finally:
+            keras.config.set_dtype_policy(before)
+        logits.append(model.predict(inputs(entry), verbose=0))
+    difference = logits[1] - logits[0]
+    rms = np.sqrt(np.mean(difference**2))
+    largest = np.abs(difference).max()
+    print(f"{release}, {policy}: RMS {rms:.4f}, largest {largest:.4f}")
+    assert 0 < rms <= 0.015
+    assert largest <= 0.06
+    assert logits[1].argmax(1).tolist() == entry["argmax"]
+
+
 def logits_in_float64(entry, path):
     side = entry["input_resolution"]
     model = keras_augreg.VisionTransformer(
