@@ -158,9 +158,15 @@ def test_all_figures_of_a_sweep(tmp_path, ours):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_figures_of_the_paper_and_why_two_are_missing(tmp_path):
-    written = figures.render(table.published(), tmp_path)
-    assert [path.stem[:3] for path in written] == ["4.1", "4.3", "4.4", "4.6"]
+def test_figures_of_the_paper_and_why_two_are_missing(tmp_path, monkeypatch):
+    paper = table.published()
+    names = ("4.2_transfer", "4.5_choice", "4.6_throughput")
+    few = {name: figures.FIGURES[name] for name in names}
+    for name in sorted(figures.FIGURES.keys() - few.keys()):
+        assert len(figures.FIGURES[name](paper)[1]) > 20
+    monkeypatch.setattr(figures, "FIGURES", few)  # Writing takes long.
+    written = figures.render(paper, tmp_path)
+    assert [path.stem[:3] for path in written] == ["4.6"]
     index = (tmp_path / "README.md").read_text()
     assert "Not drawn: no data set was both trained on" in index
     assert "Not drawn: no two pre-trained models" in index

@@ -244,7 +244,7 @@ def test_the_command_end_to_end(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     done = subprocess.run(
         [sys.executable, root / "recipes/sweep.py", "--grid=grid.json",
-         "--workdir=sweep"],
+         "--workdir=sweep", "--augment=host"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -260,7 +260,7 @@ def test_the_command_end_to_end(tmp_path):
     rows = table.read(tmp_path / result["table"])
     good = rows[rows["status"] == "done"]
     assert (good["infer_samples_per_sec"] > 0).all()
-    assert good["num_examples"].eq(130).all()
+    assert good["num_examples"].eq(129).all()
     tuned = good.dropna(subset=["adapt_ds"])
     assert len(tuned) == 2
     assert (
