@@ -6,7 +6,8 @@
 runs the command to its end with `--workdir=FOLDER/whole`, then again and
 again with `--workdir=FOLDER/killed`, sending SIGKILL after a random time, 20
 times; lets it end; and compares the two last checkpoints bit by bit: weights,
-seeds, optimizer, moving averages. The exit status is 0 if they are equal.
+seeds, optimizer, moving averages. A run that ended in between is compared, too,
+and another one begun. The exit status is 0 if all are equal.
 """
 
 import pathlib
@@ -51,10 +52,15 @@ def main(kills, folder, *command):
             continue
         if status:
             sys.exit(f"the run failed with status {status}")
-        print("ended before the kill: beginning again", flush=True)
+        print("ended before the kill", flush=True)
+        compare(whole, killed)
         killed = killed.with_name(killed.name + "+")
     subprocess.run([*command, f"--workdir={killed}"], check=True)
+    compare(whole, killed)
 
+
+def compare(whole, killed):
+    """Ends the program unless the two runs ended bit by bit the same."""
     with np.load(newest(whole)) as want, np.load(newest(killed)) as got:
         if want.files != got.files:
             sys.exit("the checkpoints hold other arrays")
@@ -63,7 +69,11 @@ def main(kills, folder, *command):
             for key in want.files
             if want[key].tobytes() != got[key].tobytes()
         ]
-        print(f"{len(want.files)} arrays compared, {len(unequal)} differ")
+        print(
+            f"{killed.name}: {len(want.files)} arrays compared, "
+            f"{len(unequal)} differ",
+            flush=True,
+        )
     if unequal:
         sys.exit("\n".join(["not equal:", *unequal]))
 
