@@ -8,8 +8,8 @@ A working directory holds
 
 Every file appears as a whole, by renaming. A record is written by the one
 process whose share the cell is in, so that nothing is locked, which network
-file systems do badly. The table is written again until the records do not
-change meanwhile: the last process that ends leaves a complete one.
+file systems do badly. In the end the table is written again until the records
+do not change meanwhile: the last process that ends leaves a complete one.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def run(
             f"{_clock(left * (now - began) / worked)} left"
         )
         if now - written > TABLE_EVERY:
-            collect(root)
+            _tabulate(root)  # Once: others may be writing all the time.
             written = now
     for name, error in failed.items():
         report(f"FAILED {name}: {error}")
@@ -157,15 +157,8 @@ def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: If a record is damaged.
     """
     root = pathlib.Path(workdir)
-    before: object = None
-    while before != (state := _state(root)):
-        before = state
-        rows = [_read(root, name) for name in sorted(state)]
-        rows = [{k: r[k] for k in table.COLUMNS if k in r} for r in rows]
-        parquet = table.to_parquet(rows)
-        if parquet is not None:
-            table.write(root / "results.parquet", parquet)
-        table.write(root / "results.csv", table.to_csv(rows))
+    while _tabulate(root) != _state(root):
+        pass  # Another shard's record came meanwhile; its table may be older.
     return root / "results.csv"
 
 
@@ -181,6 +174,18 @@ def work(cell: Cell) -> float:
     if isinstance(cell, Pretraining):
         return cell.epochs * cell.fraction * 1000 * blocks
     return float(cell.steps * cell.batch_size * blocks)
+
+
+def _tabulate(root: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Writes the table once; the state of the records that are in it."""
+    state = _state(root)
+    rows = [_read(root, name) for name in sorted(state)]
+    rows = [{k: r[k] for k in table.COLUMNS if k in r} for r in rows]
+    parquet = table.to_parquet(rows)
+    if parquet is not None:
+        table.write(root / "results.parquet", parquet)
+    table.write(root / "results.csv", table.to_csv(rows))
+    return state
 
 
 def _share(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
