@@ -82,10 +82,13 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
     """
     pandas = _pandas()
     path = pathlib.Path(path)
+    # All at once: pandas opens a Parquet file twice, and a sweep may replace
+    # it in between.
+    content = io.BytesIO(path.read_bytes())
     if path.suffix == ".parquet":
-        table = pandas.read_parquet(path)
+        table = pandas.read_parquet(content)
     else:
-        table = pandas.read_csv(path)
+        table = pandas.read_csv(content)
     if missing := {"name", "ds", "aug", "filename"} - set(table.columns):
         raise ValueError(
             f"{path} is no results table: it lacks the columns "

@@ -103,7 +103,7 @@ def test_two_shards_at_once_never_corrupt_the_table(tmp_path):
         sweep._tabulate(tmp_path)  # A third writer.
         rows = pandas.read_csv(tmp_path / "results.csv")
         assert list(rows.columns) == list(table.COLUMNS)
-        pandas.read_parquet(tmp_path / "results.parquet")
+        table.read(tmp_path / "results.parquet")
         seen.add(len(rows))
     assert len(seen) > 1  # It grew while it was read.
     rows = table.read(tmp_path / "results.csv")
