@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,12 +69,12 @@ def measure(
     Returns:
         A dictionary of the arguments, `"backend"` and the figures:
         `"images_per_second"`; `"latency_ms"` of one image in a batch of its
-        own (`None` in training); `"memory_mib"`, the peak of the accelerator
-        on JAX and PyTorch, of the process elsewhere; `"first_call_s"`, build
+        own (`None` in training); `"memory_mib"`, the peak of the accelerator,
+        of the process on a CPU; `"first_call_s"`, build
         and compilation; `"gflops"`, 10^9 floating-point operations a second
         (a training step counts as three inferences); `"share"` of what a
         large matrix product in the same dtype reaches, measured in the same
-        process before and after.
+        process in turn.
 
     Raises:
         ValueError: If there is no such model or task.
@@ -93,7 +92,6 @@ def measure(
         raise ValueError(
             f"`task` is 'infer' or 'train'. Received: task={task!r}"
         )
-    before = _matrix_rate(dtype, seconds)
     start = time.perf_counter()
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
@@ -106,8 +104,10 @@ def measure(
     finally:
         keras.config.set_dtype_policy(policy)
     flops = describe(net).flops
-    images = np.zeros((batch_size, image_size, image_size, 3), "uint8")
-    labels = np.zeros(batch_size, "int32")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size, image_size, image_size, 3))
+    images = images.astype("uint8")
+    labels = rng.integers(0, CLASSES, batch_size).astype("int32")
     if task == "train":
         flops *= 3
         compile_pretraining(
@@ -126,7 +126,6 @@ def measure(
 
     once(1)
     first_call = time.perf_counter() - start
-    rate = batch_size * _per_second(once, seconds)
     latency = None
     if task == "infer":
         net.predict_on_batch(images[:1])
@@ -136,7 +135,13 @@ def measure(
             ],
             seconds / 3,
         )
-    matrix = statistics.mean([before, _matrix_rate(dtype, seconds)])
+    # In turn, as machines drift; the peak before a matrix can raise it.
+    rates, products, memory = [], [], 0.0
+    for _ in range(2):
+        rates.append(batch_size * _per_second(once, seconds))
+        memory = memory or _peak_memory()
+        products.append(_matrix_rate(dtype, seconds / 3))
+    rate = statistics.mean(rates)
     return {
         "model": model,
         "task": task,
@@ -146,31 +151,38 @@ def measure(
         "dtype": dtype,
         "images_per_second": rate,
         "latency_ms": latency,
-        "memory_mib": _peak_memory() / 2**20,
+        "memory_mib": memory / 2**20,
         "first_call_s": first_call,
         "gflops": rate * flops / 1e9,
-        "share": rate * flops / matrix,
+        "share": rate * flops / statistics.mean(products),
     }
 
 
 def _per_second(once: Callable[[int], object], seconds: float) -> float:
-    """How often `once(count)` does its thing in a second, at its median."""
+    """How often `once(count)` does its thing in a second, at its median.
+
+    `count` grows until a call's own cost, such as `fit`'s, is a small part.
+    """
+    count, target = 1, seconds / REPEATS
+    once(count)
+    while (spent := _seconds(once, count)) < target / 2:
+        count = max(2 * count, min(10 * count, int(count * target / spent)))
+    return count / statistics.median(
+        _seconds(once, count) for _ in range(REPEATS)
+    )
+
+
+def _seconds(once: Callable[[int], object], count: int) -> float:
     start = time.perf_counter()
-    once(1)
-    spent = time.perf_counter() - start
-    count = max(int(seconds / REPEATS / spent), 2)
-    rates = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        once(count)
-        rates.append(count / (time.perf_counter() - start))
-    return statistics.median(rates)
+    once(count)
+    return time.perf_counter() - start
 
 
 def _accelerated() -> bool:
-    backend = sys.modules.get(keras.config.backend())
     if keras.config.backend() == "torch":
-        return bool(backend and backend.cuda.is_available())
+        import torch
+
+        return torch.cuda.is_available()
     return not keras.distribution.list_devices()[0].startswith("cpu")
 
 
@@ -178,7 +190,8 @@ def _matrix_rate(policy: str, seconds: float) -> float:
     """FLOP/s of the backend's matrix product in the policy's dtype."""
     side = SIDE_ACCELERATOR if _accelerated() else SIDE_CPU
     dtype = keras.dtype_policies.get(policy).compute_dtype
-    left = ops.ones((side, side), dtype)
+    left = keras.random.normal((side, side), 0.0, side**-0.5, seed=0)
+    left = ops.cast(left, dtype)
 
     def once(count: int) -> None:
         product = left
@@ -187,23 +200,25 @@ def _matrix_rate(policy: str, seconds: float) -> float:
         # Waits for the device.
         ops.convert_to_numpy(ops.cast(product[:1, :1], "float32"))
 
-    once(1)
-    return _per_second(once, seconds / 3) * 2 * side**3
+    return _per_second(once, seconds) * 2 * side**3
 
 
 def _peak_memory() -> float:
-    """Bytes."""
-    if keras.config.backend() == "jax":
+    """Bytes, of the accelerator where it tells."""
+    backend = keras.config.backend()
+    if not _accelerated():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if backend == "jax":
         import jax
 
-        stats = jax.devices()[0].memory_stats()
-        if stats:
-            return stats["peak_bytes_in_use"]
-    if keras.config.backend() == "torch" and _accelerated():
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    if backend == "torch":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Any:

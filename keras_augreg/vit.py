@@ -419,8 +419,12 @@ class Block(keras.layers.Layer):
         draw from the same state, which moves on by `draws` afterwards.
         """
         weights = self.trainable_variables
-        # Copies, as PyTorch and TensorFlow assign in place.
-        state = [(v, ops.copy(v)) for v in self.non_trainable_variables]
+        # A copy of the seeds, as PyTorch and TensorFlow assign in place.
+        seeds = self.seed_generator.state
+        state = [
+            (v, ops.copy(v) if v is seeds else ops.convert_to_tensor(v))
+            for v in self.non_trainable_variables
+        ]
 
         def pure(x: Any, *values: Any) -> Any:
             pairs = [*zip(weights, values, strict=True), *state]

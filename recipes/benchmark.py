@@ -63,31 +63,38 @@ def main(argv: list[str]) -> None:
         map(int, _BATCH_SIZES.value),
         _DTYPES.value,
     )
-    rows = []
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], []
     for backend, *values in combinations:
         row = dict(zip(keys, values, strict=True), seconds=_SECONDS.value)
         done = subprocess.run(
             [sys.executable, __file__, f"--row={json.dumps(row)}"],
             env={**os.environ, "KERAS_BACKEND": backend},
             stdout=subprocess.PIPE,
-            check=True,
+            check=False,
             text=True,
         )
+        if done.returncode:  # Its own message is on stderr.
+            failed.append({"backend": backend, **row})
+            continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)
-    workdir = pathlib.Path(_WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "benchmark.json").write_text(json.dumps(rows, indent=1))
+        (workdir / "benchmark.json").write_text(json.dumps(rows, indent=1))
+    if rows:
+        benchmark.draw(rows).savefig(workdir / "benchmark.png", dpi=120)
     named = ("backend", *keys)
     table = [[*named, *COLUMNS.values()], ["---"] * (len(named) + len(COLUMNS))]
     for row in rows:
-        figures = [f"{row[c]:.3g}" if row[c] else "-" for c in COLUMNS]
+        figures = [f"{row[c]:,.4g}" if row[c] else "-" for c in COLUMNS]
         table.append([*(str(row[key]) for key in named), *figures])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     (workdir / "benchmark.md").write_text(text)
-    benchmark.draw(rows).savefig(workdir / "benchmark.png", dpi=120)
     print(text, file=sys.stderr)
-    print(json.dumps({"rows": len(rows), "workdir": str(workdir)}))
+    result = {"rows": len(rows), "failed": failed, "workdir": str(workdir)}
+    print(json.dumps(result))
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,30 +18,36 @@ from keras_augreg.workdir import Workdir
 SEED = 0
 
 
-def open_run(path: str, elsewhere: Sequence[str]) -> Workdir:
+def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
     """Opens the working directory of the run that the flags describe.
 
     Args:
         path: The directory.
         elsewhere: Names of flags that change no result.
+        devices: Of `distribute`.
 
     Returns:
         The run.
     """
+    if devices.kind == "model" and devices.host[1] > 1:
+        raise app.UsageError(
+            "The scripts save a model from one host, which has a part of it "
+            "under --distribute=model. Use --distribute=data, or one host."
+        )
+    if flags.FLAGS.tensorboard:
+        try:
+            import tensorboard  # noqa: F401 (tf.summary needs it)
+            import tensorflow  # noqa: F401 (writes the files)
+        except ImportError as error:
+            raise app.UsageError(
+                "--tensorboard needs TensorFlow and TensorBoard. Install them "
+                "with `pip install tensorflow tensorboard`, or leave the flag "
+                "out: `metrics.jsonl` has the same numbers."
+            ) from error
     settings = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     return Workdir(
         path, {f.name: f.value for f in settings if f.name not in elsewhere}
     )
-
-
-def repeatable() -> None:
-    """Makes the run repeat bit by bit where that costs no speed: on CPUs."""
-    keras.utils.set_random_seed(SEED)
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if not tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.enable_op_determinism()
 
 
 def load(
@@ -77,7 +83,7 @@ def load(
 
 
 def tensorboard(run: Workdir, batches: Any, recipe: Any, info: Any) -> list:
-    """Shows the first images, augmented, and makes the callback.
+    """Shows inputs of a new run's first batch, and makes the callback.
 
     Args:
         run: The run.
@@ -88,31 +94,30 @@ def tensorboard(run: Workdir, batches: Any, recipe: Any, info: Any) -> list:
     Returns:
         The callbacks of `fit` that log scalars.
     """
-    try:
-        import tensorboard  # noqa: F401 (tf.summary needs it)
-        import tensorflow as tf
-    except ImportError as error:
-        raise app.UsageError(
-            "--tensorboard needs TensorFlow and TensorBoard. Install them "
-            "with `pip install tensorflow tensorboard`, or leave the flag "
-            "out: `metrics.jsonl` has the same numbers."
-        ) from error
-    images, labels = map(np.asarray, next(iter(batches))[:2])
-    augment = AugRegAugment(recipe, info.num_classes, seed=SEED)
-    shown, _ = augment(images[:16], labels[:16], step=0)
+    import tensorflow as tf
+
     path = run.path / "tensorboard"
-    with tf.summary.create_file_writer(str(path / "inputs")).as_default():
-        tf.summary.image(
-            "inputs of the first step",
-            (keras.ops.convert_to_numpy(shown) + 1) / 2,
-            step=0,
-            max_outputs=16,
-        )
+    if not (path / "inputs").exists():
+        images, labels = map(np.asarray, next(iter(batches))[:2])
+        augment = AugRegAugment(recipe, info.num_classes, seed=SEED)
+        shown, _ = augment(images, labels, step=0)
+        with tf.summary.create_file_writer(str(path / "inputs")).as_default():
+            tf.summary.image(
+                "inputs of the first step",
+                (keras.ops.convert_to_numpy(shown[:16]) + 1) / 2,
+                step=0,
+                max_outputs=16,
+            )
     return [keras.callbacks.TensorBoard(path)]
 
 
 def finish(
-    run: Workdir, model: Any, test: Any, info: Any, result: dict[str, Any]
+    run: Workdir,
+    model: Any,
+    test: Any,
+    info: Any,
+    devices: Any,
+    result: dict[str, Any],
 ) -> None:
     """Saves the model and a picture of predictions, prints the JSON line.
 
@@ -121,16 +126,23 @@ def finish(
         model: The trained model.
         test: The test set.
         info: Of the training set.
+        devices: Of `distribute`. The first host does all of this; there is no
+            picture from several, which would have to predict together.
         result: What the line says.
     """
+    index, hosts = devices.host
+    if index:
+        return
     model.save(run.path / "model.keras")
-    images, labels = map(np.asarray, next(iter(test))[:2])
-    visualize.predictions(
-        images[:32],
-        labels[:32],
-        model.predict(images[:32], verbose=0),
-        info.class_names,
-    ).savefig(run.path / "predictions.png", dpi=100)
+    if hosts == 1:
+        images, labels = map(np.asarray, next(iter(test))[:2])
+        visualize.predictions(
+            images[:32],
+            labels[:32],
+            model.predict(images[:32], verbose=0),
+            info.class_names,
+        ).savefig(run.path / "predictions.png", dpi=100)
     result["backend"] = keras.config.backend()
+    result["devices"] = devices.replicas
     result["workdir"] = str(run.path)
     print(json.dumps(result))

@@ -25,6 +25,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import common
+import keras
 from absl import app, flags
 
 import keras_augreg
@@ -51,7 +52,7 @@ ELSEWHERE = ("workdir", "tensorboard")  # flags that change no result
 def main(argv: list[str]) -> None:
     """Fine-tunes, evaluates, saves, reports."""
     del argv
-    common.repeatable()
+    keras.utils.set_random_seed(common.SEED)
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
         train, test, info = common.load(
             _DATASET.value,
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
             freeze=_FREEZE.value,
         )
         # Only now: a command that failed before leaves no directory behind.
-        run = common.open_run(_WORKDIR.value, ELSEWHERE)
+        run = common.open_run(_WORKDIR.value, ELSEWHERE, devices)
         callbacks = []
         if _TENSORBOARD.value and devices.host[0] == 0:
             callbacks = common.tensorboard(
@@ -90,15 +91,14 @@ def main(argv: list[str]) -> None:
             callbacks=callbacks,
         )
         scores = model.evaluate(test, return_dict=True)
-    if devices.host[0] == 0:
-        result = {
-            "model": _MODEL.value,
-            "weights": _WEIGHTS.value,
-            "dataset": _DATASET.value,
-            **{f"test_{name}": value for name, value in scores.items()},
-            "steps": _STEPS.value,
-        }
-        common.finish(run, model, test, info, result)
+    result = {
+        "model": _MODEL.value,
+        "weights": _WEIGHTS.value,
+        "dataset": _DATASET.value,
+        **{f"test_{name}": value for name, value in scores.items()},
+        "steps": _STEPS.value,
+    }
+    common.finish(run, model, test, info, devices, result)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import keras
 import pytest
 
+import keras_augreg
 from keras_augreg import benchmark
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,12 +37,48 @@ def test_script(tmp_path):
         assert row["backend"] == keras.config.backend()
         assert row["dtype"] == "mixed_bfloat16"
         assert 0 < row["share"] < 1.5
-        assert row["images_per_second"] > 0
+        flops = keras_augreg.describe("ViT_Ti32", input_shape=(32, 32, 3)).flops
+        flops *= 3 if row["task"] == "train" else 1
+        speed = row["images_per_second"]
+        assert row["gflops"] == pytest.approx(speed * flops / 1e9)
         assert row["memory_mib"] > 50
     assert rows[0]["latency_ms"] > 0
     assert rows[1]["latency_ms"] is None
     assert "images/s" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
+
+
+def test_rates_leave_out_what_a_call_itself_costs(monkeypatch):
+    now = 0.0
+
+    def once(count):
+        nonlocal now
+        now += 0.05 + 0.001 * count
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now)
+    # 50 ms are 9% of the half of a second that a call takes at least.
+    assert 900 < benchmark._per_second(once, 3.0) < 1000
+
+
+@pytest.mark.once
+def test_a_row_that_fails_loses_no_other(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(SCRIPT), "--models=ViT_Ti32"),
+            *("--image_sizes=33,32", "--batch_sizes=1", "--seconds=0.1"),
+            f"--workdir={tmp_path}",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [row["image_size"] for row in result["failed"]] == [33]
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())
+    assert row["image_size"] == 32
+    assert "32 pixels" in done.stderr
 
 
 def test_refuses():

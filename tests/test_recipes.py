@@ -8,6 +8,8 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -35,7 +37,7 @@ def start(command, cwd, **environment):
 
 
 def end(process, expect=0):
-    out, errors = process.communicate()
+    out, errors = process.communicate(timeout=600)
     assert process.returncode == expect, out[-2000:] + errors[-4000:]
     if expect:
         return errors
@@ -146,21 +148,49 @@ def test_pretrain_on_two_devices(journey, processes):
         f"--workdir=devices-{processes}",
     ]
     started = [start(command, folder, **more) for more in environments]
-    result = end(started[0])
-    for other in started[1:]:
-        other.communicate()
-        assert other.returncode == 0
+    # Side by side, as a pipe that nobody reads fills up.
+    with ThreadPoolExecutor() as pool:
+        try:
+            outputs = list(pool.map(lambda p: p.communicate(timeout=600),
+                                    started))  # fmt: skip
+        finally:
+            for process in started:
+                process.kill()
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    (line,) = [
+        line
+        for out, _ in outputs
+        for line in out.splitlines()
+        if line.startswith('{"model"')
+    ]
+    result = json.loads(line)
+    assert (alone["devices"], result["devices"]) == (1, 2)
     assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
 
 
-def test_tensorboard_that_is_not_there(monkeypatch):
+@pytest.mark.once
+def test_tensorboard_that_is_not_there(tmp_path):
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('none')")
+    command = [sys.executable, str(RECIPES / "pretrain.py"), *SMALL]
+    process = start(
+        [*command, "--tensorboard", "--workdir=run"],
+        tmp_path,
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+    )
+    assert "pip install tensorflow tensorboard" in end(process, expect=1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.once
+def test_model_parallel_over_hosts_is_refused(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import common
     from absl import app
 
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(app.UsageError, match="pip install tensorflow tensorb"):
-        common.tensorboard(None, None, None, None)
+    devices = types.SimpleNamespace(kind="model", host=(0, 2))
+    with pytest.raises(app.UsageError, match="--distribute=data"):
+        common.open_run("nowhere", (), devices)
 
 
 def test_finetune_what_pretrain_saved_then_evaluate(journey):

@@ -585,8 +585,10 @@ def _by_accuracy(rows: pandas.DataFrame) -> list[str]:
 
 def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Paper's name of a model -> images/s."""
-    speeds = {}
+    speeds: dict[str, float] = {}
     for row in benchmark:
+        if row.get("task") == "train":
+            continue
         if not {"model", "images_per_second"} <= set(row):
             raise ValueError(
                 "Each row of a benchmark has `model` and `images_per_second`. "
@@ -594,6 +596,12 @@ def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             )
         variant = VARIANTS.get(row["model"])
         name = paper_name(variant.release) if variant else row["model"]
+        if name in speeds:
+            raise ValueError(
+                f"The benchmark has several rows of {row['model']!r}, for "
+                "example with other backends, dtypes or image sizes. Pass "
+                "the rows of one of them."
+            )
         speeds[name] = float(row["images_per_second"])
     return speeds
 

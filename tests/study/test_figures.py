@@ -254,6 +254,11 @@ def test_throughput_of_a_benchmark(tmp_path, ours):
     }
     with pytest.raises(figures.NotInTableError, match="no two models"):
         figures.throughput(ours, rows[:1])
+    training = {"model": "ViT_S32", "images_per_second": 1, "task": "train"}
+    again = figures.throughput(ours, [*rows, training])[1]
+    assert again.equals(numbers)
+    with pytest.raises(ValueError, match="several rows of 'ViT_S32'"):
+        figures.throughput(ours, [*rows, rows[0]])
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps([{"model": "ViT_S32", "speed": 1}]))
     with pytest.raises(ValueError, match="has `model` and `images_per_second`"):

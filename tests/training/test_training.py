@@ -341,6 +341,31 @@ def test_remat_changes_no_result(policy, rates):
         np.testing.assert_allclose(outcomes[0][0], outcomes[1][0], rtol=2**-7)
 
 
+def test_remat_of_frozen_blocks():
+    """Blocks of which nothing, or the MLP alone, is trained."""
+    outcomes = []
+    for remat in (False, True):
+        for part in (False, True):
+            model = build(depth=2)
+            model.get_layer("encoderblock_0").attention.trainable = False
+            compiled = pretrain if part else finetune
+            more = {} if part else {"freeze": True}
+            compiled(model, remat=remat, **more)
+            history = fit(model)
+            outcomes.append([history["loss"], *weights(model)])
+    for plain, recomputed in zip(outcomes[:2], outcomes[2:], strict=True):
+        assert_close(plain, recomputed)
+
+
+def test_remat_is_part_of_the_compilation(tmp_path):
+    model = pretrain(build(depth=2), remat=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        assert each.get_layer("encoderblock_1").remat
+    assert not pretrain(model).get_layer("encoderblock_1").remat
+
+
 def kept_for_the_backward_pass(model):
     """How much, as each backend tells it."""
     x, y = np.zeros((64, 16, 16, 3), "float32"), np.zeros(64, "int32")
