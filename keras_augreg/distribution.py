@@ -292,7 +292,8 @@ def barrier() -> None:
 
 def to_numpy(variable: Any) -> Any:
     """The whole value of a variable, also where processes share it."""
-    value = variable.value
+    # A tensor, as TensorFlow's variables of several replicas are no arrays.
+    value = keras.ops.convert_to_tensor(variable)
     if process()[1] > 1 and keras.backend.backend() == "jax":
         from jax.experimental import multihost_utils
 
