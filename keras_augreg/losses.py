@@ -112,6 +112,46 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class MeanLoss(keras.metrics.MeanMetricWrapper):
+    """The mean of a loss over examples, each counted by its weight.
+
+    It takes the place of Keras's own "loss" in logs, which counts padding
+    (weight 0, where several hosts evaluate) as examples without loss.
+
+    Args:
+        loss: `SigmoidCrossentropy()` or `SoftmaxCrossentropy()`.
+        name: Name of the metric.
+        dtype: Dtype of its computation.
+
+    Call arguments:
+        y_true: As of the loss.
+        y_pred: As of the loss.
+
+    Example:
+    >>> metric = keras_augreg.losses.MeanLoss(SoftmaxCrossentropy())
+    >>> metric.update_state(np.array([1, 0]), np.zeros((2, 4)), [1.0, 0.0])
+    >>> float(metric.result())  # ln 4
+    1.3862943649291992
+    """
+
+    def __init__(
+        self, loss: Any, name: str = "loss", dtype: Any = None
+    ) -> None:
+        super().__init__(fn=loss.call, name=name, dtype=dtype)
+        self.loss = loss
+        self._direction = "down"
+
+    def get_config(self) -> dict[str, Any]:
+        loss = keras.saving.serialize_keras_object(self.loss)
+        return {"loss": loss, "name": self.name, "dtype": self.dtype}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MeanLoss:
+        loss = keras.saving.deserialize_keras_object(config["loss"])
+        return cls(**{**config, "loss": loss})
+
+
 def _hits(y_true: Any, y_pred: Any) -> Any:
     labels = soft_labels(y_true, y_pred)
     return ops.equal(ops.argmax(labels, axis=-1), ops.argmax(y_pred, axis=-1))

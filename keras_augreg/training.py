@@ -294,7 +294,10 @@ def _compile(
         optimizer,
         makers[loss](),
         # Padding examples of an evaluation weigh nothing.
-        weighted_metrics=[losses.Accuracy()],
+        weighted_metrics=[
+            losses.Accuracy(),
+            losses.MeanLoss(makers[loss]()),
+        ],
         on_logits=True,
         steps_per_execution=steps_per_execution,
         **kwargs,
