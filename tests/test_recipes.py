@@ -72,7 +72,7 @@ def journey(tmp_path_factory):
     result = run(
         "pretrain.py",
         *SMALL,
-        "--epochs=1",
+        "--epochs=0.5",
         "--tensorboard",
         f"--workdir={folder / 'digits'}",
         cwd=folder,
@@ -143,7 +143,7 @@ def test_pretrain_on_two_devices(journey, processes):
     command += [
         str(RECIPES / "pretrain.py"),
         *SMALL,
-        "--epochs=1",
+        "--epochs=0.5",
         "--distribute=data",
         f"--workdir=devices-{processes}",
     ]
