@@ -22,24 +22,11 @@ import numpy as np
 
 import keras_augreg
 from keras_augreg.augment import AugRegAugment
+from keras_augreg.benchmark import SameBatch
 from keras_augreg.losses import SigmoidCrossentropy
 
 BATCH, SIZE, CLASSES = 16, 224, 1000
 RECIPE = keras_augreg.AugReg("medium1")
-
-
-class Same(keras.utils.PyDataset):
-    """The same batch, `count` times."""
-
-    def __init__(self, batch, count):
-        super().__init__()
-        self.batch, self.count = batch, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return self.batch
 
 
 def make_model():
@@ -107,7 +94,7 @@ def main():
             times["bare"].append((time.perf_counter() - start) / steps)
             start = time.perf_counter()
             model.fit(
-                Same((images, labels), steps),
+                SameBatch((images, labels), steps),
                 initial_epoch=round_,
                 epochs=round_ + 1,
                 shuffle=False,

@@ -30,8 +30,13 @@ SIDE_CPU, SIDE_ACCELERATOR = 2048, 8192
 REPEATS = 3
 
 
-class _Same(keras.utils.PyDataset):
-    """The same batch again and again."""
+class SameBatch(keras.utils.PyDataset):
+    """The same batch again and again, for `fit`, `evaluate` and `predict`.
+
+    Args:
+        batch: What each step gets.
+        count: How many steps there are.
+    """
 
     def __init__(self, batch: tuple[Any, ...], count: int) -> None:
         super().__init__()
@@ -120,9 +125,11 @@ def measure(
 
     def once(count: int) -> None:
         if task == "train":
-            net.fit(_Same((images, labels), count), verbose=0, shuffle=False)
+            net.fit(
+                SameBatch((images, labels), count), verbose=0, shuffle=False
+            )
         else:
-            net.predict(_Same((images,), count), verbose=0)
+            net.predict(SameBatch((images,), count), verbose=0)
 
     once(1)
     first_call = time.perf_counter() - start

@@ -24,12 +24,14 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
 
 from keras_augreg import distribution
+from keras_augreg.atomic import replacing
 
 
 class Workdir:
@@ -159,7 +161,8 @@ class Workdir:
         file = self._file(step)
         if logs:
             self._log({"step": step, **logs})
-        _write(file, lambda f: np.savez(f, **arrays))
+        with _replacing(file) as f:
+            np.savez(f, **arrays)
         if value is not None and value > self._best():
             best = self.path / "best.npz"
             link = best.with_suffix(".tmp")
@@ -232,7 +235,8 @@ class Workdir:
         if not file.exists():
             if distribution.process()[0] == 0:
                 text = json.dumps(settings, indent=2) + "\n"
-                _write(file, lambda f: f.write(text.encode()))
+                with _replacing(file) as f:
+                    f.write(text.encode())
             return
         before = json.loads(file.read_text())
         changed = [
@@ -267,7 +271,8 @@ class Workdir:
         lines = file.read_text().splitlines() if file.exists() else []
         kept = [s for s in lines if json.loads(s)["step"] < line["step"]]
         text = "\n".join([*kept, json.dumps(line)]) + "\n"
-        _write(file, lambda f: f.write(text.encode()))
+        with _replacing(file) as f:
+            f.write(text.encode())
 
     def _stop(self, model: Any, step: int, what: str) -> None:
         good = self._files()
@@ -367,20 +372,6 @@ def _assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:
         variable.assign(arrays[key])
 
 
-def _write(file: pathlib.Path, write: Callable[[Any], object]) -> None:
-    """Writes a file as a whole or not at all, also through a power cut."""
-    unfinished = file.with_suffix(".tmp")
-    try:
-        with open(unfinished, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(unfinished, file)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # A full disk needs the space.
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _replacing(file: pathlib.Path) -> AbstractContextManager[BinaryIO]:
+    # Always the same name, which replaces what a killed run left.
+    return replacing(file, file.with_suffix(".tmp"))

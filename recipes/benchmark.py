@@ -27,6 +27,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from absl import app, flags
 
 from keras_augreg import benchmark
+from keras_augreg.atomic import replacing
 
 _MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of builders.")
 _BACKENDS = flags.DEFINE_list("backends", None, "Default: KERAS_BACKEND's.")
@@ -80,7 +81,8 @@ def main(argv: list[str]) -> None:
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)
-        (workdir / "benchmark.json").write_text(json.dumps(rows, indent=1))
+        with replacing(workdir / "benchmark.json") as file:
+            file.write(json.dumps(rows, indent=1).encode())
     if rows:
         benchmark.draw(rows).savefig(workdir / "benchmark.png", dpi=120)
     named = ("backend", *keys)

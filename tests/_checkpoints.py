@@ -20,6 +20,13 @@ from keras_augreg.variants import VARIANTS
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 SHAPES = json.loads((GOLDEN / "augreg_shapes.json").read_text())
+# The header of the release's index.csv, in `vit_jax_augreg.ipynb`.
+INDEX_HEADER = [
+    "name", "ds", "epochs", "lr", "aug", "wd", "do", "sd", "best_val",
+    "final_val", "final_test", "adapt_ds", "adapt_lr", "adapt_steps",
+    "adapt_resolution", "adapt_final_val", "adapt_final_test", "params",
+    "infer_samples_per_sec", "filename", "adapt_filename",
+]  # fmt: skip
 BY_RELEASE = {v.release: v for v in VARIANTS.values()}
 
 _spec = importlib.util.spec_from_file_location(

@@ -37,7 +37,8 @@ section imports lint-imports
 run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # A thread each: waiting for a third and fourth one, PyTorch is five times
   # slower.
-  env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadscope --durations=15 -m "$2"
+  env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 \
+    python -m pytest -n 2 --dist loadscope --durations=15 -m "$2"
 }
 if [ "$mode" = quick ]; then
   section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"

@@ -16,18 +16,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes" / "benchmark.py"
 
 
-def test_script(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, str(SCRIPT), "--models=ViT_Ti32"),
-            *("--image_sizes=32", "--batch_sizes=2", "--tasks=infer,train"),
-            *("--dtypes=mixed_bfloat16", "--seconds=0.1"),
-            f"--workdir={tmp_path}",
-        ],
+def run(workdir, *arguments):
+    command = [sys.executable, str(SCRIPT), "--models=ViT_Ti32"]
+    return subprocess.run(
+        [*command, "--seconds=0.1", f"--workdir={workdir}", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def test_script(tmp_path):
+    done = run(
+        tmp_path,
+        *("--image_sizes=32", "--batch_sizes=2", "--tasks=infer,train"),
+        "--dtypes=mixed_bfloat16",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 2
@@ -62,17 +66,7 @@ def test_rates_leave_out_what_a_call_itself_costs(monkeypatch):
 
 @pytest.mark.once
 def test_a_row_that_fails_loses_no_other(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, str(SCRIPT), "--models=ViT_Ti32"),
-            *("--image_sizes=33,32", "--batch_sizes=1", "--seconds=0.1"),
-            f"--workdir={tmp_path}",
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(tmp_path, "--image_sizes=33,32", "--batch_sizes=1")
     assert done.returncode == 1
     result = json.loads(done.stdout.splitlines()[-1])
     assert [row["image_size"] for row in result["failed"]] == [33]

@@ -11,10 +11,8 @@ description; `models/_hub.py` and `models/vision_transformer*.py` of timm
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import pathlib
 import re
 import zipfile
@@ -24,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_augreg.atomic import replacing
 from keras_augreg.checkpoints import convert, metadata
 from keras_augreg.variants import Variant, identify
 
@@ -88,8 +87,8 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
         )
     comment = metadata.comment(model.class_names)
     with (
-        _replacing(path) as part,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive,
+        replacing(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         archive.comment = comment
         for row, weight in _weights(model):
@@ -185,8 +184,8 @@ def to_hf(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
     if not (folder / "README.md").exists():
         texts["README.md"] = _card(model)
     for name, text in texts.items():
-        with _replacing(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+        with replacing(folder / name) as file:
+            file.write(text.encode())
     return folder
 
 
@@ -293,20 +292,6 @@ def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
             "make it first."
         )
     return path
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary name to write to, and renames what was written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:  # on the disk before it gets its name
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _weights(model: Any) -> Iterator[tuple[convert.Row, np.ndarray]]:
@@ -421,7 +406,7 @@ def _write_safetensors(
         }
     text = json.dumps(header, ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)  # aligns the arrays
-    with _replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for array in arrays.values():

@@ -17,6 +17,8 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from keras_augreg.atomic import replacing
+
 if TYPE_CHECKING:
     import pandas
 
@@ -163,16 +165,8 @@ def write(path: pathlib.Path, content: bytes) -> None:
     # This process's own among all machines; a cell's name may fill what a
     # file system allows.
     own = f"{path.name}.{socket.gethostname()}.{os.getpid()}"
-    unfinished = path.with_name(f".{own[-200:]}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # A full disk needs the space.
-        raise
+    with replacing(path, path.with_name(f".{own[-200:]}")) as file:
+        file.write(content)
 
 
 def _asset() -> str:

@@ -537,7 +537,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(tiny(1), path)
     assert path.read_bytes() == before

@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+from _checkpoints import INDEX_HEADER
 from _server import bucket
 
 from keras_augreg.checkpoints import DownloadError, best, index, names, search
@@ -16,19 +17,11 @@ from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
 
-# The header of the release's index.csv, in `vit_jax_augreg.ipynb`.
-HEADER = [
-    "name", "ds", "epochs", "lr", "aug", "wd", "do", "sd", "best_val",
-    "final_val", "final_test", "adapt_ds", "adapt_lr", "adapt_steps",
-    "adapt_resolution", "adapt_final_val", "adapt_final_test", "params",
-    "infer_samples_per_sec", "filename", "adapt_filename",
-]  # fmt: skip
-
 
 def write_index(pretrained, *, extra=()):
     """An index of some checkpoints: accuracies rise in the rule's order."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HEADER, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, INDEX_HEADER, restval="", lineterminator="\n")
     writer.writeheader()
     for rank, name in enumerate(pretrained):
         for position, adapted in enumerate(names.adapted_names(name)):

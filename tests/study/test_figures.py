@@ -9,6 +9,7 @@ import matplotlib.image
 import numpy as np
 import pandas
 import pytest
+from _checkpoints import INDEX_HEADER
 
 from keras_augreg.checkpoints.names import table as release
 from keras_augreg.recipe import AugReg
@@ -17,14 +18,6 @@ from keras_augreg.study.grid import Grid, Source, Transfer, paper_name
 from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
-
-# The header of the release's index.csv, in `vit_jax_augreg.ipynb`.
-HEADER = [
-    "name", "ds", "epochs", "lr", "aug", "wd", "do", "sd", "best_val",
-    "final_val", "final_test", "adapt_ds", "adapt_lr", "adapt_steps",
-    "adapt_resolution", "adapt_final_val", "adapt_final_test", "params",
-    "infer_samples_per_sec", "filename", "adapt_filename",
-]  # fmt: skip
 
 
 def sweep_table():
@@ -65,13 +58,13 @@ def ours():
 
 
 def test_columns_begin_with_those_of_the_index():
-    assert list(table.COLUMNS)[: len(HEADER)] == HEADER
+    assert list(table.COLUMNS)[: len(INDEX_HEADER)] == INDEX_HEADER
 
 
 def test_our_table_and_the_index_can_be_joined(tmp_path, ours):
     """Recipes are spelled alike; numbers are numbers."""
     name = "S_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
-    line = dict.fromkeys(HEADER, "") | {
+    line = dict.fromkeys(INDEX_HEADER, "") | {
         "name": "S/32", "ds": "i21k", "epochs": 300, "lr": 0.001,
         "aug": "medium1", "wd": 0.1, "do": 0.0, "sd": 0.0, "final_val": 0.4,
         "filename": name,
