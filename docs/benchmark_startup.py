@@ -3,7 +3,8 @@
     python docs/benchmark_startup.py --rounds=5
 
 Each measurement is a fresh process; the peers take turns. "load" is everything
-from the file to a model with its weights: build, read, assign. "memory" is the
+from the file to a model with its weights: build, read, assign; "again" is that
+with the converted weights of an earlier load in the cache. "memory" is the
 process's peak above that of one that only builds the model. Peers that are not
 installed are left out; KerasHub and kimm read no .npz.
 """
@@ -31,6 +32,8 @@ PEERS = [
     *(f"kimm:{name}" for name in ("jax", "tensorflow", "torch")),
 ]
 READS_NPZ = ("keras_augreg", "timm")
+# A name of the release, for a file of random weights.
+NAME = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 
 
 def build(library, file):
@@ -51,7 +54,7 @@ def build(library, file):
     if library == "keras_augreg":
         import keras_augreg
 
-        model = keras_augreg.ViT_B16(weights=file)
+        model = keras_augreg.ViT_B16(weights=file and NAME)
     elif library == "kimm":
         import kimm
 
@@ -109,12 +112,19 @@ def without_torchvision():
         compare.stub_torchvision()
 
 
-def measure(peer, file):
+def measure(peer, file, converted=False):
     """Returns the figures of a new process."""
     library, _, backend = peer.partition(":")
+    folder = str(pathlib.Path(file).parent)
     done = subprocess.run(
         [sys.executable, __file__, f"--worker={library},{file}"],
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "KERAS_AUGREG_MIRROR": folder,
+            "KERAS_AUGREG_CACHE": folder,
+            "KERAS_AUGREG_CONVERTED": str(int(converted)),
+        },
         capture_output=True,
         text=True,
     )
@@ -130,7 +140,7 @@ def main(argv):
         return
     peers = [p for p in PEERS if importlib.util.find_spec(p.partition(":")[0])]
     with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "B_16.npz")
+        file = pathlib.Path(folder, f"{NAME}.npz")
         subprocess.run(
             [
                 sys.executable,
@@ -142,22 +152,29 @@ def main(argv):
             check=True,
         )
         print(f"B_16.npz: {file.stat().st_size / 2**20:.0f} MiB")
-        rows = {peer: ([], []) for peer in peers}
+        measure(peers[0], file, converted=True)
+        rows = {peer: ([], [], []) for peer in peers}
         for _ in range(_ROUNDS.value):
-            for peer, (bare, loaded) in rows.items():
+            for peer, (bare, loaded, again) in rows.items():
                 bare.append(measure(peer, ""))
                 if peer.startswith(READS_NPZ):
                     loaded.append(measure(peer, file))
+                if peer.startswith("keras_augreg"):
+                    again.append(measure(peer, file, converted=True))
 
     def median(runs, key):
         return statistics.median(run[key] for run in runs) if runs else None
 
-    print("| | import, s | build, s | load, s | first call, s | memory, MiB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for peer, (bare, loaded) in rows.items():
+    print(
+        "| | import, s | build, s | load, s | again, s | first call, s "
+        "| memory, MiB |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for peer, (bare, loaded, again) in rows.items():
         cells = [
             *(median(bare, key) for key in ("import", "build")),
             median(loaded, "load"),
+            median(again, "load"),
             median(bare, "first call"),
         ]
         text = ["-" if c is None else f"{c:.2f}" for c in cells]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import keras
 
 from keras_augreg.checkpoints import metadata, names
-from keras_augreg.checkpoints.load import find, inspect, load
+from keras_augreg.checkpoints.load import find, load
 from keras_augreg.initialization import zero_weights
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.resnet import resnet_stem
@@ -522,14 +522,15 @@ def _build(
     head = "keep"
     class_token = True
     if weights is not None:
-        file = find(weights, variant, input_shape and max(input_shape[:2]))
-        checkpoint = inspect(file)
+        resolution = input_shape and max(input_shape[:2])
+        checkpoint = find(weights, variant, resolution)
         checkpoint.require(variant)
         class_token = checkpoint.class_token
         if include_top and classes is None and checkpoint.classes is None:
             raise ValueError(
-                f"{file} has no classifier to keep. Pass `classes=N` for a "
-                "new one of N classes, or include_top=False for none."
+                f"{checkpoint.archive.path} has no classifier to keep. Pass "
+                "`classes=N` for a new one of N classes, or include_top=False "
+                "for none."
             )
         if classes not in (None, checkpoint.classes):
             head = "new"

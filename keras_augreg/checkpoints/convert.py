@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from keras_augreg.checkpoints import metadata
 from keras_augreg.checkpoints.archive import Archive
 from keras_augreg.variants import VARIANTS, Variant
 
@@ -154,6 +155,8 @@ _LINEN = {
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
 }
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
+# Their vectors have three more axes in some files.
+_GROUP_NORM = re.compile(r"(root|block\d+_unit\d+)/norm")
 # A tanh layer before the head, in the older ViT release and in big_vision.
 _HIDDEN = ("pre_logits/kernel", "pre_logits/bias")
 
@@ -193,8 +196,10 @@ class Contents:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of patches, `None` if they make no square."""
+        """Rows and columns of patches, `None` if nothing tells them."""
         patches = self.positions - self.class_row
+        if stated := metadata.grid(self.archive.path, patches):
+            return stated
         side = math.isqrt(patches)
         return (side, side) if side**2 == patches else None
 
@@ -329,10 +334,11 @@ def inspect(archive: Archive) -> Contents:
             f"expected {contents.class_row} for the class token and at least "
             "one for a patch."
         )
+    grid = contents.grid  # A damaged one is found here.
     if (
         archive.kind != "h5"
         and not contents.class_token
-        and contents.grid is None
+        and grid is None
         and math.isqrt(positions - 1) ** 2 == positions - 1
     ):
         raise ValueError(
@@ -361,6 +367,29 @@ def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
         if (m := re.fullmatch(pattern, name))
     )
     return tuple(units[stage] for stage in sorted(units))
+
+
+def shapes(contents: Contents) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that a `.npz` file's weights have in a model.
+
+    Args:
+        contents: What the file holds.
+
+    Returns:
+        From the weight's name in the table to its shape; the position
+        embedding is that of the file's own grid.
+    """
+    found = {}
+    for key, (name, *more), *_ in layout(contents.sizes):
+        if name not in contents.names:
+            continue
+        shape = contents.archive.headers[contents.names[name]].shape
+        if more:
+            shape = (*shape[:-2], 1 + len(more), *shape[-2:])
+        elif _GROUP_NORM.match(key):
+            shape = shape[-1:]
+        found[key] = shape
+    return found
 
 
 def plan(
@@ -444,7 +473,7 @@ def _file_shapes(
     if parts > 1:
         # (W, 3, H, D) and (3, H, D) are stacked from (W, H, D) and (H, D).
         return [shape[:-3] + shape[-2:]]
-    if kind == "npz" and re.match(r"(root|block\d+_unit\d+)/norm", key):
+    if kind == "npz" and _GROUP_NORM.match(key):
         return [shape, (1, 1, 1, *shape)]
     return [shape]
 

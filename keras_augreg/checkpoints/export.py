@@ -143,7 +143,8 @@ def to_timm(
         path = _check_path(path, ".safetensors")
     arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
     if path is not None:
-        _write_safetensors(path, arrays, model.class_names)
+        described = metadata.safetensors(model.class_names, model.grid)
+        _write_safetensors(path, arrays, described)
     return arrays
 
 
@@ -390,12 +391,9 @@ def _keras_hub(key: str, weight: np.ndarray) -> dict[str, np.ndarray]:
 def _write_safetensors(
     path: pathlib.Path,
     arrays: dict[str, np.ndarray],
-    class_names: tuple[str, ...] | None,
+    described: dict[str, str],
 ) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    if class_names is not None:
-        names = json.dumps(list(class_names), ensure_ascii=False)
-        header["__metadata__"][metadata.KEY] = names
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **described}}
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes

@@ -11,6 +11,8 @@ lock that other processes wait for: a file under its final name is complete.
 | `KERAS_AUGREG_MIRROR` | what replaces the release's bucket: a directory (a \
 mounted Kaggle data set, say) or the URL of a copy |
 | `KERAS_AUGREG_OFFLINE` | `1`: the network is never used |
+| `KERAS_AUGREG_CONVERTED` | `0`: converted weights are not kept; see \
+`converted.py` |
 
 The cache and a mirror are laid out as the bucket is, `augreg/NAME.npz`; a
 mirror directory may also hold plain `NAME.npz`. Sources: the bucket's address
@@ -239,7 +241,7 @@ def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
     before = target.stat().st_mtime_ns if target.exists() else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(target.name + ".lock")):
+        with locked(target.with_name(target.name + ".lock")):
             # Another process may have brought it meanwhile.
             after = target.stat().st_mtime_ns if target.exists() else None
             if before == after:
@@ -265,7 +267,7 @@ def _download(path: str, timeout: float, retries: int, progress: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Holds a lock between processes; the system frees it if one is killed.
 
     The lock file stays: deleting it would let two processes in.

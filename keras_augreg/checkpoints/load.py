@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_augreg.checkpoints import convert, files, names
+from keras_augreg.checkpoints import convert, converted, files, names
 from keras_augreg.checkpoints.archive import open_archive
 from keras_augreg.variants import Variant
 
@@ -17,8 +17,8 @@ FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
 
 def find(
     weights: str | pathlib.Path, variant: Variant, resolution: int | None
-) -> pathlib.Path:
-    """Returns the file that a builder's `weights` mean.
+) -> convert.Contents:
+    """Opens the file that a builder's `weights` mean.
 
     Args:
         weights: A path, `"hf://..."`, an alias or a release name.
@@ -26,15 +26,16 @@ def find(
         resolution: Side of the images in pixels, `None` for the checkpoint's.
 
     Returns:
-        Path of a file on this machine.
+        The `Contents` of a file on this machine.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If the name is unknown, or of another architecture.
+        ValueError: If the name is unknown, or of another architecture; if the
+            file is damaged or no ViT checkpoint.
     """
     text = str(weights)
     if text.startswith("hf://"):
-        return files.fetch(text)
+        return inspect(files.fetch(text))
     path = pathlib.Path(weights).expanduser()
     # What has the form of a released file's name is one, unless it is there.
     stem = text.removesuffix(".npz")
@@ -44,8 +45,9 @@ def find(
         or path.is_file()
         or (text.endswith(FILE_SUFFIXES) and not released)
     ):
-        return path
-    return files.fetch(names.resolve(text, variant.name, resolution))
+        return inspect(path)
+    name = names.resolve(text, variant.name, resolution)
+    return converted.open_release(files.fetch(name))
 
 
 def inspect(path: str | pathlib.Path) -> convert.Contents:

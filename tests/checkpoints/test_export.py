@@ -17,7 +17,9 @@ import pytest
 from _timm import import_timm
 
 import keras_augreg
+from keras_augreg import checkpoints
 from keras_augreg.checkpoints import convert, export, metadata
+from keras_augreg.checkpoints.load import inspect
 from keras_augreg.initialization import zero_weights
 from keras_augreg.variants import VARIANTS, identify
 
@@ -509,6 +511,43 @@ def test_npz_has_no_place_for_a_grid_that_is_not_square(tmp_path):
     with pytest.raises(ValueError, match=r"2 x 8.*to_hf"):
         export.to_npz(model, tmp_path / "a.npz")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_timm_s_file_tells_a_grid_that_is_not_square(tmp_path, class_token):
+    """2 x 8 patches are as many as 4 x 4."""
+    kwargs = {"class_token": class_token}
+    model = tiny(input_shape=(16, 64, 3), **kwargs)
+    path = tmp_path / "a.safetensors"
+    arrays = export.to_timm(model, path)
+    assert inspect(path).grid == (2, 8)
+    other = tiny(1, input_shape=(16, 64, 3), **kwargs)
+    checkpoints.load(other, path)
+    for name, array in export.to_timm(other).items():
+        np.testing.assert_array_equal(array, arrays[name])
+    larger = tiny(input_shape=(32, 128, 3), **kwargs)
+    checkpoints.load(larger, path)
+    np.testing.assert_array_equal(
+        export.to_timm(larger)["pos_embed"],
+        convert.resample_positions(
+            arrays["pos_embed"], (2, 8), (4, 16), int(class_token)
+        ),
+    )
+
+
+@pytest.mark.parametrize("text", ["[4, 2]", "[16]", "[-2, -8]", '"2x8"', "["])
+def test_a_grid_that_cannot_be(tmp_path, text):
+    path = tmp_path / "a.safetensors"
+    export.to_timm(tiny(input_shape=(16, 64, 3)), path)
+    content = path.read_bytes()
+    old = b'"[2, 8]"'
+    new = json.dumps(text).encode()
+    assert content.count(old) == 1
+    length = int.from_bytes(content[:8], "little") + len(new) - len(old)
+    content = content[8:].replace(old, new)
+    path.write_bytes(length.to_bytes(8, "little") + content)
+    with pytest.raises(ValueError, match=r"a\.safetensors.*grid.*xport"):
+        inspect(path)
 
 
 def test_timm_has_no_such_stem(tmp_path):
