@@ -274,6 +274,7 @@ class ArrayPicture:
     """
 
     plain_jpeg = False
+    name = ""
     data = b""
 
     def __init__(self, array: np.ndarray) -> None:

@@ -33,6 +33,8 @@ PLAN_SIZE = sum(PLAN.values())
 NOTHING = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
 # Examples that one call from `tf.data` into Python reads.
 CHUNK = 16
+# Iterations at once whose files' names are remembered.
+KEPT = 4
 # Chroma of neighbouring pixels changes the edge of what is decoded: one more
 # pixel on each side makes the cut exact.
 MARGIN = 1
@@ -72,25 +74,29 @@ def build(
     """
     tf = tensorflow()
     passes = 0
+    under_way = _UnderWay() if targets.skipped is None else None
 
-    def next_step() -> np.ndarray:
-        return np.array(first_step + passes * num_batches)
+    def begin() -> tuple[np.ndarray, np.ndarray]:
+        iteration = under_way.begin() if under_way else 0
+        step = first_step + passes * num_batches
+        return np.array(step), np.array(iteration)
 
     if isinstance(source, Records):
         examples = source.stream(order, num_batches)
     else:
         examples = _stream(tf, source, order, num_batches)
 
-    def fetch(epoch: Any, place: Any, what: Any, *more: Any) -> Any:
+    def fetch(i: Any, example: Any) -> Any:
+        (epoch, place, what, *more), iteration = example
         data, plan, broken = tf.numpy_function(
-            lambda *a: _fetch(source, order, preprocess, targets, *a),
-            [epoch, place, *what],
+            lambda *a: _fetch(source, order, preprocess, under_way, *a),
+            [iteration, i, epoch, place, *what],
             [tf.string, tf.int32, tf.string],
         )
         data.set_shape([None])
         plan.set_shape([None, PLAN_SIZE])
         broken.set_shape([None])
-        return data, plan, *more, place, broken
+        return data, plan, *more, place, broken, iteration, i
 
     def decode(data: Any, plan: Any, *more: Any) -> Any:
         return _decode(tf, data, plan, preprocess), *more
@@ -99,12 +105,20 @@ def build(
     int_labels = not targets.one_hot and not label_shape
 
     def finish(k: Any, batch: Any) -> Any:
-        images, labels, weights, place, broken = batch
+        images, labels, weights, *more = batch
 
         def on_arrays(k: Any, *arrays: Any) -> Any:
             nonlocal passes
-            labels, weights, place, broken = arrays
+            labels, weights, place, broken, iteration, i = arrays
             names = [name.decode() for name in broken]
+            if under_way:
+                under_way.arrived(
+                    iteration[0],
+                    i,
+                    names,
+                    k * order.host_batch,
+                    k == num_batches - 1,
+                )
             done = targets(labels, weights, place == PADDING, names)
             if k == num_batches - 1:
                 passes += order.training
@@ -114,12 +128,15 @@ def build(
 
         take, labels, weights = tf.numpy_function(
             on_arrays,
-            [k, labels, weights, place, broken],
+            [k, labels, weights, *more],
             [tf.int64, tf.int32 if int_labels else tf.float32, tf.float32],
         )
         if targets.skipped is not None:
             images = tf.gather(images, take)
-        size = images.shape[0]
+        size = order.host_batch if order.training or order.pad else None
+        # After the check above, which knows the name of what is missing.
+        with tf.control_dependencies([take]):
+            images = tf.ensure_shape(images, [size, *preprocess.image_size, 3])
         vector = [] if int_labels else [targets.num_classes]
         labels.set_shape([size, *vector])
         weights.set_shape([size])
@@ -128,15 +145,19 @@ def build(
         return images, labels
 
     dataset = tf.data.Dataset.range(1)
-    dataset = dataset.map(lambda _: tf.numpy_function(next_step, [], tf.int64))
-    dataset = dataset.flat_map(examples)
-    dataset = dataset.batch(CHUNK)
+    dataset = dataset.map(
+        lambda _: tf.numpy_function(begin, [], (tf.int64, tf.int64))
+    )
+    dataset = dataset.flat_map(
+        lambda step, iteration: examples(step).map(lambda *e: (e, iteration))
+    )
+    dataset = dataset.enumerate().batch(CHUNK)
     dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.unbatch()
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(
-        order.host_batch, drop_remainder=order.training or order.pad
-    )
+    if under_way is not None:
+        dataset = dataset.ignore_errors(log_warning=True)  # `finish` raises.
+    dataset = dataset.batch(order.host_batch)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset = dataset.enumerate().map(finish)
     dataset = dataset.apply(
@@ -190,11 +211,77 @@ def _stream(
     return of_pass
 
 
+class _UnderWay:
+    """Files whose decoder is TensorFlow's, which does not know their names.
+
+    What it refuses is dropped; that a number is missing in what arrives then
+    tells which file it was.
+    """
+
+    def __init__(self) -> None:
+        # By iteration and number. An iteration that was left early may go on
+        # for a while in TensorFlow's threads, beside the next one.
+        self._files: dict[int, dict[int, str]] = {}
+        self._begun = 0
+
+    def begin(self) -> int:
+        """Returns the number of a new iteration."""
+        self._begun += 1
+        self._files = {
+            k: v for k, v in self._files.items() if k > self._begun - KEPT
+        }
+        self._files[self._begun] = {}
+        return self._begun
+
+    def add(self, iteration: int, number: int, name: str) -> None:
+        """Notes the file of an example."""
+        if iteration in self._files:
+            self._files[iteration][number] = name
+
+    def arrived(
+        self,
+        iteration: int,
+        numbers: np.ndarray,
+        broken: list[str],
+        first: int,
+        last: bool,
+    ) -> None:
+        """Raises if an example of a batch is broken or missing.
+
+        Args:
+            iteration: From `begin`.
+            numbers: Of the examples of the batch.
+            broken: What is wrong with each of them, "" for nothing.
+            first: The number that the batch should begin with.
+            last: Whether it is the last batch of the pass.
+
+        Raises:
+            ImageError: It names the file.
+        """
+        for message in filter(None, broken):
+            raise ImageError(message)
+        files = self._files.get(iteration, {})
+        for number in numbers.tolist():
+            files.pop(number, None)
+        missing = set(range(first, first + len(numbers))) - set(numbers)
+        if last:
+            missing |= set(files)
+        if missing:
+            name = files.get(min(missing), "")
+            raise ImageError(
+                f"Cannot read the image {name!r}: TensorFlow's decoder "
+                "refuses it, its warning says why. Replace or remove the "
+                'file, or pass on_error="skip" to leave out such files.'
+            )
+
+
 def _fetch(
     source: Examples | Records,
     order: Order,
     preprocess: Preprocess,
-    targets: Targets,
+    under_way: _UnderWay | None,
+    iterations: np.ndarray,
+    in_pass: np.ndarray,
     epochs: np.ndarray,
     places: np.ndarray,
     *what: np.ndarray,
@@ -203,7 +290,8 @@ def _fetch(
 
     Returns:
         The bytes of JPEG files, or of decoded pixels; what `_decode` has to
-        know; the names of examples that are broken, "" for others.
+        know; "" or, of examples that are broken, their names if `under_way`
+        is `None`, else the error messages.
     """
     contents = [b"\0\0\0"] * len(places)
     broken = np.full(len(places), "", object)
@@ -220,20 +308,19 @@ def _fetch(
             plan = preprocess.plan(picture.height, picture.width, rng)
             y, x, height, width = plan.box
             top, left, bottom, right = y, x, y + height, x + width
-            # TensorFlow's decoder cannot say that a file is damaged inside
-            # without ending the pass.
-            by_tensorflow = picture.plain_jpeg and targets.skipped is None
-            if by_tensorflow:
+            # What TensorFlow's decoder refuses cannot be left out.
+            by_tensorflow = picture.plain_jpeg and under_way is not None
+            if under_way and by_tensorflow:
                 contents[i] = picture.data
+                under_way.add(iterations[i], int(in_pass[i]), picture.name)
                 top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
                 bottom = min(bottom + MARGIN, picture.height)
                 right = min(right + MARGIN, picture.width)
             else:
                 contents[i] = picture.pixels(plan.box)[..., :3].tobytes()
-        except ImageError:
-            if targets.skipped is None:
-                raise
-            broken[i] = source.name(*example)
+        except ImageError as error:
+            skip = under_way is None
+            broken[i] = source.name(*example) if skip else str(error)
             continue
         numbers[i] = (
             by_tensorflow, top, left, bottom - top, right - left,
