@@ -419,3 +419,19 @@ def test_labels_that_vtab_computes():
         example = {"label_orientation": tf.constant(orientation, tf.int64)}
         label = data.datasets.dsprites_orientation(example)
         assert int(label) == expected
+
+
+def test_a_data_set_that_is_not_stored_as_tfrecord(tmp_path):
+    pytest.importorskip("array_record")
+    builder = LocalPhotos(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    for source in ("local_photos", str(builder.data_path)):
+        with pytest.raises(ValueError, match='array_record.*="tfrecord"'):
+            data.load(
+                source,
+                "train",
+                training=True,
+                image_size=24,
+                batch_size=4,
+                data_dir=tmp_path,
+            )
