@@ -144,10 +144,34 @@ def test_pretrain_on_two_devices(journey, processes):
         str(RECIPES / "pretrain.py"),
         *SMALL,
         "--epochs=0.5",
+        "--save_every=10",
         "--distribute=data",
         f"--workdir=devices-{processes}",
     ]
-    started = [start(command, folder, **more) for more in environments]
+    result = run_side_by_side(command, folder, environments)
+    assert (alone["devices"], result["devices"]) == (1, 2)
+    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    if processes == 1:
+        return
+    # As after a kill: both go on from the checkpoint that the first wrote.
+    checkpoints = folder / "devices-2" / "checkpoints"
+    first, *others = sorted(checkpoints.iterdir())
+    assert first.stem == "0000000010"
+    with np.load(others[-1]) as archive:
+        weights = dict(archive)
+    for file in others:
+        file.unlink()
+    again = run_side_by_side(command, folder, environments)
+    assert sorted(checkpoints.iterdir()) == [first, *others]
+    assert again["test_loss"] == pytest.approx(result["test_loss"], rel=1e-6)
+    with np.load(others[-1]) as archive:
+        for key, array in weights.items():
+            np.testing.assert_allclose(archive[key], array, 1e-5, 1e-7)
+
+
+def run_side_by_side(command, cwd, environments):
+    """The result of one of several processes, which all must succeed."""
+    started = [start(command, cwd, **more) for more in environments]
     # Side by side, as a pipe that nobody reads fills up.
     with ThreadPoolExecutor() as pool:
         try:
@@ -164,9 +188,7 @@ def test_pretrain_on_two_devices(journey, processes):
         for line in out.splitlines()
         if line.startswith('{"model"')
     ]
-    result = json.loads(line)
-    assert (alone["devices"], result["devices"]) == (1, 2)
-    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    return json.loads(line)
 
 
 @pytest.mark.once

@@ -426,7 +426,7 @@ def test_a_data_set_that_is_not_stored_as_tfrecord(tmp_path):
     builder = LocalPhotos(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     for source in ("local_photos", str(builder.data_path)):
-        with pytest.raises(ValueError, match='array_record.*="tfrecord"'):
+        with pytest.raises(ValueError, match=r'array_record.*="tfrecord"'):
             data.load(
                 source,
                 "train",
