@@ -36,8 +36,10 @@ section imports lint-imports
 
 run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # A thread each: waiting for a third and fourth one, PyTorch is five times
-  # slower.
+  # slower. Many tests start processes, for which JAX would compile the same
+  # programs again.
   env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 \
+    JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
     python -m pytest -n 2 --dist loadscope --durations=15 -m "$2"
 }
 if [ "$mode" = quick ]; then

@@ -35,8 +35,9 @@ CROP_ATTEMPTS = 100
 # `resize_small` before the crop: 256 for 224 (big_vision's `vit_i1k.py`).
 SMALLER_SIDE = 256 / 224
 
-# Rows that `resize_bilinear` makes at a time.
-ROWS = 64
+# Rows that `resize_bilinear` makes at a time. 64 stay in the cache and are
+# faster for a thread alone; several wait for each other between operations.
+ROWS = 224
 
 # What Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -380,7 +381,6 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     fy, fx = fy[:, None], np.repeat(fx, 4)
     rows = pixels.reshape(len(pixels), -1)
     result = np.empty((size[0], size[1] * 4), np.uint8)
-    # A few rows at a time stay in the cache: three times as fast.
     for start in range(0, size[0], ROWS):
         part = slice(start, start + ROWS)
         column = _blend(

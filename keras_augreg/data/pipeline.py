@@ -10,7 +10,6 @@ leave: what was prepared in advance does not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -81,22 +80,33 @@ def build(
         step = first_step + passes * num_batches
         return np.array(step), np.array(iteration)
 
-    if isinstance(source, Records):
-        examples = source.stream(order, num_batches)
-    else:
-        examples = _stream(tf, source, order, num_batches)
+    def chunks(step: Any, iteration: Any) -> Any:
+        if isinstance(source, Records):
+            found = source.stream(order, num_batches)(step).enumerate()
+        else:
+            found = _examples(tf, source, order, step, num_batches)
+        return found.batch(CHUNK).map(
+            lambda number, example: (iteration, number, *example)
+        )
 
-    def fetch(i: Any, example: Any) -> Any:
-        (epoch, place, what, *more), iteration = example
-        data, plan, broken = tf.numpy_function(
+    def fetch(
+        iteration: Any,
+        number: Any,
+        epoch: Any,
+        place: Any,
+        what: Any,
+        *more: Any,
+    ) -> Any:
+        data, plan, place, broken = tf.numpy_function(
             lambda *a: _fetch(source, order, preprocess, under_way, *a),
-            [iteration, i, epoch, place, *what],
-            [tf.string, tf.int32, tf.string],
+            [iteration, number, epoch, place, *what],
+            [tf.string, tf.int32, tf.int64, tf.string],
         )
         data.set_shape([None])
         plan.set_shape([None, PLAN_SIZE])
+        place.set_shape([None, 3])
         broken.set_shape([None])
-        return data, plan, *more, place, broken, iteration, i
+        return data, plan, *more, place, broken
 
     def decode(data: Any, plan: Any, *more: Any) -> Any:
         return _decode(tf, data, plan, preprocess), *more
@@ -109,12 +119,13 @@ def build(
 
         def on_arrays(k: Any, *arrays: Any) -> Any:
             nonlocal passes
-            labels, weights, place, broken, iteration, i = arrays
+            labels, weights, place, broken = arrays
+            iteration, number, place = place.T
             names = [name.decode() for name in broken]
             if under_way:
                 under_way.arrived(
                     iteration[0],
-                    i,
+                    number,
                     names,
                     k * order.host_batch,
                     k == num_batches - 1,
@@ -148,10 +159,7 @@ def build(
     dataset = dataset.map(
         lambda _: tf.numpy_function(begin, [], (tf.int64, tf.int64))
     )
-    dataset = dataset.flat_map(
-        lambda step, iteration: examples(step).map(lambda *e: (e, iteration))
-    )
-    dataset = dataset.enumerate().batch(CHUNK)
+    dataset = dataset.flat_map(chunks)
     dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.unbatch()
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -174,18 +182,20 @@ def build(
     return dataset.with_options(options)
 
 
-def _stream(
-    tf: Any, source: Examples, order: Order, num_batches: int
-) -> Callable[[Any], Any]:
-    """As `Records.stream`: (epoch, place, (number,), label, weight)."""
+def _examples(
+    tf: Any, source: Examples, order: Order, first: Any, num_batches: int
+) -> Any:
+    """(number in the pass, example), the latter as in `Records.stream`."""
 
-    def of_step(step: Any) -> Any:
+    def of_step(step: Any, first: Any) -> Any:
         batch = order.batch(int(step))
-        places = batch.start + np.arange(len(batch.numbers))
-        places[batch.numbers == PADDING] = PADDING
+        number = np.arange(len(batch.numbers))
+        place = batch.start + number
+        place[batch.numbers == PADDING] = PADDING
         return (
-            np.full(len(places), batch.epoch, np.int64),
-            places,
+            (step - first) * order.host_batch + number,
+            np.full(len(place), batch.epoch, np.int64),
+            place,
             batch.numbers,
             source.labels[batch.numbers],
             source.weights[batch.numbers],
@@ -193,22 +203,16 @@ def _stream(
 
     def examples(step: Any) -> Any:
         columns = tf.numpy_function(
-            of_step,
-            [step],
-            [tf.int64, tf.int64, tf.int64, tf.int64, tf.float32],
+            of_step, [step, first], [tf.int64] * 5 + [tf.float32]
         )
         for column in columns:
             column.set_shape([None])
-        epoch, place, number, label, weight = columns
+        number, epoch, place, example, label, weight = columns
         return tf.data.Dataset.from_tensor_slices(
-            (epoch, place, (number,), label, weight)
+            (number, (epoch, place, (example,), label, weight))
         )
 
-    def of_pass(step: Any) -> Any:
-        steps = tf.data.Dataset.range(step, step + num_batches)
-        return steps.flat_map(examples)
-
-    return of_pass
+    return tf.data.Dataset.range(first, first + num_batches).flat_map(examples)
 
 
 class _UnderWay:
@@ -280,18 +284,18 @@ def _fetch(
     order: Order,
     preprocess: Preprocess,
     under_way: _UnderWay | None,
-    iterations: np.ndarray,
-    in_pass: np.ndarray,
+    iteration: int,
+    numbers_in_pass: np.ndarray,
     epochs: np.ndarray,
     places: np.ndarray,
     *what: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Reads examples and plans their crops.
 
     Returns:
         The bytes of JPEG files, or of decoded pixels; what `_decode` has to
-        know; "" or, of examples that are broken, their names if `under_way`
-        is `None`, else the error messages.
+        know; (iteration, number, place) of each; "" or, of examples that are
+        broken, their names if `under_way` is `None`, else error messages.
     """
     contents = [b"\0\0\0"] * len(places)
     broken = np.full(len(places), "", object)
@@ -312,7 +316,8 @@ def _fetch(
             by_tensorflow = picture.plain_jpeg and under_way is not None
             if under_way and by_tensorflow:
                 contents[i] = picture.data
-                under_way.add(iterations[i], int(in_pass[i]), picture.name)
+                number = int(numbers_in_pass[i])
+                under_way.add(int(iteration), number, picture.name)
                 top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
                 bottom = min(bottom + MARGIN, picture.height)
                 right = min(right + MARGIN, picture.width)
@@ -328,7 +333,10 @@ def _fetch(
             *plan.size, *plan.corner, 0, plan.flip,
         )  # fmt: skip
     # As objects: NumPy's own strings lose zeros at the end.
-    return np.array(contents, object), numbers, broken
+    where = np.stack(
+        [np.full(len(places), iteration), numbers_in_pass, places], axis=1
+    )
+    return np.array(contents, object), numbers, where, broken
 
 
 def _decode(tf: Any, data: Any, numbers: Any, preprocess: Preprocess) -> Any:
