@@ -22,7 +22,7 @@ from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
 from keras_augreg.models import VisionTransformer, scale_integers
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import LEVELS, AugReg
-from keras_augreg.vit import Block, dense
+from keras_augreg.vit import Block, dense, flatten
 from keras_augreg.workdir import Workdir
 
 
@@ -137,7 +137,8 @@ def _softmax(block: Block, tokens: Any) -> np.ndarray:
 def _heads(x: Any, kernel: Any, bias: Any) -> Any:
     """Products of `x` with a (W, H, D) kernel: (B, H, T, D)."""
     kernel, bias = ops.cast(kernel, "float32"), ops.cast(bias, "float32")
-    y = ops.reshape(dense(x, kernel, bias), (-1, x.shape[1], *bias.shape))
+    y = dense(flatten(x), kernel, bias)
+    y = ops.reshape(y, (-1, x.shape[1], *bias.shape))
     return ops.transpose(y, (0, 2, 1, 3))
 
 

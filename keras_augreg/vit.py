@@ -26,24 +26,27 @@ Shape = tuple[Any, ...]  # of a batch, whose first size may be None
 
 
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
-    """Multiplies the last axis of `x` (B, T, in) by a kernel: (B, T, out).
+    """Multiplies tokens (N, in) by a kernel: (N, out).
 
     `kernel` and `bias` may have more axes than (in, out) and (out,); they are
     read as that matrix and that vector. One matrix product over all tokens of
-    the batch is the form that every backend's library does best: TensorFlow's
-    broadcasting product of a 3-D by a 2-D tensor is slower, and is not fused
-    with the bias. PyTorch fuses nothing by itself, but has the two as one.
+    the batch, N = B T, is the form that every backend's library does best:
+    TensorFlow's broadcasting product of a 3-D by a 2-D tensor is slower, and
+    is not fused with the bias. PyTorch fuses nothing by itself, but has the
+    two as one.
     """
-    tokens, width = x.shape[1:]
-    flat = ops.reshape(x, (-1, width))
+    width = x.shape[-1]
     kernel, bias = ops.reshape(kernel, (width, -1)), ops.reshape(bias, (-1,))
     if keras.config.backend() == "torch":
         import torch
 
-        flat = torch.addmm(bias, flat, kernel)
-    else:
-        flat = ops.add(ops.matmul(flat, kernel), bias)
-    return ops.reshape(flat, (-1, tokens, flat.shape[-1]))
+        return torch.addmm(bias, x, kernel)
+    return ops.add(ops.matmul(x, kernel), bias)
+
+
+def flatten(x: Any) -> Any:
+    """(..., W) to (N, W), for `dense`."""
+    return ops.reshape(x, (-1, x.shape[-1]))
 
 
 def attention(query: Any, key: Any, value: Any) -> Any:
@@ -142,8 +145,9 @@ class PatchEmbedding(keras.layers.Layer):
         rows, columns = height // p, width // p
         x = ops.reshape(x, (-1, rows, p, columns, p, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        x = ops.reshape(x, (-1, rows * columns, p * p * channels))
-        return dense(x, self.kernel, self.bias)
+        x = ops.reshape(x, (-1, p * p * channels))
+        x = dense(x, self.kernel, self.bias)
+        return ops.reshape(x, (-1, rows * columns, self.width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
@@ -278,16 +282,17 @@ class Attention(keras.layers.Layer):
             key, value = self._project(x, kernel[:, 1:], bias[1:])
         x = attention(query, key, value)
         width = kernel.shape[0]
-        x = ops.reshape(x, (-1, query.shape[1], width))
-        return dense(x, self.out_kernel, self.out_bias)
+        x = ops.reshape(x, (-1, width))
+        x = dense(x, self.out_kernel, self.out_bias)
+        return ops.reshape(x, (-1, query.shape[1], width))
 
     def _project(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
         """Products of `x` with each of n (W, H, D) kernels: (B, T, H, D)."""
         _, n, heads, size = kernel.shape
-        x = ops.reshape(
-            dense(x, kernel, bias), (-1, x.shape[1], n, heads, size)
-        )
-        return ops.unstack(x, n, axis=2)
+        shape = (-1, x.shape[1], heads, size)
+        x = dense(flatten(x), kernel, bias)
+        # Its gradient is one concatenation; of slices, JAX would add three.
+        return [ops.reshape(y, shape) for y in ops.split(x, n, axis=-1)]
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
@@ -394,10 +399,11 @@ class Block(keras.layers.Layer):
         x = x if self.queries is None else x[:, : self.queries]
         x = ops.add(x, dropout(y, depth_rate, seed, axes=1))
 
-        y = dense(self.norm2(x), self.mlp_kernel1, self.mlp_bias1)
+        # Without the axis of images: XLA's GELU on a CPU is then vectorized.
+        y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
-        y = dropout(y, rate, seed)
+        y = ops.reshape(dropout(y, rate, seed), (-1, *x.shape[1:]))
         return ops.add(x, dropout(y, depth_rate, seed, axes=1))
 
     def rematerialized_call(
