@@ -101,6 +101,7 @@ def main():
                 callbacks=callbacks,
             )
             times["fit"].append((time.perf_counter() - start) / steps)
+            print({name: round(t[-1], 3) for name, t in times.items()})
     bare, fit = (times[name][1:] for name in ("bare", "fit"))
     ratio = statistics.median(f / b for f, b in zip(fit, bare, strict=True))
     print(f"bare step: {1e3 * statistics.median(bare):.0f} ms")
