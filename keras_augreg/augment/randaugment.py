@@ -163,12 +163,13 @@ def draw(
     index = xp.arange(n)
     operation, sign = draws.threefry(key, (index, index * 0 + 2 * layer))
     row, column = draws.threefry(key, (index, index * 0 + 2 * layer + 1))
-    return ops.Choice(
-        operation=draws.top_bits(operation, 4),
-        negative=draws.top_bits(sign, 1),
-        row=draws.below(row, height),
-        column=draws.below(column, width),
-    )
+    columns = [
+        draws.top_bits(operation, 4),
+        draws.top_bits(sign, 1),
+        draws.below(row, height),
+        draws.below(column, width),
+    ]
+    return ops.Choice(*arrays.computed_once(columns))
 
 
 def _apply_in_chunks(
