@@ -553,21 +553,15 @@ def resample_positions(
     if old == new:
         return positions
 
-    def weights(count: int, target: int) -> np.ndarray:
-        at = np.linspace(0, count - 1, target) if target > 1 else np.zeros(1)
-        low = np.minimum(at.astype(int), max(count - 2, 0))
-        matrix = np.zeros((target, count))
-        matrix[np.arange(target), low] += 1 - (at - low)
-        matrix[np.arange(target), np.minimum(low + 1, count - 1)] += at - low
-        return matrix
+    def zoom(x: np.ndarray, axis: int) -> np.ndarray:
+        last = old[axis] - 1
+        at = np.linspace(0, last, new[axis]) if new[axis] > 1 else np.zeros(1)
+        low = at.astype(int)
+        share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        start = x.take(low, axis)
+        # From the start on: what is constant stays so, to the last digit.
+        return start + share * (x.take(np.minimum(low + 1, last), axis) - start)
 
-    cells = positions[0, prefix:].reshape(*old, -1)
-    cells = np.einsum(
-        "ya,xb,abw->yxw",
-        weights(old[0], new[0]),
-        weights(old[1], new[1]),
-        cells,
-        optimize=True,
-    )
+    cells = zoom(zoom(positions[0, prefix:].reshape(*old, -1), 0), 1)
     cells = cells.reshape(1, new[0] * new[1], -1).astype(positions.dtype)
     return np.concatenate([positions[:, :prefix], cells], axis=1)
