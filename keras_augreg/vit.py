@@ -292,7 +292,10 @@ class Attention(keras.layers.Layer):
         shape = (-1, x.shape[1], heads, size)
         x = dense(flatten(x), kernel, bias)
         # Its gradient is one concatenation; of slices, JAX would add three.
-        return [ops.reshape(y, shape) for y in ops.split(x, n, axis=-1)]
+        # On PyTorch, Keras's `split` cannot be traced for an export.
+        torch = keras.config.backend() == "torch"
+        parts = x.chunk(n, -1) if torch else ops.split(x, n, axis=-1)
+        return [ops.reshape(y, shape) for y in parts]
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
