@@ -51,12 +51,13 @@ def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
 
 
 def load(
-    source: str, **options: Any
+    source: str, train_split: str, **options: Any
 ) -> tuple[Callable[[int, int], Any], Any, Any]:
     """Loads both splits.
 
     Args:
         source: Of `data.load`.
+        train_split: "train" or a part of it, "train[:10%]".
         **options: Of `data.load`, for both splits.
 
     Returns:
@@ -67,7 +68,7 @@ def load(
     def train(first: int, steps: int | None) -> Any:
         return data.load(
             source,
-            "train",
+            train_split,
             training=True,
             seed=SEED,
             start_step=first,

@@ -35,6 +35,7 @@ _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
 )
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
+_TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "Or train[:10%].")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of a side.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images of a step.")
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
         train, test, info = common.load(
             _DATASET.value,
+            _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
             host=devices.host,

@@ -31,6 +31,7 @@ from absl import app, flags
 import keras_augreg
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
+_TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "Or train[:10%].")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
 _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "And stochastic depth.")
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
         train, test, info = common.load(
             _DATASET.value,
+            _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
             host=devices.host,

@@ -99,7 +99,8 @@ def load(
               a directory that it wrote, also on `gs://`.
         split: A split's folder; `"train"`, `"test"` (a fifth of every class)
             or `"all"` where there are none, and of digits; a split of a
-            paper's data set; TFDS's split syntax.
+            paper's data set; TFDS's split syntax. `"train[:10%]"` takes a
+            part, of every class alike unless TFDS reads it.
         image_size: Side of the images, or (height, width), in pixels.
         batch_size: Of all hosts together, at least 1.
         training: Random order, crop and flip, and full batches only;
@@ -310,13 +311,16 @@ def find(
             shuffle_buffer=shuffle_buffer,
             cache=cache,
         )
+    name, percent = sources.part(split)
     if kind == "bundled":
-        found = sources.digits(split, split_seed)
+        found = sources.digits(name, split_seed)
     else:
         if row.num_classes and class_names is None:
             # The release's order.
             class_names = [synset for synset, _ in _classes(row.num_classes)]
-        found = sources.folder(path, split, split_seed, class_names, on_error)
+        found = sources.folder(path, name, split_seed, class_names, on_error)
+    if percent != (0, 100):
+        found = sources.take(found, percent, split_seed)
     if excluded:
         found = found.subset(
             i for i, n in enumerate(found.names) if n not in excluded

@@ -322,7 +322,7 @@ def _fetch(
                 bottom = min(bottom + MARGIN, picture.height)
                 right = min(right + MARGIN, picture.width)
             else:
-                contents[i] = picture.pixels(plan.box)[..., :3].tobytes()
+                contents[i] = picture.pixels(plan.box).tobytes()
         except ImageError as error:
             skip = under_way is None
             broken[i] = source.name(*example) if skip else str(error)

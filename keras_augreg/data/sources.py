@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Of class folders and digits, which come without a test split.
 TEST_SHARE = 0.2
 BUNDLED = ("digits",)
+# "train[:10%]", TFDS's syntax.
+_PART = re.compile(r"([^\[\]]+)\[(?:(\d+)%)?:(?:(\d+)%)?\]")
 
 
 @dataclasses.dataclass
@@ -206,6 +209,55 @@ def folder(
     if with_splits:
         return everything
     return _split(everything, str(root), split, split_seed)
+
+
+def part(split: str) -> tuple[str, tuple[int, int]]:
+    """Takes a split such as `"train[:10%]"` apart.
+
+    Args:
+        split: A split, or a part of one between two percentages.
+
+    Returns:
+        (name, (first, last)), in percent; (0, 100) of a whole split.
+
+    Raises:
+        ValueError: If the part is empty or not within the split.
+    """
+    match = _PART.fullmatch(split)
+    if match is None:
+        return split, (0, 100)
+    first, last = int(match[2] or 0), int(match[3] or 100)
+    if not 0 <= first < last <= 100:
+        raise ValueError(
+            "Expected a part of a split such as 'train[:10%]' or "
+            f"'train[10%:50%]', between 0% and 100%. Received: split={split!r}"
+        )
+    return match[1], (first, last)
+
+
+def take(
+    examples: Examples, percent: tuple[int, int], split_seed: int
+) -> Examples:
+    """A part of every class, so that few examples still show all of them.
+
+    Args:
+        examples: The whole.
+        percent: (first, last), 0 <= first < last <= 100. Bounds are rounded
+            up, so a part from 0 has an example of each class; parts that meet
+            in a bound share nothing and together are the whole.
+        split_seed: Of the order in which examples are taken.
+
+    Returns:
+        The examples, in the order of the whole.
+    """
+    taken: list[int] = []
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels == label)
+        first, last = (-(-p * len(members) // 100) for p in percent)
+        # Not the stream of `_split`, which ordered them already.
+        rng = np.random.RandomState([split_seed, label, 1])
+        taken.extend(rng.permutation(members)[first:last])
+    return examples.subset(sorted(taken))
 
 
 def _read_file(path: str) -> bytes:

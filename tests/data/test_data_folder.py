@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from data_photos import encode, photo, write_folder
 
@@ -113,3 +114,45 @@ def test_the_release_order_of_imagenet_21k(tmp_path):
     assert len(found.class_names) == 21843
     assert found.labels.tolist() == [0, 1]
     assert found.names[0] == "n00004475/0.jpg"
+
+
+@pytest.mark.parametrize("source", ["digits", "folder", "with splits"])
+def test_parts_of_a_split(source, tmp_path):
+    if source != "digits":
+        write_folder(tmp_path, 9)
+        source = tmp_path if source == "with splits" else tmp_path / "train"
+    whole = find(source)
+    parts = [find(source, f"train[{p}]") for p in (":10%", "10%:50%", "50%:")]
+    names = [set(part.names) for part in parts]
+    assert set().union(*names) == set(whole.names)
+    assert sum(map(len, names)) == len(whole)
+    assert find(source, "train[:50%]").names == [
+        n for n in whole.names if n in names[0] | names[1]
+    ]
+    for part, share in zip(parts, (0.1, 0.4, 0.5), strict=True):
+        assert part.class_names == whole.class_names
+        counts = np.bincount(part.labels, minlength=len(whole.class_names))
+        of_all = np.bincount(whole.labels)
+        assert np.all(np.abs(counts - share * of_all) < 1)
+        assert part.names == [n for n in whole.names if n in set(part.names)]
+    # Every class, however small the part.
+    assert set(find(source, "train[:1%]").labels) == set(whole.labels)
+    assert find(source, "train[:50%]", split_seed=1).names != (
+        find(source, "train[:50%]").names
+    )
+
+
+@pytest.mark.parametrize(
+    "part", ["[:0%]", "[50%:50%]", "[60%:50%]", "[:101%]", "[100%:]"]
+)
+def test_parts_that_are_none(part):
+    with pytest.raises(ValueError, match=r"such as 'train\[:10%\]'"):
+        find("digits", f"train{part}")
+
+
+@pytest.mark.parametrize("part", ["[:100]", "[-10%:]", "[:10%", "[10%]"])
+def test_other_slices_are_no_split(part, root):
+    with pytest.raises(ValueError, match=r'into "train" and "test"'):
+        find("digits", f"train{part}")
+    with pytest.raises(ValueError, match="has no split"):
+        find(root, f"train{part}")
