@@ -20,3 +20,17 @@ if os.environ["KERAS_BACKEND"] == "torch":
 
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
+
+# Minutes each. Two workers that take modules in order end together if these
+# come first.
+LONG = (
+    "test_recipes.py", "test_workdir.py", "test_notebooks.py",
+    "test_packaging.py", "test_sweep.py", "test_benchmark.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the long modules first, in the order of `LONG`."""
+    last = len(LONG)
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, last))

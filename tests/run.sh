@@ -37,10 +37,11 @@ section imports lint-imports
 run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # A thread each: waiting for a third and fourth one, PyTorch is five times
   # slower. Many tests start processes, for which JAX would compile the same
-  # programs again.
+  # programs again. Modules come in the order of tests/conftest.py.
   env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 \
     JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
-    python -m pytest -n 2 --dist loadscope --durations=15 -m "$2"
+    python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+    --durations=15 -m "$2"
 }
 if [ "$mode" = quick ]; then
   section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"
