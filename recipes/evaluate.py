@@ -1,7 +1,7 @@
 r"""Measures a model on a test set: top-1, top-5, each class, confusions.
 
     python recipes/evaluate.py --weights=runs/pretrain/model.keras \
-        --dataset=digits --image_size=48
+        --dataset=digits --image_size=32
 
 A released checkpoint on ImageNet (of the published figures, the sources do
 not say which resize they used: --crop=resize is vit_jax's, resize_small
