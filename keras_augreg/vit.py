@@ -292,10 +292,8 @@ class Attention(keras.layers.Layer):
         shape = (-1, x.shape[1], heads, size)
         x = dense(flatten(x), kernel, bias)
         # Its gradient is one concatenation; of slices, JAX would add three.
-        # On PyTorch, Keras's `split` cannot be traced for an export.
-        torch = keras.config.backend() == "torch"
-        parts = x.chunk(n, -1) if torch else ops.split(x, n, axis=-1)
-        return [ops.reshape(y, shape) for y in parts]
+        # While PyTorch traces, n is a tensor.
+        return [ops.reshape(y, shape) for y in ops.split(x, int(n), axis=-1)]
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape

@@ -3,10 +3,10 @@ r"""Trains a Vision Transformer from scratch, the AugReg way.
     python recipes/pretrain.py
 
 trains ViT-Ti/16 on scikit-learn's real handwritten digits, upscaled: 2 CPU
-cores, some minutes, at least 96% of the test digits (the README has the
-figures). The settings are the study's (arXiv 2106.10270, section 3), but for
-the length of the run, its peak learning rate and the loss: Adam, warm-up and
-cosine, clipping at 1, decoupled decay of kernels. The study's own kind of run:
+cores, some minutes, at least 96% of the test digits (docs/results.md). The
+settings are the study's (arXiv 2106.10270, section 3), but for the length of
+the run, its peak learning rate and the loss: Adam, warm-up and cosine,
+clipping at 1, decoupled decay of kernels. The study's own kind of run:
 
     python recipes/pretrain.py --dataset=imagenet2012 --model=ViT_S16 \
         --recipe=medium1 --image_size=224 --batch_size=4096 --epochs=300 \

@@ -31,7 +31,7 @@ import keras_augreg
 from keras_augreg import checkpoints
 from keras_augreg.checkpoints import convert
 from keras_augreg.variants import VARIANTS
-from keras_augreg.vit import Block
+from keras_augreg.vit import Attention, Block
 
 BACKEND = keras.backend.backend()
 
@@ -857,6 +857,17 @@ def test_export_saved_model(tmp_path, make):
         np.testing.assert_allclose(
             served.serve(x).numpy(), predict(model, x), atol=1e-5
         )
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's tracer")
+def test_attention_can_be_traced():
+    import torch
+
+    layer = Attention(3)
+    x = torch.randn(2, 5, 12)
+    traced = torch.jit.trace(layer, x, check_trace=False)
+    other = torch.randn(3, 5, 12)
+    torch.testing.assert_close(traced(other), layer(other))
 
 
 @pytest.mark.xfail(

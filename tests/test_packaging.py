@@ -25,7 +25,7 @@ pytestmark = pytest.mark.venv
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Run in the clean environment: builds, loads, predicts, saves.
+# Run in the clean environment: builds, loads, predicts, saves, reads images.
 SCRIPT = """
 import importlib.util, json, sys
 
@@ -42,6 +42,23 @@ y = model.predict(x, verbose=0)
 model.save("model.keras")
 again = keras.saving.load_model("model.keras").predict(x, verbose=0)
 np.save(out, y)
+
+import pathlib, PIL.Image
+from keras_augreg import data
+
+for name in ("a", "b"):
+    folder = pathlib.Path("photos", "train", name)
+    folder.mkdir(parents=True)
+    for i in range(3):
+        pixels = np.full((40, 30, 3), 50 * i, np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
+read, _ = data.load(
+    "photos", "train", image_size=32, batch_size=6, training=True
+)
+(batch, labels), *_ = read
+assert batch.shape == (6, 32, 32, 3) and set(batch.ravel()) == {0, 50, 100}
+assert sorted(labels) == [0, 0, 0, 1, 1, 1]
+
 print(json.dumps({
     "file": keras_augreg.__file__,
     "keras": keras.__version__,
@@ -146,7 +163,14 @@ def lowest(package):
     ("backend", "kind", "pins"),
     [
         # The oldest versions that setup.cfg declares.
-        ("jax", "wheel", ["keras=={keras}", "jax=={jax}"]),
+        (
+            "jax",
+            "wheel",
+            [
+                *("keras=={keras}", "jax=={jax}", "pillow=={pillow}"),
+                "opencv-python-headless=={opencv-python-headless}",
+            ],
+        ),
         # Named together with the rest, pip takes a CPU build lying on disk.
         ("torch", "wheel", ["torch==2.13.0"]),
         ("jax", "sdist", []),
@@ -156,7 +180,10 @@ def lowest(package):
 def test_clean_installation(
     tmp_path, distributions, checkpoint, backend, kind, pins
 ):
-    versions = {"keras": lowest("keras"), "jax": lowest("jax")}
+    versions = {
+        name: lowest(name)
+        for name in ("keras", "jax", "pillow", "opencv-python-headless")
+    }
     pins = [pin.format(**versions) for pin in pins]
     package = distributions[kind == "sdist"]
     run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)

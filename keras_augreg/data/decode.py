@@ -35,6 +35,9 @@ CROP_ATTEMPTS = 100
 # `resize_small` before the crop: 256 for 224 (big_vision's `vit_i1k.py`).
 SMALLER_SIDE = 256 / 224
 
+# What lies within rounding of an integer is that integer.
+ROUNDING = np.float32(1e-4)
+
 # What Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112
@@ -353,9 +356,8 @@ def crop_and_resize(
     (y, x), (h, w) = plan.corner, preprocess.image_size
     image = image[y : y + h, x : x + w]
     if plan.flip:
-        cv2.flip(image, 1, out)
-    else:
-        out[:] = image
+        image = cv2.flip(image, 1)
+    out[:] = image
 
 
 def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -375,14 +377,17 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return cv2.resize(rows.astype(np.float32), size[::-1])
 
     if len(pixels) <= 2 * size[0]:
-        return stretch(pixels).astype(np.uint8)
-    # Of a large photo, the two rows that each row lies between alone.
-    at = (np.arange(size[0]) + 0.5) * (len(pixels) / size[0]) - 0.5
-    low = at.astype(np.int64)
-    image, below = stretch(pixels[low]), stretch(pixels[low + 1])
-    below -= image
-    below *= (at - low).astype(np.float32)[:, None, None]
-    image += below
+        image = stretch(pixels)
+    else:
+        # Of a large photo, the two rows that each row lies between alone.
+        at = (np.arange(size[0]) + 0.5) * (len(pixels) / size[0]) - 0.5
+        low = at.astype(np.int64)
+        image, below = stretch(pixels[low]), stretch(pixels[low + 1])
+        below -= image
+        below *= (at - low).astype(np.float32)[:, None, None]
+        image += below
+    # OpenCV's weights may add up to a little less than one.
+    image += ROUNDING
     return image.astype(np.uint8)
 
 
@@ -415,5 +420,4 @@ def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         stop *= share
         start += stop
         means = np.diff(start, axis=axis) * (m / n)
-    # What lies within rounding of an integer is that integer.
-    return (means + 1e-4).astype(np.uint8)
+    return (means + ROUNDING).astype(np.uint8)

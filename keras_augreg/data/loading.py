@@ -100,7 +100,8 @@ def load(
         split: A split's folder; `"train"`, `"test"` (a fifth of every class)
             or `"all"` where there are none, and of digits; a split of a
             paper's data set; TFDS's split syntax. `"train[:10%]"` takes a
-            part, of every class alike unless TFDS reads it.
+            part: of a folder and digits, every class alike; of a paper's
+            data set, the row's split, not TFDS's of that name.
         image_size: Side of the images, or (height, width), in pixels.
         batch_size: Of all hosts together, at least 1.
         training: Random order, crop and flip, and full batches only;
@@ -125,12 +126,13 @@ def load(
         class_weight: Class -> weight, 1 where missing. Batches become
             (images, labels, weights).
         sample_weight: One weight for each example of a folder's or digits'
-            split, in the order of evaluation; or the name of a feature of a
-            TFDS data set. Batches become (images, labels, weights).
+            split (or part), in the order of evaluation, without those that
+            `exclude` names; or the name of a feature of a TFDS data set.
+            Batches become (images, labels, weights).
         class_names: The class folders in the order of their labels, instead
             of alphabetically.
-        split_seed: Of the split where the source has none; the same for
-            "train" and "test".
+        split_seed: Of the split where the source has none, the same for
+            "train" and "test", and of a part of a folder's or digits' split.
         exclude: Names of examples to leave out (`CLASS/file.jpg`, or TFDS's
             `tfds_id`), or a file of them, a line each:
             `keras_augreg.data.dedup` writes one.
@@ -436,10 +438,16 @@ def _records(
     **arguments: Any,
 ) -> Records:
     builder = tfds_source.open_builder(path, data_dir)
-    split = row.splits.get(split, split)
+    name, percent = split, (0, 100)
+    if split.partition("[")[0] in row.splits and "%" in split:
+        # Not of TFDS's split, which may hold the row's test set.
+        name, percent = sources.part(split)
+    split = row.splits.get(name, name)
     if "{p}" in split:
         first = row.held_out * builder.info.splits["train"].num_examples // 100
         split = split.format(p=first, p200=first + 200)
+    if percent != (0, 100):
+        split = tfds_source.part_of(builder, split, percent)
     records = tfds_source.open_records(
         builder,
         split,

@@ -1,6 +1,6 @@
 """The route without TensorFlow: a `keras.utils.PyDataset` on threads.
 
-Pillow and NumPy do most of their work outside the interpreter's lock, so that
+Pillow and OpenCV do most of their work outside the interpreter's lock, so that
 threads keep all cores busy; they prepare the next batches while the model
 works on this one.
 """
@@ -52,6 +52,9 @@ class Batches(keras.utils.PyDataset):
         first_step: int,
         num_batches: int,
     ) -> None:
+        # Its import is nothing for a thread in the middle of training.
+        import cv2  # noqa: F401
+
         super().__init__()
         self._examples = examples
         self._order = order

@@ -21,7 +21,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 TEST_SHARE = 0.2
 BUNDLED = ("digits",)
 # "train[:10%]", TFDS's syntax.
-_PART = re.compile(r"([^\[\]]+)\[(?:(\d+)%)?:(?:(\d+)%)?\]")
+_PART = re.compile(r"([^\[\]]+)\[(?:([0-9]+)%)?:(?:([0-9]+)%)?\]")
 
 
 @dataclasses.dataclass
@@ -223,16 +223,17 @@ def part(split: str) -> tuple[str, tuple[int, int]]:
     Raises:
         ValueError: If the part is empty or not within the split.
     """
-    match = _PART.fullmatch(split)
-    if match is None:
+    if "[" not in split:
         return split, (0, 100)
-    first, last = int(match[2] or 0), int(match[3] or 100)
-    if not 0 <= first < last <= 100:
-        raise ValueError(
-            "Expected a part of a split such as 'train[:10%]' or "
-            f"'train[10%:50%]', between 0% and 100%. Received: split={split!r}"
-        )
-    return match[1], (first, last)
+    match = _PART.fullmatch(split)
+    if match:
+        first, last = int(match[2] or 0), int(match[3] or 100)
+        if first < last <= 100:
+            return match[1], (first, last)
+    raise ValueError(
+        "Expected a part of a split such as 'train[:10%]' or "
+        f"'train[10%:50%]', between 0% and 100%. Received: split={split!r}"
+    )
 
 
 def take(
@@ -243,12 +244,16 @@ def take(
     Args:
         examples: The whole.
         percent: (first, last), 0 <= first < last <= 100. Bounds are rounded
-            up, so a part from 0 has an example of each class; parts that meet
-            in a bound share nothing and together are the whole.
+            up, so a part from 0 has an example of each class, and one from
+            elsewhere may lack small classes; parts that meet in a bound share
+            nothing and together are the whole.
         split_seed: Of the order in which examples are taken.
 
     Returns:
         The examples, in the order of the whole.
+
+    Raises:
+        ValueError: If the part is empty.
     """
     taken: list[int] = []
     for label in np.unique(examples.labels):
@@ -257,6 +262,12 @@ def take(
         # Not the stream of `_split`, which ordered them already.
         rng = np.random.RandomState([split_seed, label, 1])
         taken.extend(rng.permutation(members)[first:last])
+    if not taken:
+        raise ValueError(
+            f"{percent[0]}% to {percent[1]}% of each class is no example at "
+            f"all: there are {len(examples)} in {len(examples.class_names)} "
+            "classes. Take a larger part, or one that begins at 0%."
+        )
     return examples.subset(sorted(taken))
 
 

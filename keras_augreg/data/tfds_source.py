@@ -235,6 +235,31 @@ def is_prepared_directory(path: str) -> bool:
     return os.path.exists(os.path.join(path, "dataset_info.json"))
 
 
+def part_of(builder: Any, split: str, percent: tuple[int, int]) -> str:
+    """TFDS's expression for a part of a split.
+
+    Args:
+        builder: Of the data set.
+        split: In TFDS's syntax.
+        percent: (first, last) of each of the split's summands.
+
+    Returns:
+        The expression, in numbers of examples.
+    """
+    import tensorflow_datasets as tfds
+
+    parts = []
+    whole = tfds.core.ReadInstruction.from_spec(split)
+    for piece in whole.to_absolute(builder.info.splits):
+        start = piece.from_ or 0
+        stop = piece.to
+        if stop is None:
+            stop = builder.info.splits[piece.splitname].num_examples
+        first, last = (start + (stop - start) * p // 100 for p in percent)
+        parts.append(f"{piece.splitname}[{first}:{last}]")
+    return "+".join(parts)
+
+
 def open_records(
     builder: Any,
     split: str,

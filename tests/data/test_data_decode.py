@@ -6,6 +6,7 @@ import contextlib
 import random
 import zlib
 
+import cv2
 import keras
 import numpy as np
 import PIL.Image
@@ -61,6 +62,22 @@ def test_resize_of_a_photo_is_rarely_a_level_off(method):
         difference = np.abs(ours - tf.cast(expected, tf.int32).numpy())
         assert difference.max() <= 1
         assert difference.mean() < 2e-3
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("method", ["bilinear", "area"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (8, 8), (375, 500)])
+def test_resize_keeps_constants(size, method, vectorized):
+    resize = decode.resize_area if method == "area" else decode.resize_bilinear
+    before = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(vectorized)  # Not every machine has Intel's kernels.
+    try:
+        for value in (1, 100, 255):
+            pixels = np.full((*size, 3), value, np.uint8)
+            for to in (7, 224, 384):
+                assert set(resize(pixels, (to, to)).ravel()) == {value}
+    finally:
+        cv2.ipp.setUseIPP(before)
 
 
 @settings(max_examples=60, deadline=None)

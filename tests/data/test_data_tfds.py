@@ -404,6 +404,34 @@ def test_held_out_splits_are_counted_from_the_training_set(
     }  # fmt: skip
 
 
+def test_a_part_is_of_the_papers_split_not_of_tfds_s(data_dir, monkeypatch):
+    row = data.datasets._vtab(
+        "local", "local_photos", data.datasets._HELD_OUT, 3, held_out=80
+    )
+    monkeypatch.setitem(data.DATASETS, "local", row)
+    seen = []
+    part_of = tfds_source.part_of
+    monkeypatch.setattr(
+        tfds_source,
+        "part_of",
+        lambda *a: seen.append(part_of(*a)) or seen[-1],
+    )
+    counts = [
+        len(loading.find("local", split, data_dir=data_dir))
+        for split in ("train[:50%]", "train[50%:]", "val[40%:]", "test[:10%]")
+    ]
+    # TFDS's own train[50%:] would have some of `val`.
+    assert seen == ["train[0:9]", "train[9:18]", "train[20:23]", "test[0:0]"]
+    assert counts == [9, 9, 3, 0]
+    builder = tfds.builder("local_photos", data_dir=data_dir)
+    for whole, percent, expected in [
+        ("train", (0, 100), "train[0:23]"),
+        ("train[80%:]", (20, 80), "train[19:22]"),
+        ("train[:10]+test[2:]", (0, 50), "train[0:5]+test[2:4]"),
+    ]:
+        assert part_of(builder, whole, percent) == expected
+
+
 def test_labels_that_vtab_computes():
     clevr = {
         "objects": {
