@@ -864,8 +864,8 @@ def test_attention_can_be_traced():
     import torch
 
     layer = Attention(3)
-    x = torch.randn(2, 5, 12)
-    traced = torch.jit.trace(layer, x, check_trace=False)
+    layer.build((None, 5, 12))
+    traced = torch.jit.trace(layer, torch.randn(2, 5, 12))
     other = torch.randn(3, 5, 12)
     torch.testing.assert_close(traced(other), layer(other))
 
