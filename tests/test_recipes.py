@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 BACKEND = keras.config.backend()
 SMALL = ["--image_size=32", "--batch_size=32"]
+PRETRAIN = ["pretrain.py", *SMALL, "--epochs=1", "--train_split=train[:50%]"]
 
 
 def start(command, cwd, **environment):
@@ -70,10 +71,7 @@ def journey(tmp_path_factory):
                     place / f"{i}.{suffix}"
                 )
     result = run(
-        "pretrain.py",
-        *SMALL,
-        "--epochs=1",
-        "--train_split=train[:50%]",
+        *PRETRAIN,
         "--tensorboard",
         f"--workdir={folder / 'digits'}",
         cwd=folder,
@@ -143,16 +141,15 @@ def test_pretrain_on_two_devices(journey, processes):
             for i in range(2)
         ]
     command += [
-        str(RECIPES / "pretrain.py"),
-        *SMALL,
-        "--epochs=0.5",
+        str(RECIPES / PRETRAIN[0]),
+        *PRETRAIN[1:],
         "--save_every=10",
         "--distribute=data",
         f"--workdir=devices-{processes}",
     ]
     result = run_side_by_side(command, folder, environments)
     assert (alone["devices"], result["devices"]) == (1, 2)
-    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=3e-4)
     if processes == 1:
         return
     # As after a kill: both go on from the checkpoint that the first wrote.
