@@ -279,6 +279,22 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
+def stops_at(step: int, terminated: bool) -> bool:
+    """Whether this process saves and ends before a step, after SIGTERM.
+
+    JAX's hosts do so at one step, which its preemption service has them agree
+    on: this must be asked at every step, and the service, not Python, hears
+    the signal (`jax.experimental.multihost_utils`). The first of `torchrun`'s
+    processes decides for all, which cannot go on without it.
+    """
+    number, count = process()
+    if count > 1 and keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+    return terminated and number == 0
+
+
 def barrier() -> None:
     """Waits until all processes are here."""
     distributed = _torch()

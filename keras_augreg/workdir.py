@@ -33,6 +33,11 @@ import numpy as np
 from keras_augreg import distribution
 from keras_augreg.atomic import replacing
 
+# Batches that a pass has beyond those trained on. Keras on TensorFlow looks at
+# some before it begins, at several under a strategy, whose devices read ahead;
+# if they ended the pass, training would begin with the batches of the next.
+UNREAD = 64
+
 
 class Workdir:
     """The directory of one run.
@@ -117,9 +122,7 @@ class Workdir:
                 steps = min(steps, total_steps - step)
                 epoch = step // interval
                 model.fit(
-                    # Two that stay unread: Keras on TensorFlow looks at two
-                    # batches beforehand, which would end a shorter pass.
-                    batches(step, epochs * steps + 2),
+                    batches(step, epochs * steps + UNREAD),
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
@@ -221,8 +224,13 @@ class Workdir:
             self.terminated = True
 
         self.terminated = False
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python handles signals in the main thread alone.
+        hosts = distribution.process()[1] > 1
+        if (
+            # Python handles signals in the main thread alone.
+            threading.current_thread() is not threading.main_thread()
+            or (hosts and keras.backend.backend() == "jax")  # JAX hears it.
+        ):
+            yield
             return
         before = signal.signal(signal.SIGTERM, terminate)
         try:
@@ -308,10 +316,11 @@ class _Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._check_loss()
-        if self._run.terminated:
+        step = self._epoch_start + batch
+        if distribution.stops_at(step, self._run.terminated):
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
-            self._run.save(self.model, self._epoch_start + batch, {})
+            self._run.save(self.model, step, {})
             raise SystemExit(128 + signal.SIGTERM)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

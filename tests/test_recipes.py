@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -147,25 +148,35 @@ def test_pretrain_on_two_devices(journey, processes):
         "--distribute=data",
         f"--workdir=devices-{processes}",
     ]
+    checkpoints = folder / f"devices-{processes}" / "checkpoints"
+    if processes == 2:
+        # Preempted: after SIGTERM both end, and go on from one checkpoint.
+        started = [start(command, folder, **more) for more in environments]
+        text = ""
+        while not re.search(r"Epoch 2/.*\b2/10", text, re.DOTALL):
+            read = os.read(started[0].stdout.fileno(), 1024)
+            assert read, started[0].stderr.read()
+            text += read.decode("latin-1")
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.communicate(timeout=100)
+        status = 1 if BACKEND == "torch" else 143  # torchrun has its own.
+        assert {process.returncode for process in started} == {status}
+        assert 10 < int(max(checkpoints.iterdir()).stem) < alone["steps"]
     result = run_side_by_side(command, folder, environments)
     assert (alone["devices"], result["devices"]) == (1, 2)
-    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=3e-4)
-    if processes == 1:
-        return
-    # As after a kill: both go on from the checkpoint that the first wrote.
-    checkpoints = folder / "devices-2" / "checkpoints"
-    first, *others = sorted(checkpoints.iterdir())
-    assert first.stem == "0000000010"
-    with np.load(others[-1]) as archive:
-        weights = dict(archive)
-    for file in others:
-        file.unlink()
-    again = run_side_by_side(command, folder, environments)
-    assert sorted(checkpoints.iterdir()) == [first, *others]
-    assert again["test_loss"] == pytest.approx(result["test_loss"], rel=1e-6)
-    with np.load(others[-1]) as archive:
-        for key, array in weights.items():
-            np.testing.assert_allclose(archive[key], array, 1e-5, 1e-7)
+    assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-5)
+    # A wrong batch shows: it moves weights by up to 5e-4 a step.
+    with (
+        np.load(max(checkpoints.iterdir())) as these,
+        np.load(max((folder / "digits/checkpoints").iterdir())) as those,
+    ):
+        for key, array in those.items():
+            if not key.startswith("metrics/"):
+                np.testing.assert_allclose(
+                    these[key], array, 0, 5e-5, err_msg=key
+                )
 
 
 def run_side_by_side(command, cwd, environments):

@@ -154,7 +154,8 @@ def load(
             engine decodes with Pillow, too, which takes longer.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
-            for digits and where TensorFlow is not installed.
+            where TensorFlow is not installed, and for digits where it is not
+            the backend.
 
     Returns:
         `(dataset, info)`: the data set, whose `cardinality()` is its number
@@ -215,6 +216,8 @@ def load(
         row, image_size, training, crop, smaller_side, flip
     )
     engine = _engine(engine, kind, path)
+    if engine == "python" and training:
+        _refuse_strategy()
     found = find(
         source,
         split,
@@ -375,12 +378,26 @@ def _locate(
     return row, path, "tfds"
 
 
+def _refuse_strategy() -> None:
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    if tf.distribute.has_strategy():
+        raise ValueError(
+            "Under a tf.distribute strategy Keras reads batches of a "
+            'PyDataset that it then throws away. Pass engine="tensorflow" or '
+            '"auto". Received: engine="python"'
+        )
+
+
 def _engine(engine: str, kind: str, path: str) -> str:
     installed = importlib.util.find_spec("tensorflow") is not None
     if engine == "auto":
         if kind == "tfds":
             return "tensorflow"
-        return "tensorflow" if installed and kind == "folder" else "python"
+        fits = kind == "folder" or keras.backend.backend() == "tensorflow"
+        return "tensorflow" if installed and fits else "python"
     if engine == "python" and kind == "tfds":
         raise ValueError(
             f"{path!r} is read through TensorFlow Datasets, which "

@@ -1,5 +1,6 @@
 """Several devices give what one gives."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_augreg import data
 from keras_augreg.distribution import distribute, split_axis
 
 SCRIPT = pathlib.Path(__file__).with_name("_devices.py")
@@ -104,6 +106,23 @@ def test_two_tensorflow_replicas(alone):
     (got,) = run("data")
     assert (got["kind"], got["replicas"]) == ("data", 2)
     assert_same(got, alone)
+
+
+def test_batches_that_keras_would_throw_away_are_refused():
+    """With them, replicas trained on other batches than one device did."""
+    options = {"training": True, "image_size": 16, "batch_size": 8}
+    with contextlib.ExitStack() as stack:
+        expected = "python"
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+            stack.enter_context(strategy.scope())
+            with pytest.raises(ValueError, match='engine="tensorflow"'):
+                data.load("digits", "train", engine="python", **options)
+            expected = "tensorflow"
+        _, info = data.load("digits", "train", **options)
+    assert info.engine == expected
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
