@@ -7,6 +7,7 @@ what the optimizers and the training step need to know of other replicas.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import keras
 
+# Of `preempted`, in this process.
+_CALLS = itertools.count(1)
 KINDS = ("auto", "data", "model", "none")
 
 # The axes of a variable that may be split over the devices of one model, the
@@ -279,20 +282,24 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
-def stops_at(step: int, terminated: bool) -> bool:
-    """Whether this process saves and ends before a step, after SIGTERM.
+def jax_hosts() -> bool:
+    """Whether this is one of several processes of JAX."""
+    return keras.backend.backend() == "jax" and process()[1] > 1
 
-    JAX's hosts do so at one step, which its preemption service has them agree
-    on: this must be asked at every step, and the service, not Python, hears
-    the signal (`jax.experimental.multihost_utils`). The first of `torchrun`'s
-    processes decides for all, which cannot go on without it.
+
+def preempted() -> bool:
+    """Whether JAX's hosts end here, as one of them received SIGTERM.
+
+    Every host calls this before each step, and all get `True` in the same
+    call. JAX's preemption service hears the signal, from `distribute` on: a
+    handler that Python sets afterwards takes it away from JAX
+    (`jax.experimental.multihost_utils.reached_preemption_sync_point`).
     """
-    number, count = process()
-    if count > 1 and keras.backend.backend() == "jax":
-        from jax.experimental import multihost_utils
+    from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
-    return terminated and number == 0
+    # Calls, not steps: the service chooses the number after the highest one
+    # that it has seen, which a run that goes on at step 500 would not reach.
+    return multihost_utils.reached_preemption_sync_point(next(_CALLS))
 
 
 def barrier() -> None:
@@ -300,7 +307,7 @@ def barrier() -> None:
     distributed = _torch()
     if distributed is not None:
         distributed.barrier()
-    elif process()[1] > 1:
+    elif jax_hosts():
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("keras_augreg")
@@ -310,7 +317,7 @@ def to_numpy(variable: Any) -> Any:
     """The whole value of a variable, also where processes share it."""
     # A tensor, as TensorFlow's variables of several replicas are no arrays.
     value = keras.ops.convert_to_tensor(variable)
-    if process()[1] > 1 and keras.backend.backend() == "jax":
+    if jax_hosts():
         from jax.experimental import multihost_utils
 
         if not value.is_fully_replicated:
@@ -337,7 +344,7 @@ def copy_from_first_process(variables: list[Any]) -> None:
     if distributed is not None:
         for variable in variables:
             distributed.broadcast(variable.value.data, src=0)
-    elif process()[1] > 1:
+    elif jax_hosts():
         from jax.experimental import multihost_utils
 
         for variable in variables:

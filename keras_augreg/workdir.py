@@ -94,12 +94,13 @@ class Workdir:
 
         Each interval is an epoch of `model.fit`: it ends in an evaluation (if
         there is `validation_data`) and a checkpoint. SIGTERM makes one at
-        once and exits with status 143.
+        the next step and exits with status 143.
 
         Args:
             model: Compiled and built, with the run's settings.
             batches: (first step, number of steps) -> a data set with these
-                batches of the run, which depend on nothing else.
+                batches of the run, which depend on nothing else. It is asked
+                for 64 more than are trained on, also beyond the last step.
             total_steps: Batches of the whole run.
             interval: Batches from one checkpoint to the next.
             callbacks: More Keras callbacks.
@@ -221,14 +222,15 @@ class Workdir:
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:
         def terminate(*_: object) -> None:
-            self.terminated = True
+            # `torchrun` tells all its processes; the first decides for them,
+            # as they cannot go on without it.
+            self.terminated = distribution.process()[0] == 0
 
         self.terminated = False
-        hosts = distribution.process()[1] > 1
         if (
             # Python handles signals in the main thread alone.
             threading.current_thread() is not threading.main_thread()
-            or (hosts and keras.backend.backend() == "jax")  # JAX hears it.
+            or distribution.jax_hosts()  # `preempted` hears it.
         ):
             yield
             return
@@ -316,11 +318,12 @@ class _Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._check_loss()
-        step = self._epoch_start + batch
-        if distribution.stops_at(step, self._run.terminated):
+        if distribution.jax_hosts():
+            self._run.terminated = distribution.preempted()
+        if self._run.terminated:
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
-            self._run.save(self.model, step, {})
+            self._run.save(self.model, self._epoch_start + batch, {})
             raise SystemExit(128 + signal.SIGTERM)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

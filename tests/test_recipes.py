@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 import socket
 import subprocess
 import sys
@@ -150,24 +149,14 @@ def test_pretrain_on_two_devices(journey, processes):
     ]
     checkpoints = folder / f"devices-{processes}" / "checkpoints"
     if processes == 2:
-        # Preempted: after SIGTERM both end, and go on from one checkpoint.
-        started = [start(command, folder, **more) for more in environments]
-        text = ""
-        while not re.search(r"Epoch 2/.*\b2/10", text, re.DOTALL):
-            read = os.read(started[0].stdout.fileno(), 1024)
-            assert read, started[0].stderr.read()
-            text += read.decode("latin-1")
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.communicate(timeout=100)
-        status = 1 if BACKEND == "torch" else 143  # torchrun has its own.
-        assert {process.returncode for process in started} == {status}
-        assert 10 < int(max(checkpoints.iterdir()).stem) < alone["steps"]
+        preempt(command, folder, environments)
+        step = int(max(checkpoints.iterdir()).stem)
+        assert 0 < step < alone["steps"]
     result = run_side_by_side(command, folder, environments)
     assert (alone["devices"], result["devices"]) == (1, 2)
     assert result["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-5)
-    # A wrong batch shows: it moves weights by up to 5e-4 a step.
+    # A wrong batch would show in Adam's moments, even in the last steps, of
+    # which the schedule makes little.
     with (
         np.load(max(checkpoints.iterdir())) as these,
         np.load(max((folder / "digits/checkpoints").iterdir())) as those,
@@ -177,6 +166,28 @@ def test_pretrain_on_two_devices(journey, processes):
                 np.testing.assert_allclose(
                     these[key], array, 0, 5e-5, err_msg=key
                 )
+
+
+def preempt(command, cwd, environments):
+    """Starts processes that end in their first steps, after SIGTERM."""
+    started = [start(command, cwd, **more) for more in environments]
+    try:
+        # Of PyTorch the first step, JAX compiles for longer than the signal,
+        # which it looks for once a second, takes to all hosts.
+        sign, text = "1/10" if BACKEND == "torch" else "Epoch 1/", ""
+        while sign not in text:
+            read = os.read(started[0].stdout.fileno(), 1024)
+            assert read, started[0].stderr.read()
+            text += read.decode("latin-1")
+        # One of JAX's hosts tells the other; torchrun tells its processes.
+        started[-1].terminate()
+        for process in started:
+            _, errors = process.communicate(timeout=600)
+            status = 1 if BACKEND == "torch" else 143  # torchrun's own
+            assert process.returncode == status, errors[-4000:]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def run_side_by_side(command, cwd, environments):

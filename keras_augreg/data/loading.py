@@ -38,7 +38,7 @@ class Info:
         steps_per_epoch: Batches of one epoch.
         engine: The route that was taken, "tensorflow" or "python".
         skipped: With `on_error="skip"`, `skipped.names` lists what the latest
-            complete pass left out; otherwise `None`.
+            complete epoch left out; otherwise `None`.
     """
 
     num_classes: int
@@ -150,12 +150,13 @@ def load(
         on_error: `"raise"`: a broken file is an error that names it.
             `"skip"`: it is left out (in training, the next image of the batch
             takes its place), counted in `info.skipped`, and a warning at the
-            end of the pass says how many there were; then the TensorFlow
+            end of the epoch says how many there were; then the TensorFlow
             engine decodes with Pillow, too, which takes longer.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
             where TensorFlow is not installed, and for digits where it is not
-            the backend.
+            the backend. Python is refused in the scope of a `tf.distribute`
+            strategy.
 
     Returns:
         `(dataset, info)`: the data set, whose `cardinality()` is its number
@@ -216,7 +217,7 @@ def load(
         row, image_size, training, crop, smaller_side, flip
     )
     engine = _engine(engine, kind, path)
-    if engine == "python" and training:
+    if engine == "python":
         _refuse_strategy()
     found = find(
         source,
@@ -385,9 +386,9 @@ def _refuse_strategy() -> None:
 
     if tf.distribute.has_strategy():
         raise ValueError(
-            "Under a tf.distribute strategy Keras reads batches of a "
-            'PyDataset that it then throws away. Pass engine="tensorflow" or '
-            '"auto". Received: engine="python"'
+            "Under a tf.distribute strategy Keras begins a pass over a "
+            "PyDataset beside one that it has left, and batches get lost. "
+            'Pass engine="tensorflow" or "auto". Received: engine="python"'
         )
 
 

@@ -65,6 +65,10 @@ class Order:
             return self.num_examples // self.batch_size
         return -(-self.num_examples // self.batch_size)
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step of the run is the last of its epoch."""
+        return (step + 1) % self.steps == 0
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from the first step of the run."""
         epoch, step = divmod(step, self.steps)

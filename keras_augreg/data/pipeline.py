@@ -131,10 +131,11 @@ def build(
                     k == num_batches - 1,
                 )
             done = targets(labels, weights, place == PADDING, names)
-            if k == num_batches - 1:
-                passes += order.training
-                if targets.skipped is not None:
-                    targets.skipped.end_pass()
+            step = first_step + passes * num_batches + int(k)
+            last = k == num_batches - 1
+            passes += last and order.training
+            if targets.skipped and (last or order.ends_epoch(step)):
+                targets.skipped.end_epoch()
             return done
 
         take, labels, weights = tf.numpy_function(

@@ -98,7 +98,7 @@ class Batches(keras.utils.PyDataset):
             raise IndexError(
                 f"Batch {index} of a data set with {self._length} batches."
             )
-        ended = len(self._steps) == self._length
+        again = index in self._steps
         count = len(self._steps) if self._order.training else index
         step = self._steps.setdefault(index, self._first_step + count)
         last = self._first_step + self._length - 1
@@ -106,8 +106,13 @@ class Batches(keras.utils.PyDataset):
         jobs = self._jobs
         self._jobs = {s: jobs.get(s) or self._start(s) for s in wanted}
         batch = self._finish(self._jobs.pop(step))
-        if not ended and len(self._steps) == self._length and self._skipped:
-            self._skipped.end_pass()
+        # A run's one pass has many epochs; an evaluation's steps may come in
+        # any order.
+        ended = len(self._steps) == self._length or (
+            self._order.training and self._order.ends_epoch(step)
+        )
+        if ended and not again and self._skipped:
+            self._skipped.end_epoch()
         return batch
 
     def _start(self, step: int) -> _Job:

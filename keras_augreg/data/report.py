@@ -1,4 +1,4 @@
-"""What `on_error="skip"` left out, reported at the end of every pass."""
+"""What `on_error="skip"` left out, reported at the end of every epoch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Skipped:
         always: Names that are left out before anything is read.
 
     Attributes:
-        names: What the latest complete pass left out, sorted.
+        names: What the latest complete epoch left out, sorted.
     """
 
     def __init__(self, always: Iterable[str]) -> None:
         self._always = frozenset(always)
-        self._this_pass = set(self._always)
+        self._this_epoch = set(self._always)
         self.names: list[str] = []
 
     def add(self, names: Iterable[str]) -> None:
-        """Notes what this pass left out; a name counts once."""
-        self._this_pass.update(names)
+        """Notes what this epoch left out; a name counts once."""
+        self._this_epoch.update(names)
 
-    def end_pass(self) -> None:
-        """Logs a warning if the pass that ends left something out."""
-        self.names = sorted(self._this_pass)
-        self._this_pass = set(self._always)
+    def end_epoch(self) -> None:
+        """Logs a warning if the epoch that ends left something out."""
+        self.names = sorted(self._this_epoch)
+        self._this_epoch = set(self._always)
         if self.names:
             more = ", ..." if len(self.names) > NAMED else ""
             logging.warning(

@@ -138,7 +138,7 @@ def test_broken_images_are_left_out_of_an_evaluation():
         LABELS, ONES, NONE, BROKEN
     )
     assert weights.tolist() == [1, 0, 1, 0]
-    skipped.end_pass()
+    skipped.end_epoch()
     assert skipped.names == ["b", "d"]
 
 
@@ -165,12 +165,12 @@ def test_the_report_counts_each_name_once_a_pass(monkeypatch):
     for _ in range(2):
         skipped.add(["b", "a"])
         skipped.add(["b"])
-        skipped.end_pass()
+        skipped.end_epoch()
         assert skipped.names == ["a", "always", "b"]
     skipped.add(str(i) for i in range(9))
-    skipped.end_pass()
+    skipped.end_epoch()
     assert len(lines) == 3
     assert lines[0].endswith("3 ('a', 'always', 'b')")
     assert lines[2].endswith("10 ('0', '1', '2', '3', '4', ...)")
-    Skipped([]).end_pass()
+    Skipped([]).end_epoch()
     assert len(lines) == 3

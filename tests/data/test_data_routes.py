@@ -354,6 +354,16 @@ def test_broken_files_can_be_left_out_and_are_counted(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_of_one_pass_counts_broken_files_by_epoch(broken, engine):
+    dataset, info = load(
+        broken, batch_size=10, steps=64, on_error="skip", engine=engine
+    )
+    for step, _ in zip(range(5), dataset, strict=False):
+        names = [f"coffee/{name}" for name in BROKEN] if step else []
+        assert info.skipped.names == names
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_left_out_images_weigh_nothing_where_batches_are_full(broken, engine):
     dataset, _ = load(
         broken, training=False, on_error="skip", pad=True, engine=engine

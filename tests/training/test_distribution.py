@@ -1,6 +1,5 @@
 """Several devices give what one gives."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -108,21 +107,43 @@ def test_two_tensorflow_replicas(alone):
     assert_same(got, alone)
 
 
-def test_batches_that_keras_would_throw_away_are_refused():
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_that_keras_would_lose_are_refused(training):
     """With them, replicas trained on other batches than one device did."""
-    options = {"training": True, "image_size": 16, "batch_size": 8}
-    with contextlib.ExitStack() as stack:
-        expected = "python"
-        if BACKEND == "tensorflow":
-            import tensorflow as tf
+    import tensorflow as tf
 
-            strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
-            stack.enter_context(strategy.scope())
-            with pytest.raises(ValueError, match='engine="tensorflow"'):
-                data.load("digits", "train", engine="python", **options)
-            expected = "tensorflow"
+    options = {"training": training, "image_size": 16, "batch_size": 8}
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        with pytest.raises(ValueError, match='engine="tensorflow"'):
+            data.load("digits", "train", engine="python", **options)
         _, info = data.load("digits", "train", **options)
-    assert info.engine == expected
+    assert info.engine == "tensorflow"
+
+
+# A process of its own: JAX replaces Python's handler, and starts once.
+PREEMPTED = """
+import os, signal, time
+import jax
+from keras_augreg import distribution
+jax.distributed.initialize("127.0.0.1:PORT", 1, 0)
+EARLIER
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)  # The service looks once a second.
+print([distribution.preempted() for _ in range(3)])
+"""
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+@pytest.mark.parametrize(
+    "earlier",
+    ["", "assert not any(distribution.preempted() for _ in 'abc')"],
+    ids=["before the first step", "later"],
+)
+def test_preemption_is_heard_at_the_next_step(earlier):
+    script = PREEMPTED.replace("PORT", free_port()).replace("EARLIER", earlier)
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert output.splitlines()[-1] == "[True, False, False]"
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
