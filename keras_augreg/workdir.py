@@ -100,7 +100,7 @@ class Workdir:
             model: Compiled and built, with the run's settings.
             batches: (first step, number of steps) -> a data set with these
                 batches of the run, which depend on nothing else. It is asked
-                for 64 more than are trained on, also beyond the last step.
+                for `UNREAD` more than are trained on, also beyond the last.
             total_steps: Batches of the whole run.
             interval: Batches from one checkpoint to the next.
             callbacks: More Keras callbacks.

@@ -217,8 +217,6 @@ def load(
         row, image_size, training, crop, smaller_side, flip
     )
     engine = _engine(engine, kind, path)
-    if engine == "python":
-        _refuse_strategy()
     found = find(
         source,
         split,
@@ -379,19 +377,6 @@ def _locate(
     return row, path, "tfds"
 
 
-def _refuse_strategy() -> None:
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    if tf.distribute.has_strategy():
-        raise ValueError(
-            "Under a tf.distribute strategy Keras begins a pass over a "
-            "PyDataset beside one that it has left, and batches get lost. "
-            'Pass engine="tensorflow" or "auto". Received: engine="python"'
-        )
-
-
 def _engine(engine: str, kind: str, path: str) -> str:
     installed = importlib.util.find_spec("tensorflow") is not None
     if engine == "auto":
@@ -404,6 +389,15 @@ def _engine(engine: str, kind: str, path: str) -> str:
             f"{path!r} is read through TensorFlow Datasets, which "
             'engine="python" cannot. Pass engine="tensorflow" or a folder.'
         )
+    if engine == "python" and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "Under a tf.distribute strategy Keras begins a pass over a "
+                "PyDataset beside one that it has left, and batches get lost. "
+                'Pass engine="tensorflow" or "auto". Received: engine="python"'
+            )
     if engine == "tensorflow" and not installed:
         raise ImportError(
             'engine="tensorflow" needs pip install tensorflow; '

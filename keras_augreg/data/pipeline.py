@@ -122,17 +122,17 @@ def build(
             labels, weights, place, broken = arrays
             iteration, number, place = place.T
             names = [name.decode() for name in broken]
+            last = k == num_batches - 1
             if under_way:
                 under_way.arrived(
                     iteration[0],
                     number,
                     names,
                     k * order.host_batch,
-                    k == num_batches - 1,
+                    last,
                 )
             done = targets(labels, weights, place == PADDING, names)
             step = first_step + passes * num_batches + int(k)
-            last = k == num_batches - 1
             passes += last and order.training
             if targets.skipped and (last or order.ends_epoch(step)):
                 targets.skipped.end_epoch()

@@ -155,7 +155,7 @@ def test_a_batch_of_broken_images_is_an_error():
         done(LABELS[:2], ONES[:2], NONE[:2], ["b", "c"])
 
 
-def test_the_report_counts_each_name_once_a_pass(monkeypatch):
+def test_the_report_counts_each_name_once_an_epoch(monkeypatch):
     lines = []
     monkeypatch.setattr(
         "keras_augreg.data.report.logging.warning",
