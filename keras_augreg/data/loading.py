@@ -151,7 +151,7 @@ def load(
             `"skip"`: it is left out (in training, the next image of the batch
             takes its place), counted in `info.skipped`, and a warning at the
             end of the epoch says how many there were; then the TensorFlow
-            engine decodes with Pillow, too, which takes longer.
+            engine decodes whole pictures in Python, too, and takes longer.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
             where TensorFlow is not installed, and for digits where it is not

@@ -10,6 +10,7 @@ leave: what was prepared in advance does not count.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -21,17 +22,24 @@ from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds_source import Records
 
-# What `_fetch` hands to `_decode`, one int32 after the other: whether this is
-# a JPEG file, the window to decode, the box in it (both with the channels, as
-# `tf.slice` has it), the size to resize to, the corner of the final crop (with
-# the channels), whether to flip.
-PLAN = {"jpeg": 1, "window": 4, "begin": 3, "extent": 3, "size": 2,
-        "corner": 3, "flip": 1}  # fmt: skip
+# What `_fetch` hands to `_decode`, one int32 after the other: the kind of data,
+# the window to decode, the box in it (with the channels, as `tf.slice` has it),
+# the size to resize to, the corner of the final crop (with the channels),
+# (columns, values of a column) to mirror the result in: one column changes
+# nothing.
+PLAN = {"kind": 1, "window": 4, "begin": 3, "extent": 3, "size": 2,
+        "corner": 3, "mirror": 2}  # fmt: skip
+PIXELS, JPEG, SMALL_JPEG = range(3)
+# TensorFlow resizes floats twice as fast as integers. Boxes of up to this many
+# times the pixels of the result are made floats for that: from 6 times on, it
+# would not pay.
+SMALL = 4
 PLAN_SIZE = sum(PLAN.values())
 # What an example without an image becomes: one black pixel, made larger.
 NOTHING = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
-# Examples that one call from `tf.data` into Python reads.
-CHUNK = 16
+# Examples that one call from `tf.data` into Python reads: with 16, the calls
+# take 5% of the time (docs/performance.md).
+CHUNK = 64
 # Iterations at once whose files' names are remembered.
 KEPT = 4
 # Chroma of neighbouring pixels changes the edge of what is decoded: one more
@@ -303,6 +311,9 @@ def _fetch(
     numbers = np.zeros((len(places), PLAN_SIZE), np.int32)
     numbers[:, : len(NOTHING)] = NOTHING
     numbers[:, len(NOTHING) : len(NOTHING) + 2] = preprocess.image_size
+    columns = preprocess.image_size[1]
+    mirrored, as_it_is = (columns, 3), (1, 3 * columns)
+    numbers[:, -2:] = as_it_is
     for i, place in enumerate(places.tolist()):
         if place == PADDING:
             continue
@@ -328,10 +339,15 @@ def _fetch(
             skip = under_way is None
             broken[i] = source.name(*example) if skip else str(error)
             continue
+        kind = PIXELS
+        if by_tensorflow:
+            small = height * width <= SMALL * math.prod(plan.size)
+            kind = SMALL_JPEG if small else JPEG
         numbers[i] = (
-            by_tensorflow, top, left, bottom - top, right - left,
+            kind, top, left, bottom - top, right - left,
             y - top, x - left, 0, height, width, 3,
-            *plan.size, *plan.corner, 0, plan.flip,
+            *plan.size, *plan.corner, 0,
+            *(mirrored if plan.flip else as_it_is),
         )  # fmt: skip
     # As objects: NumPy's own strings lose zeros at the end.
     where = np.stack(
@@ -345,22 +361,30 @@ def _decode(tf: Any, data: Any, numbers: Any, preprocess: Preprocess) -> Any:
     plan = dict(zip(PLAN, tf.split(numbers, list(PLAN.values())), strict=True))
     shape = [*preprocess.image_size, 3]
 
-    def jpeg() -> Any:
-        return tf.io.decode_and_crop_jpeg(
-            data, plan["window"], channels=3, dct_method="INTEGER_ACCURATE"
-        )
-
     def raw() -> Any:
         return tf.reshape(tf.io.decode_raw(data, tf.uint8), plan["extent"])
 
-    image = tf.cond(plan["jpeg"][0] == 1, jpeg, raw)
-    image = tf.slice(image, plan["begin"], plan["extent"])
-    image = tf.image.resize(image, plan["size"], preprocess.method)
+    def jpeg() -> Any:
+        image = tf.io.decode_and_crop_jpeg(
+            data, plan["window"], channels=3, dct_method="INTEGER_ACCURATE"
+        )
+        return tf.slice(image, plan["begin"], plan["extent"])
+
+    def resize(image: Any) -> Any:
+        return tf.image.resize(image, plan["size"], preprocess.method)
+
+    branches = {
+        PIXELS: lambda: resize(raw()),
+        JPEG: lambda: resize(jpeg()),
+        SMALL_JPEG: lambda: resize(tf.cast(jpeg(), tf.float32)),
+    }
+    image = tf.switch_case(plan["kind"][0], branches)
     if preprocess.crop == "resize_small":
         image = tf.slice(image, plan["corner"], shape)
     image = tf.cast(image, tf.uint8)
     if preprocess.training and preprocess.flip:
-        flip = tf.concat([[False], plan["flip"] == 1, [False]], axis=0)
-        image = tf.raw_ops.Reverse(tensor=image, dims=flip)
-    image.set_shape(shape)
-    return image
+        # To mirror this one axis is a copy of rows to TensorFlow; none, of
+        # axes that are known only now, takes 0.07 ms.
+        columns = tf.concat([shape[:1], plan["mirror"]], axis=0)
+        image = tf.reverse(tf.reshape(image, columns), axis=[1])
+    return tf.reshape(image, shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import zlib
 
@@ -315,6 +316,67 @@ def test_a_damaged_header_is_an_image_error_or_an_image(data):
     with contextlib.suppress(ImageError):
         picture = Picture(bytes(whole), "x")
         assert picture.pixels((0, 0, 1, 1)).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 90},
+        {"quality": 95, "subsampling": 0},
+        {"quality": 60, "subsampling": 1},
+        {"progressive": True},
+        {"restart_marker_rows": 2},
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_files_have_pillows_pixels(mode, options):
+    data = encode(PHOTO.convert(mode), "JPEG", **options)
+    picture = Picture(data, "x")
+    box = (3, 5, PHOTO.height - 10, PHOTO.width - 7)
+    assert picture.plain_jpeg
+    wanted = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(
+        picture.pixels(box),
+        wanted[3 : PHOTO.height - 7, 5 : PHOTO.width - 2],
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_jpeg_files_are_what_they_are_to_pillow(data):
+    whole = bytearray(encode(PHOTO, "JPEG", quality=80))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(2, len(whole) - 3))
+        if data.draw(st.booleans()):
+            whole[place : place + 2] = data.draw(st.binary(max_size=4))
+        else:
+            del whole[place : min(place + 300, len(whole) - 2)]
+    try:
+        picture = Picture(bytes(whole), "x")
+    except ImageError:
+        return
+    try:
+        wanted = PIL.Image.open(io.BytesIO(whole)).convert("RGB")
+    except Exception:
+        wanted = None
+    box = (0, 0, picture.height, picture.width)
+    if wanted is None:
+        with pytest.raises(ImageError):
+            picture.pixels(box)
+    elif picture.plain_jpeg:
+        np.testing.assert_array_equal(picture.pixels(box), wanted)
+
+
+def test_opencv_would_accept_what_others_refuse():
+    # Why OpenCV gets files of one whole scan alone. If this fails, it gets
+    # better at it, and `_one_whole_scan` may go.
+    data = bytearray(encode(PHOTO, "JPEG", quality=80))
+    data[-200:-196] = b"\xff\xda\x00\x00"
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1) is not None
+    picture = Picture(bytes(data), "x")
+    assert picture.plain_jpeg
+    with pytest.raises(ImageError, match="broken data stream"):
+        picture.pixels((0, 0, 1, 1))
 
 
 # --- broken files

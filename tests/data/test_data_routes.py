@@ -17,10 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_augreg import data
-from keras_augreg.data import loading
+from keras_augreg.data import loading, pipeline
+from keras_augreg.data.decode import SMALLER_SIDE, Preprocess
+from keras_augreg.data.order import Order, draws
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
+
+tf = pytest.importorskip("tensorflow")
 
 ENGINES = ("tensorflow", "python")
 SIZE = {"image_size": (24, 32), "batch_size": 4}
@@ -76,6 +80,50 @@ def test_engines_agree_to_within_one_grey_level(photos, training, crop):
         assert_equal(*map(read, both), tolerance=1)
 
 
+@pytest.mark.parametrize("crop", ["inception", "resize_small", "resize"])
+def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
+    # A box of many times the result's pixels, one of few, and no JPEG file.
+    shapes = {"large.jpg": (400, 300), "small.jpg": (52, 41), "p.png": (66, 45)}
+    names = sorted(shapes)
+    (tmp_path / "cup").mkdir()
+    for name, shape in shapes.items():
+        kind = "PNG" if name.endswith("png") else "JPEG"
+        content = encode(photo("coffee", shape), kind)
+        (tmp_path / "cup" / name).write_bytes(content)
+    dataset, _ = load(
+        tmp_path, "all", crop=crop, batch_size=3, engine="tensorflow"
+    )
+    order = Order(3, 3, training=True, seed=0)
+    preprocess = Preprocess(
+        (24, 32), crop, True, True, round(24 * SMALLER_SIDE)
+    )
+    kinds, flips = set(), set()
+    for epoch in range(8):
+        ((images, _),) = read(dataset)
+        for i, number in enumerate(order.batch(epoch).numbers):
+            content = (tmp_path / "cup" / names[number]).read_bytes()
+            image = tf.io.decode_image(content, 3)
+            if names[number].endswith("jpg"):
+                image = tf.io.decode_jpeg(
+                    content, 3, dct_method="INTEGER_ACCURATE"
+                )
+            plan = preprocess.plan(*image.shape[:2], draws(0, epoch, i))
+            y, x, h, w = plan.box
+            box = image[y : y + h, x : x + w]
+            expected = tf.image.resize(box, plan.size, preprocess.method)
+            y, x = plan.corner
+            expected = expected[y : y + 24, x : x + 32]
+            expected = tf.cast(expected, tf.uint8)
+            if plan.flip:
+                expected = tf.reverse(expected, [1])
+            np.testing.assert_array_equal(images[i], expected)
+            small = h * w <= pipeline.SMALL * np.prod(plan.size)
+            kinds.add((names[number], bool(small)))
+            flips.add(plan.flip)
+    assert {("large.jpg", False), ("small.jpg", True)} < kinds
+    assert flips == {True, False}
+
+
 def test_engines_agree_on_every_kind_of_file(tmp_path):
     image = photo("chelsea", (96, 72))
     exif = PIL.Image.Exif()
@@ -122,8 +170,6 @@ def test_evaluation_is_the_folder_in_order(photos, engine):
     assert info.engine == engine
     assert info.skipped is None
     first = PIL.Image.open(photos / "test" / "astronaut" / "02.png")
-    import tensorflow as tf
-
     expected = tf.cast(tf.image.resize(np.asarray(first), (24, 32)), tf.uint8)
     assert largest_difference(images[2], expected) <= 1
 
