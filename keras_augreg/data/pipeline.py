@@ -16,7 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.data.decode import ImageError, Preprocess
+from keras_augreg.data.decode import (
+    ImageError,
+    Plan,
+    Preprocess,
+    crop_and_resize,
+)
 from keras_augreg.data.order import PADDING, Order, draws
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
@@ -302,17 +307,17 @@ def _fetch(
     """Reads examples and plans their crops.
 
     Returns:
-        The bytes of JPEG files, or of decoded pixels; what `_decode` has to
-        know; (iteration, number, place) of each; "" or, of examples that are
+        The bytes of JPEG files, of other files their pixels; what `_decode` has
+        to know; (iteration, number, place) of each; "" or, of examples that are
         broken, their names if `under_way` is `None`, else error messages.
     """
     contents = [b"\0\0\0"] * len(places)
     broken = np.full(len(places), "", object)
     numbers = np.zeros((len(places), PLAN_SIZE), np.int32)
     numbers[:, : len(NOTHING)] = NOTHING
-    numbers[:, len(NOTHING) : len(NOTHING) + 2] = preprocess.image_size
-    columns = preprocess.image_size[1]
-    mirrored, as_it_is = (columns, 3), (1, 3 * columns)
+    size = preprocess.image_size
+    numbers[:, len(NOTHING) : len(NOTHING) + 2] = size
+    mirrored, as_it_is = (size[1], 3), (1, 3 * size[1])
     numbers[:, -2:] = as_it_is
     for i, place in enumerate(places.tolist()):
         if place == PADDING:
@@ -322,27 +327,31 @@ def _fetch(
             picture = source.picture(*example)
             rng = draws(order.seed, int(epochs[i]), place)
             plan = preprocess.plan(picture.height, picture.width, rng)
-            y, x, height, width = plan.box
-            top, left, bottom, right = y, x, y + height, x + width
+            small = math.prod(plan.box[2:]) <= SMALL * math.prod(plan.size)
             # What TensorFlow's decoder refuses cannot be left out.
             by_tensorflow = picture.plain_jpeg and under_way is not None
-            if under_way and by_tensorflow:
-                contents[i] = picture.data
-                number = int(numbers_in_pass[i])
-                under_way.add(int(iteration), number, picture.name)
-                top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
-                bottom = min(bottom + MARGIN, picture.height)
-                right = min(right + MARGIN, picture.width)
-            else:
-                contents[i] = picture.pixels(plan.box).tobytes()
+            if not by_tensorflow:
+                kind, pixels = PIXELS, picture.pixels(plan.box)
+                if not small:
+                    # A chunk of large pictures would fill the memory.
+                    result = np.empty((*size, 3), np.uint8)
+                    crop_and_resize(pixels, plan, preprocess, result)
+                    pixels = result
+                    plan = Plan((0, 0, *size), size, (0, 0), flip=False)
+                contents[i] = pixels.tobytes()
         except ImageError as error:
             skip = under_way is None
             broken[i] = source.name(*example) if skip else str(error)
             continue
-        kind = PIXELS
-        if by_tensorflow:
-            small = height * width <= SMALL * math.prod(plan.size)
-            kind = SMALL_JPEG if small else JPEG
+        y, x, height, width = plan.box
+        top, left, bottom, right = y, x, y + height, x + width
+        if under_way and by_tensorflow:
+            kind, contents[i] = SMALL_JPEG if small else JPEG, picture.data
+            number = int(numbers_in_pass[i])
+            under_way.add(int(iteration), number, picture.name)
+            top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
+            bottom = min(bottom + MARGIN, picture.height)
+            right = min(right + MARGIN, picture.width)
         numbers[i] = (
             kind, top, left, bottom - top, right - left,
             y - top, x - left, 0, height, width, 3,

@@ -124,6 +124,33 @@ def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
     assert flips == {True, False}
 
 
+def test_large_pictures_are_not_kept_side_by_side(tmp_path, monkeypatch):
+    # What goes through the pipeline is no larger than what comes out of it,
+    # times `SMALL`; a JPEG file's bytes are small anyway.
+    sizes = []
+    real = pipeline._fetch
+
+    def spy(*args):
+        result = real(*args)
+        sizes.extend(map(len, result[0]))
+        return result
+
+    monkeypatch.setattr(pipeline, "_fetch", spy)
+    (tmp_path / "cup").mkdir()
+    for i, side in enumerate((40, 90, 400)):
+        path = tmp_path / "cup" / f"{i}.png"
+        path.write_bytes(encode(photo("coffee", (side, side)), "PNG"))
+    for training, crop in ((True, "inception"), (False, "resize_small")):
+        options = {"training": training, "crop": crop, "batch_size": 3}
+        both = [
+            load(tmp_path, "all", engine=engine, **options)[0]
+            for engine in ENGINES
+        ]
+        for _ in range(3):
+            assert_equal(*map(read, both), tolerance=1)
+    assert 24 * 32 * 3 < max(sizes) <= pipeline.SMALL * 27 * 36 * 3
+
+
 def test_engines_agree_on_every_kind_of_file(tmp_path):
     image = photo("chelsea", (96, 72))
     exif = PIL.Image.Exif()
