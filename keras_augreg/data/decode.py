@@ -42,9 +42,8 @@ ROUNDING = np.float32(1e-4)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# Beyond, Pillow says whether an image is a decompression bomb: its warning
-# begins here.
-PLAIN_PIXELS = 89_478_485
+# Second bytes of markers that a length follows (ITU-T T.81, table B.1).
+SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
 
 
 class ImageError(ValueError):
@@ -253,15 +252,11 @@ class Picture:
         """
         top, left, height, width = box
         if self.plain_jpeg and _one_whole_scan(self.data):
-            import cv2
-
-            # The same pixels as Pillow's; two threads get half as many more
-            # of them, for the interpreter's lock is asked for once.
-            decoded = cv2.imdecode(
-                np.frombuffer(self.data, np.uint8),
-                cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
-            )
-            if decoded is not None:  # Pillow says what is wrong.
+            decoded = _decode_jpeg(self.data)
+            if decoded is not None and decoded.shape[:2] == (
+                self.height,
+                self.width,
+            ):
                 return decoded[top : top + height, left : left + width]
         image = self._open()
         try:
@@ -302,8 +297,12 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     picture, metadata that may hold a rotation, CMYK, a size that is absurd, a
     file that is cut short.
     """
+    import PIL.Image
+
     if not data.startswith(JPEG_START) or not data.endswith(JPEG_END):
         return None
+    # Beyond, Pillow says whether it is a decompression bomb.
+    most = PIL.Image.MAX_IMAGE_PIXELS or math.inf
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -311,7 +310,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             height = int.from_bytes(data[at + 5 : at + 7])
             width = int.from_bytes(data[at + 7 : at + 9])
             usual = data[at + 4] == 8 and data[at + 9] in (1, 3)
-            if usual and 0 < height * width <= PLAIN_PIXELS:
+            if usual and 0 < height * width <= most:
                 return height, width
             return None
         # Tables, a comment, JFIF and ICC say nothing about the picture;
@@ -325,17 +324,37 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _one_whole_scan(data: bytes) -> bool:
-    """Whether a JPEG file's one scan goes on until the file ends.
+    """Whether a JPEG file's one scan goes on, without a marker, to its end.
 
     OpenCV takes no notice of what comes after the last row, not even of
-    markers that make Pillow and TensorFlow refuse a damaged file.
+    markers that make Pillow and TensorFlow refuse a damaged file. Sound files
+    with markers (restarts, more scans) are left to Pillow, too.
     """
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+    while data[at : at + 2] != b"\xff\xda":
+        if data[at : at + 1] != b"\xff" or data[at + 1] not in SEGMENTS:
+            return False
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     # Within a scan, 0 follows 0xFF; only JPEG_END is left.
     scan = np.frombuffer(data, np.uint8)[at + 2 :]
     return np.count_nonzero((scan[:-1] == 0xFF) & (scan[1:] != 0)) == 1
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """Pillow's pixels of a sound JPEG file; `None` leaves it to Pillow.
+
+    Two threads decode half as many files again as with Pillow, for each file
+    takes the interpreter's lock once.
+    """
+    import cv2
+
+    try:
+        return cv2.imdecode(
+            np.frombuffer(data, np.uint8),
+            cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+        )
+    except cv2.error:  # It is larger than OpenCV's environment allows.
+        return None
 
 
 def _orientation(image: Any) -> int:
@@ -397,23 +416,20 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     import cv2
 
-    def stretch(rows: np.ndarray) -> np.ndarray:
-        # In float32, as OpenCV would round, where TensorFlow's cast cuts off.
-        return cv2.resize(rows.astype(np.float32), size[::-1])
-
     if len(pixels) <= 2 * size[0]:
-        image = stretch(pixels)
+        image = _resize(pixels, size, cv2.INTER_LINEAR)
     else:
         # Of a large photo, the two rows that each row lies between alone.
         at = (np.arange(size[0]) + 0.5) * (len(pixels) / size[0]) - 0.5
         low = at.astype(np.int64)
-        image, below = stretch(pixels[low]), stretch(pixels[low + 1])
+        image, below = (
+            _resize(rows, size, cv2.INTER_LINEAR)
+            for rows in (pixels[low], pixels[low + 1])
+        )
         below -= image
         below *= (at - low).astype(np.float32)[:, None, None]
         image += below
-    # OpenCV's weights may add up to a little less than one.
-    image += ROUNDING
-    return image.astype(np.uint8)
+    return _cut(image)
 
 
 def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -427,6 +443,11 @@ def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         uint8 of shape (*size, 3): means over rectangles of pixels, whose
         edges count with the share that lies inside.
     """
+    if len(pixels) >= size[0] and pixels.shape[1] >= size[1]:
+        import cv2
+
+        return _cut(_resize(pixels, size, cv2.INTER_AREA))
+    # Where a side grows, OpenCV interpolates.
     means = pixels
     for axis in (0, 1):
         # A mean is a difference of the integral, which is linear between
@@ -445,4 +466,20 @@ def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         stop *= share
         start += stop
         means = np.diff(start, axis=axis) * (m / n)
-    return (means + ROUNDING).astype(np.uint8)
+    return _cut(means)
+
+
+def _resize(
+    pixels: np.ndarray, size: tuple[int, int], interpolation: int
+) -> np.ndarray:
+    """In float32, for OpenCV rounds where TensorFlow's cast cuts off."""
+    import cv2
+
+    floats = pixels.astype(np.float32)
+    return cv2.resize(floats, size[::-1], interpolation=interpolation)
+
+
+def _cut(image: np.ndarray) -> np.ndarray:
+    """Cuts off fractions, in place; weights may add up to a little below 1."""
+    image += ROUNDING
+    return image.astype(np.uint8)

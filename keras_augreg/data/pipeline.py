@@ -35,15 +35,16 @@ from keras_augreg.data.tfds_source import Records
 PLAN = {"kind": 1, "window": 4, "begin": 3, "extent": 3, "size": 2,
         "corner": 3, "mirror": 2}  # fmt: skip
 PIXELS, JPEG, SMALL_JPEG = range(3)
-# TensorFlow resizes floats twice as fast as integers. Boxes of up to this many
-# times the pixels of the result are made floats for that: from 6 times on, it
-# would not pay.
+# TensorFlow resizes floats twice as fast as integers: boxes of up to this many
+# times the result's pixels are made floats before. Of larger ones, the copy
+# costs more than it saves (docs/performance.md).
 SMALL = 4
 PLAN_SIZE = sum(PLAN.values())
 # What an example without an image becomes: one black pixel, made larger.
 NOTHING = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
-# Examples that one call from `tf.data` into Python reads: with 16, the calls
-# take 5% of the time (docs/performance.md).
+# Examples that one call from `tf.data` into Python reads, one after the other.
+# With 16, the calls take 5% of the time (docs/performance.md); with more, the
+# first batch comes later and more files lie in memory.
 CHUNK = 64
 # Iterations at once whose files' names are remembered.
 KEPT = 4
@@ -328,12 +329,14 @@ def _fetch(
             rng = draws(order.seed, int(epochs[i]), place)
             plan = preprocess.plan(picture.height, picture.width, rng)
             small = math.prod(plan.box[2:]) <= SMALL * math.prod(plan.size)
-            # What TensorFlow's decoder refuses cannot be left out.
+            # What TensorFlow's decoder refuses cannot be left out, so that
+            # Python decodes where it should be.
             by_tensorflow = picture.plain_jpeg and under_way is not None
             if not by_tensorflow:
                 kind, pixels = PIXELS, picture.pixels(plan.box)
                 if not small:
-                    # A chunk of large pictures would fill the memory.
+                    # A chunk of large pictures would fill the memory. The
+                    # result is TensorFlow's to within one grey level.
                     result = np.empty((*size, 3), np.uint8)
                     crop_and_resize(pixels, plan, preprocess, result)
                     pixels = result
@@ -392,8 +395,8 @@ def _decode(tf: Any, data: Any, numbers: Any, preprocess: Preprocess) -> Any:
         image = tf.slice(image, plan["corner"], shape)
     image = tf.cast(image, tf.uint8)
     if preprocess.training and preprocess.flip:
-        # To mirror this one axis is a copy of rows to TensorFlow; none, of
-        # axes that are known only now, takes 0.07 ms.
+        # One fixed axis is reversed by copying rows, of one column at once.
+        # Axes that are known only now take 0.07 ms even where none is.
         columns = tf.concat([shape[:1], plan["mirror"]], axis=0)
         image = tf.reverse(tf.reshape(image, columns), axis=[1])
     return tf.reshape(image, shape)

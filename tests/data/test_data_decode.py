@@ -379,6 +379,34 @@ def test_opencv_would_accept_what_others_refuse():
         picture.pixels((0, 0, 1, 1))
 
 
+def test_a_header_with_fill_bytes_does_not_hide_what_follows():
+    # Read as a length, what follows the fill byte leaps into the scan.
+    image = PIL.Image.fromarray(noise(300, 300))
+    data = bytearray(encode(image, quality=95))
+    data.insert(data.index(b"\xff\xdb"), 0xFF)
+    assert len(data) > 0xDB00 + 6000
+    sound = Picture(bytes(data), "x").pixels((0, 0, 300, 300))
+    np.testing.assert_array_equal(sound, PIL.Image.open(io.BytesIO(data)))
+    data[5000:5004] = b"\xff\xda\x00\x00"
+    assert Picture(bytes(data), "x").plain_jpeg
+    with pytest.raises(ImageError, match="broken data stream"):
+        Picture(bytes(data), "x").pixels((0, 0, 300, 300))
+
+
+@pytest.mark.parametrize("result", [None, np.zeros((9, 9, 3)), cv2.error()])
+def test_what_opencv_does_not_decode_is_pillows(monkeypatch, result):
+    # Its environment may limit sizes (OPENCV_IO_MAX_IMAGE_WIDTH).
+    def imdecode(data, flags):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    picture = Picture(encode(PHOTO), "x")
+    expected = picture.pixels(WHOLE)
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    np.testing.assert_array_equal(picture.pixels(WHOLE), expected)
+
+
 # --- broken files
 
 BROKEN = {
@@ -415,6 +443,16 @@ def test_an_absurd_size_is_refused_before_decoding(kind, monkeypatch):
     )
     with pytest.raises(ImageError, match=r"Refused to decode 'big'.*pixels"):
         Picture(bytes(data), "big")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_pillows_limit_holds_for_every_kind(kind, monkeypatch):
+    content = encode(PHOTO, kind)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"Refused to decode 'big'.*pixels"):
+        Picture(content, "big")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    assert Picture(content, "big").width == 96
 
 
 def test_arrays_are_pictures():
