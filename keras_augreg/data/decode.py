@@ -35,12 +35,25 @@ CROP_ATTEMPTS = 100
 # `resize_small` before the crop: 256 for 224 (big_vision's `vit_i1k.py`).
 SMALLER_SIDE = 256 / 224
 
+# Of a result's pixels: enlarged images of more are made only in part.
+STRETCH = 4
+
 # What lies within rounding of an integer is that integer.
 ROUNDING = np.float32(1e-4)
 
 # What Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112
+# Orientation -> the `PIL.Image.Transpose` that undoes it (Exif 2.32, table 5).
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Second bytes of markers that a length follows (ITU-T T.81, table B.1).
 SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
@@ -117,6 +130,17 @@ class Preprocess:
             corner = (y, x)
         flip = self.training and self.flip and rng.random() < 0.5
         return Plan(box, size, corner, flip)
+
+    def stretches(self, plan: Plan) -> bool:
+        """Whether most of an enlarged image would lie outside of the crop.
+
+        Of a picture of 1 x 10,000 pixels, 100 million: only `resize_area`
+        leaves out what is not needed.
+        """
+        pixels = math.prod(plan.size)
+        return pixels > math.prod(plan.box[2:]) and pixels > STRETCH * (
+            math.prod(self.image_size)
+        )
 
     def _small_size(self, height: int, width: int) -> tuple[int, int]:
         # In float32 and with halves to even, as TensorFlow rounds.
@@ -198,9 +222,11 @@ class Picture:
         self.data = data
         self.name = name
         self._brightness = brightness
+        # Of PNG files the pixels are decoded already, once is enough.
+        self._opened: Any = None
         size, plain = _plain_jpeg_size(data), True
         if size is None:
-            image = self._open()
+            self._opened = image = self._open()
             # Orientations 5 to 8 swap the sides.
             orientation = _orientation(image)
             size = image.size if 5 <= orientation <= 8 else image.size[::-1]
@@ -220,7 +246,8 @@ class Picture:
         PIL.Image.init()
         try:
             image = PIL.Image.open(io.BytesIO(self.data), formats=FORMATS)
-            image.getexif()  # may be broken, too
+            if image.format == "PNG":
+                image.load()  # The orientation may follow the pixels.
             return image
         except PIL.Image.DecompressionBombError as error:
             raise ImageError(
@@ -258,7 +285,7 @@ class Picture:
                 self.width,
             ):
                 return decoded[top : top + height, left : left + width]
-        image = self._open()
+        image, self._opened = self._opened or self._open(), None
         try:
             image = _upright_rgb(image)
         except Exception as error:
@@ -359,21 +386,29 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 def _orientation(image: Any) -> int:
     """How the camera was held, 1 to 8; 1 where the file does not tell."""
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Viewers show pictures whose metadata are garbage.
+        return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _upright_rgb(image: Any) -> Any:
     """The RGB picture that a person sees, of any kind of file."""
     import PIL.Image
-    import PIL.ImageOps
 
     image.load()
-    if _orientation(image) != 1:
-        image = PIL.ImageOps.exif_transpose(image)
+    orientation = _orientation(image)
     if image.mode.startswith("I"):  # 16-bit grey, perhaps in 32 bits
-        high = np.asarray(image).astype(np.int64) >> 8
-        image = PIL.Image.fromarray(high.astype(np.uint8))
+        grey = np.asarray(image).astype(np.int64)
+        transparent = image.info.get("transparency")
+        image = PIL.Image.fromarray((grey >> 8).astype(np.uint8))
+        if transparent is not None:
+            opaque = np.where(grey == transparent, 0, 255).astype(np.uint8)
+            image.putalpha(PIL.Image.fromarray(opaque))
+    if orientation != 1:
+        method = PIL.Image.Transpose[UPRIGHT[orientation]]
+        image = image.transpose(method)
     if image.has_transparency_data:
         # On white, as a page shows it.
         image = image.convert("RGBA")
@@ -395,10 +430,10 @@ def crop_and_resize(
     """
     import cv2
 
-    resize = resize_area if preprocess.method == "area" else resize_bilinear
-    image = resize(pixels, plan.size)
-    (y, x), (h, w) = plan.corner, preprocess.image_size
-    image = image[y : y + h, x : x + w]
+    if preprocess.method == "area":
+        image = resize_area(pixels, plan.size, plan.corner, out.shape[:2])
+    else:
+        image = resize_bilinear(pixels, plan.size)
     if plan.flip:
         image = cv2.flip(image, 1)
     out[:] = image
@@ -432,24 +467,37 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _cut(image)
 
 
-def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`tf.image.resize(pixels, size, "area")`, cut to uint8.
+def resize_area(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    corner: tuple[int, int] = (0, 0),
+    crop: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """`tf.image.resize(pixels, size, "area")`, cropped and cut to uint8.
 
     Args:
         pixels: uint8 of shape (h, w, 3).
-        size: (height, width) of the result, in pixels.
+        size: (height, width) to resize to, in pixels.
+        corner: (top, left) of the crop of that.
+        crop: (height, width) of the crop; `None` for all of it.
 
     Returns:
-        uint8 of shape (*size, 3): means over rectangles of pixels, whose
+        uint8 of shape (*crop, 3): means over rectangles of pixels, whose
         edges count with the share that lies inside.
     """
+    crop = crop or size
     if len(pixels) >= size[0] and pixels.shape[1] >= size[1]:
         import cv2
 
-        return _cut(_resize(pixels, size, cv2.INTER_AREA))
+        (y, x), (h, w) = corner, crop
+        image = _resize(pixels, size, cv2.INTER_AREA)
+        return _cut(image[y : y + h, x : x + w])
     # Where a side grows, OpenCV interpolates.
     means = pixels
-    for axis in (0, 1):
+    # First what leaves fewer numbers.
+    for axis in sorted(
+        (0, 1), key=lambda axis: crop[axis] / pixels.shape[axis]
+    ):
         # A mean is a difference of the integral, which is linear between
         # pixels; float64 holds it exactly enough to cut the fraction off.
         n, m = means.shape[axis], size[axis]
@@ -457,7 +505,7 @@ def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             [s + (i == axis) for i, s in enumerate(means.shape)]
         )
         np.cumsum(means, axis, out=integral[(slice(None),) * axis + np.s_[1:,]])
-        at = np.arange(m + 1) * (n / m)
+        at = (corner[axis] + np.arange(crop[axis] + 1)) * (n / m)
         low = np.minimum(at.astype(np.int64), n - 1)
         share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
         start = np.take(integral, low, axis)

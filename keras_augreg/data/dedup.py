@@ -11,7 +11,8 @@ difference hashes, and writes the names that `load(..., exclude=FILE)` takes:
 The hash has 64 bits: whether each of 8 x 8 neighbours in a row gets brighter,
 in the grey picture of 9 x 8 pixels. Resizing and compressing an image flips
 few of them. That up to 3 of 64 bits may differ is our choice: look at some of
-what is found, flat pictures have equal hashes.
+what is found, flat pictures have equal hashes. A broken file is an error, or
+left out and counted with `--on_error=skip`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,28 @@ from __future__ import annotations
 import argparse
 import itertools
 import pathlib
+import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_augreg.data.decode import ArrayPicture, Picture, resize_area
+from keras_augreg.atomic import replacing
+from keras_augreg.data.decode import (
+    ArrayPicture,
+    ImageError,
+    Picture,
+    resize_area,
+)
 from keras_augreg.data.loading import find
+from keras_augreg.data.report import Skipped
+from keras_augreg.data.sources import line_of
 
 DISTANCE = 3
+# Seconds between lines of progress.
+EVERY = 10.0
+# Pairs of hashes that are compared at once: some 100 MB.
+PAIRS = 1 << 20
 
 
 def difference_hash(picture: Picture | ArrayPicture) -> int:
@@ -46,23 +61,46 @@ def difference_hash(picture: Picture | ArrayPicture) -> int:
 
 
 def hash_source(
-    source: str, split: str, data_dir: str | None = None
+    source: str,
+    split: str,
+    data_dir: str | None = None,
+    on_error: str = "raise",
 ) -> tuple[list[str], np.ndarray]:
-    """Hashes every image of a split; broken files are errors.
+    """Hashes every image of a split, with progress on the standard error.
 
     Args:
         source: As `load` takes it.
         split: As `load` takes it.
         data_dir: As `load` takes it.
+        on_error: As `load` takes it.
 
     Returns:
         The names as `load(exclude=...)` takes them, and their hashes, uint64
         of shape (n,).
+
+    Raises:
+        ImageError: If a file is broken, with `on_error="raise"`.
     """
     names, hashes = [], []
-    for name, picture in find(source, split, data_dir=data_dir).pictures():
-        names.append(name)
-        hashes.append(difference_hash(picture))
+    found = find(source, split, data_dir=data_dir, on_error=on_error)
+    skipped = Skipped(found.left_out)
+    reported = time.monotonic()
+    for i, (name, read) in enumerate(found.pictures()):
+        try:
+            hashes.append(difference_hash(read()))
+            names.append(name)
+        except ImageError:
+            if on_error == "raise":
+                raise
+            skipped.add([name])
+        if time.monotonic() > reported + EVERY:
+            reported = time.monotonic()
+            print(
+                f"{source}:{split}: {i + 1} of {len(found)} images hashed",
+                file=sys.stderr,
+                flush=True,
+            )
+    skipped.end_epoch()
     return names, np.array(hashes, np.uint64)
 
 
@@ -100,10 +138,14 @@ def near(
             _groups(h >> np.uint64(low) & mask) for h in (hashes, others)
         )
         for key in ours.keys() & theirs.keys():
-            members = ours[key]
-            differ = hashes[members, None] ^ others[None, theirs[key]]
-            bits = np.unpackbits(differ[..., None].view(np.uint8), axis=-1)
-            found[members] |= (bits.sum(axis=-1) <= distance).any(axis=1)
+            members = ours[key][~found[ours[key]]]
+            against = others[None, theirs[key]]
+            rows = max(PAIRS // against.size, 1)
+            for start in range(0, len(members), rows):
+                some = members[start : start + rows]
+                differ = (hashes[some, None] ^ against)[..., None]
+                bits = np.unpackbits(differ.view(np.uint8), axis=-1)
+                found[some] = (bits.sum(axis=-1) <= distance).any(axis=1)
     return found
 
 
@@ -134,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--distance", type=int, default=DISTANCE, help="bits that may differ"
     )
+    parser.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise",
+        help="what to do about broken files",
+    )  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args(arguments)
 
@@ -142,13 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source, _, split = argument.rpartition(":")
         if not source or "/" in split:
             source, split = argument, "all"
-        return hash_source(source, split, flags.data_dir)
+        return hash_source(source, split, flags.data_dir, flags.on_error)
 
     names, hashes = of(flags.train)
     others = np.concatenate([of(argument)[1] for argument in flags.against])
     found = near(hashes, others, flags.distance)
-    lines = [name for name, f in zip(names, found, strict=True) if f]
-    flags.out.write_text("".join(f"{n}\n" for n in lines), encoding="utf-8")
+    lines = [line_of(name) for name, f in zip(names, found, strict=True) if f]
+    text = "".join(f"{line}\n" for line in lines)
+    with replacing(flags.out) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
     print(f"{len(lines)} of {len(names)} names written to {flags.out}")
 
 

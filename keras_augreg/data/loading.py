@@ -90,7 +90,8 @@ def load(
         source: One of
             - `"digits"`: scikit-learn's handwritten digits;
             - a folder with one folder of images for each class, or with such
-              a folder for each split (`train/CLASS/x.jpg`, `test/CLASS/...`):
+              a folder for each split (`train/CLASS/x.jpg`, `test/CLASS/...`;
+              a `pathlib.Path` is always a folder):
               JPEG, PNG, WebP, BMP, and of GIF the first frame; grey, CMYK,
               16-bit, rotated (EXIF) and transparent (on white) files become
               the RGB picture that a person sees;
@@ -101,7 +102,8 @@ def load(
             or `"all"` where there are none, and of digits; a split of a
             paper's data set; TFDS's split syntax. `"train[:10%]"` takes a
             part: of a folder and digits, every class alike; of a paper's
-            data set, the row's split, not TFDS's of that name.
+            data set (also `"train[:100]"`), the row's split, not TFDS's of
+            that name.
         image_size: Side of the images, or (height, width), in pixels.
         batch_size: Of all hosts together, at least 1.
         training: Random order, crop and flip, and full batches only;
@@ -130,14 +132,14 @@ def load(
             `exclude` names; or the name of a feature of a TFDS data set.
             Batches become (images, labels, weights).
         class_names: The class folders in the order of their labels, instead
-            of alphabetically.
+            of alphabetically (those of `train`, if there is one).
         split_seed: Of the split where the source has none, the same for
             "train" and "test", and of a part of a folder's or digits' split.
         exclude: Names of examples to leave out (`CLASS/file.jpg`, or TFDS's
             `tfds_id`), or a file of them, a line each:
             `keras_augreg.data.dedup` writes one.
-        data_dir: TFDS's directory. For `"imagenet-21k"`: its folder, or the
-            directory that TFDS wrote.
+        data_dir: TFDS's directory; with it, a name is never a folder's. For
+            `"imagenet-21k"`: its folder, or the directory that TFDS wrote.
         cache: Keep the encoded files in memory.
         shuffle_buffer: Of TFDS training data: records, in memory, among which
             the next one is drawn. Other sources shuffle all of their data.
@@ -212,7 +214,7 @@ def load(
             "`start_step` is at least 0 and `steps` at least 1. Received: "
             f"start_step={start_step}, steps={steps}"
         )
-    row, path, kind = _locate(str(source), data_dir)
+    row, path, kind = _locate(source, data_dir)
     preprocess = _preprocess(
         row, image_size, training, crop, smaller_side, flip
     )
@@ -292,10 +294,9 @@ def find(
     on_error: str = "raise",
 ) -> Examples | Records:
     """Finds what `load` reads; the arguments are `load`'s."""
-    row, path, kind = _locate(str(source), data_dir)
+    row, path, kind = _locate(source, data_dir)
     if isinstance(exclude, (str, os.PathLike)):
-        text = pathlib.Path(exclude).read_text(encoding="utf-8")
-        exclude = text.splitlines()
+        exclude = sources.read_names(exclude)
     excluded = frozenset(exclude)
     if kind == "tfds":
         if sample_weight is not None and not isinstance(sample_weight, str):
@@ -327,7 +328,9 @@ def find(
         found = sources.take(found, percent, split_seed)
     if excluded:
         found = found.subset(
-            i for i, n in enumerate(found.names) if n not in excluded
+            i
+            for i, name in enumerate(found.names)
+            if excluded.isdisjoint((name, sources.line_of(name)))
         )
     if sample_weight is not None:
         weights = np.asarray(sample_weight)
@@ -343,13 +346,15 @@ def find(
 
 
 def _locate(
-    source: str, data_dir: str | os.PathLike[str] | None
+    source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
 ) -> tuple[PaperDataset, str, str]:
     """The source's row, where to read, and how.
 
     Sources that are no data set of the paper have a row without splits and
     classes; the third is "bundled", "folder" or "tfds".
     """
+    if isinstance(source, os.PathLike):  # No name, and "./" says so.
+        source = os.path.join(".", source)
     if source in sources.BUNDLED:
         row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
         return row, source, "bundled"
@@ -366,9 +371,11 @@ def _locate(
         path = str(data_dir)
     if tfds_source.is_prepared_directory(path):
         return row, path, "tfds"
-    if pathlib.Path(path).is_dir():
-        return row, path, "folder"
     looks_like_path = path.startswith((".", "/", "~")) or "://" in path
+    # With TFDS's directory, a name is TFDS's.
+    a_name = data_dir is not None and path == source and not looks_like_path
+    if pathlib.Path(path).is_dir() and not a_name:
+        return row, path, "folder"
     if looks_like_path or source in DATASETS:
         raise ValueError(
             f"No folder {path!r}. Expected a folder of class folders, or a "
@@ -414,14 +421,17 @@ def _preprocess(
     smaller_side: int | None,
     flip: bool | None,
 ) -> Preprocess:
-    size = (image_size, image_size) if isinstance(image_size, int) else (
-        *image_size,
-    )  # fmt: skip
-    if len(size) != 2 or min(size) < 1:
+    sides: tuple[Any, ...] = (
+        image_size if isinstance(image_size, Sequence) else (image_size,) * 2
+    )
+    if len(sides) != 2 or not all(
+        isinstance(side, (int, np.integer)) and side >= 1 for side in sides
+    ):
         raise ValueError(
             "`image_size` is a side or (height, width), in pixels. Received: "
             f"image_size={image_size}"
         )
+    size = (int(sides[0]), int(sides[1]))
     if crop is None:
         crop = row.crop if training else row.eval_crop
     if crop not in CROPS or (crop == "inception" and not training):
@@ -450,16 +460,9 @@ def _records(
     **arguments: Any,
 ) -> Records:
     builder = tfds_source.open_builder(path, data_dir)
-    name, percent = split, (0, 100)
-    if split.partition("[")[0] in row.splits and "%" in split:
-        # Not of TFDS's split, which may hold the row's test set.
-        name, percent = sources.part(split)
-    split = row.splits.get(name, name)
-    if "{p}" in split:
-        first = row.held_out * builder.info.splits["train"].num_examples // 100
-        split = split.format(p=first, p200=first + 200)
-    if percent != (0, 100):
-        split = tfds_source.part_of(builder, split, percent)
+    split = "+".join(
+        _of_row(builder, row, summand) for summand in split.split("+")
+    )
     records = tfds_source.open_records(
         builder,
         split,
@@ -475,6 +478,19 @@ def _records(
             f"at {path!r} has {len(records.class_names)}."
         )
     return records
+
+
+def _of_row(builder: Any, row: PaperDataset, split: str) -> str:
+    """TFDS's expression for a row's split, or a part of one."""
+    name, bracket, part = split.partition("[")
+    if name not in row.splits:
+        return split
+    # TFDS's split of the same name may hold the row's test set.
+    split = row.splits[name]
+    if "{p}" in split:
+        first = row.held_out * builder.info.splits["train"].num_examples // 100
+        split = split.format(p=first, p200=first + 200)
+    return tfds_source.part_of(builder, split, part) if bracket else split
 
 
 def _class_weights(

@@ -11,6 +11,7 @@ leave: what was prepared in advance does not count.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import keras
@@ -135,7 +136,7 @@ def build(
             nonlocal passes
             labels, weights, place, broken = arrays
             iteration, number, place = place.T
-            names = [name.decode() for name in broken]
+            names = [os.fsdecode(name) for name in broken]
             last = k == num_batches - 1
             if under_way:
                 under_way.arrived(
@@ -313,7 +314,7 @@ def _fetch(
         broken, their names if `under_way` is `None`, else error messages.
     """
     contents = [b"\0\0\0"] * len(places)
-    broken = np.full(len(places), "", object)
+    broken = np.full(len(places), b"", object)
     numbers = np.zeros((len(places), PLAN_SIZE), np.int32)
     numbers[:, : len(NOTHING)] = NOTHING
     size = preprocess.image_size
@@ -329,12 +330,15 @@ def _fetch(
             rng = draws(order.seed, int(epochs[i]), place)
             plan = preprocess.plan(picture.height, picture.width, rng)
             small = math.prod(plan.box[2:]) <= SMALL * math.prod(plan.size)
+            stretches = preprocess.stretches(plan)
             # What TensorFlow's decoder refuses cannot be left out, so that
             # Python decodes where it should be.
-            by_tensorflow = picture.plain_jpeg and under_way is not None
+            by_tensorflow = (
+                picture.plain_jpeg and under_way is not None and not stretches
+            )
             if not by_tensorflow:
                 kind, pixels = PIXELS, picture.pixels(plan.box)
-                if not small:
+                if stretches or not small:
                     # A chunk of large pictures would fill the memory. The
                     # result is TensorFlow's to within one grey level.
                     result = np.empty((*size, 3), np.uint8)
@@ -344,7 +348,9 @@ def _fetch(
                 contents[i] = pixels.tobytes()
         except ImageError as error:
             skip = under_way is None
-            broken[i] = source.name(*example) if skip else str(error)
+            message = source.name(*example) if skip else str(error)
+            # File names may hold what is no UTF-8.
+            broken[i] = os.fsencode(message)
             continue
         y, x, height, width = plan.box
         top, left, bottom, right = y, x, y + height, x + width

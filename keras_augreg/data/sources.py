@@ -7,6 +7,7 @@ number. TFDS, which reads in files' order, is in `tfds_source.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -16,7 +17,14 @@ import numpy as np
 
 from keras_augreg.data.decode import ArrayPicture, ImageError, Picture
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp",
+)  # fmt: skip
+# What folders of splits are called, in lower case: no names of classes.
+SPLITS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test")
+    + ("testing", "eval", "evaluation")
+)
 # Of class folders and digits, which come without a test split.
 TEST_SHARE = 0.2
 BUNDLED = ("digits",)
@@ -81,10 +89,12 @@ class Examples:
             return Picture(data, name)
         return ArrayPicture(data)
 
-    def pictures(self) -> Iterator[tuple[str, Picture | ArrayPicture]]:
-        """All examples' names and pictures, in order."""
+    def pictures(
+        self,
+    ) -> Iterator[tuple[str, Callable[[], Picture | ArrayPicture]]]:
+        """All examples' names, and how to read each, in order."""
         for i, name in enumerate(self.names):
-            yield name, self.picture(i)
+            yield name, functools.partial(self.picture, i)
 
     def subset(self, numbers: Iterable[int]) -> Examples:
         """These examples alone, in this order."""
@@ -142,11 +152,13 @@ def folder(
 
     Args:
         path: Either holds one folder for each split (`train/CLASS/x.jpg`), or
-            the class folders themselves. A folder `train` tells which.
+            the class folders themselves. Folders in `train`, or in the one
+            that `split` names, tell which.
         split: The split's folder; of class folders "train", "test" or "all".
         split_seed: Of the stratified split of class folders.
         class_names: The classes in the order of their labels; `None` for the
-            sorted names of the folders that `train` (or `path`) has.
+            sorted names of the folders that `train` has, or else the split,
+            or `path`.
         on_error: "raise" or "skip": what to do about an empty class folder
             and a class that `train` lacks.
 
@@ -157,14 +169,24 @@ def folder(
         ValueError: If a folder is not as described.
     """
     root = pathlib.Path(path)
-    with_splits = (root / "train").is_dir()
+    inside = _folders(root)
+    splits = [n for n in ("train", split) if n in inside and _folders(root / n)]
+    with_splits = bool(splits)
     top = root / split if with_splits else root
-    if not top.is_dir():
+    if not top.is_dir() or (
+        inside and not with_splits and SPLITS.issuperset(map(str.lower, inside))
+    ):
         raise ValueError(
-            f"{str(root)!r} has no split {split!r}. It has: {_folders(root)}"
+            f"{str(root)!r} has no split {split!r} with class folders in it. "
+            f"It has: {inside}"
+        )
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        raise ValueError(
+            "`class_names` has each class once. Received: class_names="
+            f"{list(class_names)}"
         )
     found = {name: _images(top / name) for name in _folders(top)}
-    of_train = root / "train" if with_splits else root
+    of_train = root / splits[0] if with_splits else root
     # An empty class is none, in every split alike.
     in_train = found if top == of_train else {
         name: _images(of_train / name) for name in _folders(of_train)
@@ -209,6 +231,18 @@ def folder(
     if with_splits:
         return everything
     return _split(everything, str(root), split, split_seed)
+
+
+def line_of(name: str) -> str:
+    """An example's name as a list of names has it, on one line."""
+    return name.replace("\n", "\\n")
+
+
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """Reads a list of names, a line each, whose bytes may be no UTF-8."""
+    text = pathlib.Path(path).read_bytes().decode("utf-8", "surrogateescape")
+    # `splitlines` would break at characters that names may hold.
+    return [line.removesuffix("\r") for line in text.split("\n") if line]
 
 
 def part(split: str) -> tuple[str, tuple[int, int]]:
@@ -287,12 +321,20 @@ def _folders(path: pathlib.Path) -> list[str]:
 
 def _images(path: pathlib.Path) -> list[str]:
     """Names of image files under a folder, relative to it, sorted."""
-    return sorted(
-        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
-        for where, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    )
+    found = []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for where, folders, names in os.walk(path, onerror=fail):
+        # Such as `.ipynb_checkpoints`, with copies.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.relpath(os.path.join(where, n), path).replace(os.sep, "/")
+            for n in names
+            if n.lower().endswith(EXTENSIONS) and not n.startswith(".")
+        ]
+    return sorted(found)
 
 
 def _split(

@@ -61,6 +61,8 @@ class Targets:
         Raises:
             ImageError: If no image of the batch could be read, without
                 padding.
+            ValueError: If an example without a label (-1, of a test set that
+                is kept secret) should get a vector or a class's weight.
         """
         bad = np.array([name != "" for name in broken], bool)
         if self.skipped is not None:
@@ -80,6 +82,13 @@ class Targets:
         elif not self.pad:
             take = np.flatnonzero(good)
         labels = np.where(padding, 0, labels.T).T[take]
+        of_class = self.one_hot or self.class_weights is not None
+        if of_class and (labels < 0).any():
+            raise ValueError(
+                "The split has examples without a label (-1), to which "
+                "`one_hot` and `class_weight` do not apply. Use it with "
+                "`predict` and without them, or take a split with labels."
+            )
         weights = (weights * good)[take].astype(np.float32)
         if self.class_weights is not None:
             weights = weights * self.class_weights[labels]

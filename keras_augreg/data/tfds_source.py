@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -60,13 +62,13 @@ class Records:
         """As `Examples.picture`."""
         return Picture(data, self.name(data, name), self.brightness)
 
-    def pictures(self) -> Iterator[tuple[str, Picture]]:
-        """All examples' names and pictures, in the order of the files."""
+    def pictures(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
+        """All examples' names, and how to read each, in the files' order."""
         import tensorflow as tf
 
         for record, name in self._read(tf, self.parts):
-            data = self.parse(record)[0].numpy()
-            yield name.numpy().decode(), self.picture(data, name.numpy())
+            data, name = self.parse(record)[0].numpy(), name.numpy()
+            yield name.decode(), functools.partial(self.picture, data, name)
 
     def stream(self, order: Order, num_batches: int) -> Callable[[Any], Any]:
         """Makes a function from a pass's first step to its examples.
@@ -235,28 +237,62 @@ def is_prepared_directory(path: str) -> bool:
     return os.path.exists(os.path.join(path, "dataset_info.json"))
 
 
-def part_of(builder: Any, split: str, percent: tuple[int, int]) -> str:
+def part_of(builder: Any, split: str, part: str) -> str:
     """TFDS's expression for a part of a split.
 
     Args:
         builder: Of the data set.
         split: In TFDS's syntax.
-        percent: (first, last) of each of the split's summands.
+        part: What follows the bracket in TFDS's syntax, such as `":100]"`
+            (of all examples) or `"10%:20%]"` (of each of the split's
+            summands).
 
     Returns:
         The expression, in numbers of examples.
+
+    Raises:
+        ValueError: If the part is not of that form, empty, or not within the
+            split.
     """
     import tensorflow_datasets as tfds
 
-    parts = []
+    pieces = []
     whole = tfds.core.ReadInstruction.from_spec(split)
     for piece in whole.to_absolute(builder.info.splits):
-        start = piece.from_ or 0
-        stop = piece.to
+        start, stop = piece.from_ or 0, piece.to
         if stop is None:
             stop = builder.info.splits[piece.splitname].num_examples
-        first, last = (start + (stop - start) * p // 100 for p in percent)
-        parts.append(f"{piece.splitname}[{first}:{last}]")
+        pieces.append((piece.splitname, start, stop))
+    unit = "%" if "%" in part else ""
+    total = 100 if unit else sum(stop - start for _, start, stop in pieces)
+    bound = f"(?:(-?[0-9]+){unit})?"
+    match = re.fullmatch(rf"{bound}:{bound}\]", part)
+    first, last = (
+        int(number) + total * number.startswith("-") if number else default
+        for number, default in zip(
+            match.groups() if match else "00", (0, total), strict=True
+        )
+    )
+    if not match or not 0 <= first < last <= total:
+        raise ValueError(
+            "Expected a part of a split such as 'train[:10%]' or "
+            f"'train[100:200]', within {total}{unit}. Received: "
+            f"[{part} of {split!r}"
+        )
+    parts, before = [], 0
+    for name, start, stop in pieces:
+        count = stop - start
+        if unit:
+            low, high = (count * p // 100 for p in (first, last))
+        else:
+            low, high = (min(max(p - before, 0), count) for p in (first, last))
+        if high > low:
+            parts.append(f"{name}[{start + low}:{start + high}]")
+        before += count
+    if not parts:
+        raise ValueError(
+            f"[{part} of {split!r} is no example at all. Take a larger part."
+        )
     return "+".join(parts)
 
 
@@ -315,6 +351,12 @@ def open_records(
         wanted.append(label)
     if sample_weight is not None:
         wanted.append(sample_weight)
+    stored = np.dtype(features[image].np_dtype)
+    if stored.kind != "u":
+        raise ValueError(
+            f"Expected images of uint8 or uint16. Feature {image!r} of "
+            f"{builder.name!r} holds {stored}; prepare it with uint8."
+        )
     missing = [key for key in wanted if key not in features]
     if missing:
         raise ValueError(

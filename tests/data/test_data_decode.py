@@ -82,6 +82,20 @@ def test_resize_keeps_constants(size, method, vectorized):
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.data(), st.tuples(sides, sides), st.tuples(sides, sides))
+def test_a_crop_of_an_area_resize_is_that_crop(data, size, to):
+    crop = [data.draw(st.integers(1, side)) for side in to]
+    y, x = (
+        data.draw(st.integers(0, side - part))
+        for side, part in zip(to, crop, strict=True)
+    )
+    pixels = noise(*size)
+    whole = decode.resize_area(pixels, to)
+    part = decode.resize_area(pixels, to, (y, x), crop)
+    np.testing.assert_array_equal(part, whole[y : y + crop[0], x : x + crop[1]])
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 700),
     width=st.integers(1, 700),
@@ -218,6 +232,14 @@ def test_16_bit_colour():
     assert largest_difference(upright(data), PHOTO) == 0
 
 
+def test_16_bit_grey_with_a_transparent_shade():
+    # 256 and 257 are one shade in 8 bits; only 257 is transparent.
+    shades = np.repeat(np.uint16([[256, 257, 40000]]), 4, axis=0)
+    grey = PIL.Image.fromarray(shades)
+    image = upright(encode(grey, "PNG", transparency=257))
+    assert image[0, :, 0].tolist() == [1, 255, 40000 >> 8]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_files_are_on_white(mode):
     image = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 255))
@@ -232,6 +254,29 @@ def test_transparent_files_are_on_white(mode):
     assert (image[:, :4] == 255).all()
     assert image[0, 7, 0] > 50
     assert (image[:, 4:, 1] < 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_picture_with_garbage_for_metadata_is_shown(kind):
+    options = {"WEBP": {"lossless": True}, "JPEG": LIGHTLY}.get(kind, {})
+    data = encode(PHOTO, kind, exif=b"Exif\0\0no TIFF at all", **options)
+    assert b"no TIFF at all" in data
+    assert largest_difference(upright(data), PHOTO) <= 12
+
+
+def test_a_png_file_is_decoded_once(monkeypatch):
+    loads = []
+    load = PIL.PngImagePlugin.PngImageFile.load_prepare
+    monkeypatch.setattr(
+        PIL.PngImagePlugin.PngImageFile,
+        "load_prepare",
+        lambda self: loads.append(self) or load(self),
+    )
+    picture = Picture(encode(PHOTO, "PNG"), "x")
+    for _ in range(2):
+        assert largest_difference(picture.pixels(WHOLE), PHOTO) == 0
+    # Again only for who asks again.
+    assert len(loads) == 2
 
 
 def test_cmyk():

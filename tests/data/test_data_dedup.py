@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from keras_augreg import data
 from keras_augreg.data import dedup
 from keras_augreg.data.decode import Picture
+from keras_augreg.data.loading import find
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -68,6 +71,27 @@ def test_near_finds_what_comparing_all_finds(ours, theirs, distance, draw):
     assert found.tolist() == expected
 
 
+def test_near_compares_few_pairs_at_once(monkeypatch):
+    # Pictures with a white border share a band: as a whole, too many pairs.
+    rng = np.random.RandomState(0)
+    ours, theirs = (
+        rng.randint(0, 2**62, n).astype(np.uint64) << np.uint64(16)
+        for n in (300, 70)
+    )
+    ours[250:] = theirs[:50] ^ np.uint64(5)
+    sizes = []
+    unpackbits = np.unpackbits
+    monkeypatch.setattr(
+        np,
+        "unpackbits",
+        lambda a, axis: sizes.append(a.size // 8) or unpackbits(a, axis),
+    )
+    monkeypatch.setattr(dedup, "PAIRS", 1000)
+    found = dedup.near(ours, theirs)
+    assert found.tolist() == [False] * 250 + [True] * 50
+    assert max(sizes) <= 1000
+
+
 def test_a_distance_out_of_range():
     none = np.zeros(0, np.uint64)
     with pytest.raises(ValueError, match=r"0 to 7 of 64 bits. Received: 8"):
@@ -98,3 +122,40 @@ def test_the_command_writes_names_that_load_leaves_out(tmp_path, capsys):
         train, "all", image_size=8, batch_size=2, training=False, exclude=out
     )
     assert info.num_examples == 4
+
+
+def test_odd_names_come_back_and_broken_files_can_be_left_out(
+    tmp_path, capsys, monkeypatch
+):
+    train = tmp_path / "train" / "cup"
+    test = tmp_path / "test" / "cup"
+    names = ["a\nb.png", "u\u2028x.png", "é.png", os.fsdecode(b"caf\xe9.png")]
+    for folder in (train, test):
+        folder.mkdir(parents=True)
+        for i, name in enumerate(names):
+            image = photo("coffee", (60, 40)).rotate(90 * i)
+            (folder / name).write_bytes(encode(image, "PNG"))
+    (train / "other.png").write_bytes(encode(photo("chelsea"), "PNG"))
+    (train / "empty.png").write_bytes(b"")
+    out = tmp_path / "out.txt"
+    command = [
+        f"--train={train.parent}:all", f"--against={test.parent}:all",
+        f"--out={out}",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"cup/empty.png.*on_error"):
+        dedup.main(command)
+    assert not out.exists()
+    monkeypatch.setattr(dedup, "EVERY", 0.0)
+    dedup.main([*command, "--on_error=skip"])
+    captured = capsys.readouterr()
+    assert "4 of 5 names written to" in captured.out
+    assert f"{train.parent}:all: 6 of 6 images hashed" in captured.err
+    _, info = data.load(
+        train.parent, "all", image_size=8, batch_size=1, training=False,
+        exclude=out,
+    )  # fmt: skip
+    assert info.num_examples == 2
+    # As somebody's editor on Windows writes it.
+    out.write_bytes(out.read_bytes().replace(b"\n", b"\r\n"))
+    names = ["cup/empty.png", "cup/other.png"]
+    assert find(train.parent, "all", exclude=out).names == names

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -93,6 +96,72 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "0.jpg").write_bytes(encode(photo("coffee")))
     with pytest.raises(ValueError, match="holds no images in class folders"):
         find(tmp_path)
+
+
+def test_an_evaluation_set_alone(tmp_path):
+    root = write_folder(tmp_path, 2, splits=("test",))
+    (root / "notes").mkdir()  # no picture in it
+    found = find(root, "test")
+    assert found.class_names == ["astronaut", "chelsea", "coffee"]
+    assert len(found) == 6
+    names = ["coffee", "astronaut", "chelsea"]
+    assert find(root, "test", class_names=names).class_names == names
+
+
+@pytest.mark.parametrize("folders", [("test",), ("Train", "Test"), ("val",)])
+def test_folders_of_splits_are_no_classes(tmp_path, folders):
+    root = write_folder(tmp_path, 2, splits=folders)
+    with pytest.raises(ValueError, match=r"no split 'train' with class fol"):
+        find(root)
+
+
+def test_a_class_may_be_called_train(root):
+    (root / "train").rename(root / "classes")
+    root = root / "classes"
+    (root / "coffee").rename(root / "train")
+    assert find(root, "all").class_names == ["astronaut", "chelsea", "train"]
+    assert find(root).class_names == ["astronaut", "chelsea", "train"]
+
+
+def test_hidden_folders_hold_no_images(root):
+    copies = root / "train" / "coffee" / ".ipynb_checkpoints"
+    copies.mkdir()
+    (copies / "00-checkpoint.jpg").write_bytes(encode(photo("coffee")))
+    assert len(find(root)) == 6
+
+
+def test_a_folder_that_cannot_be_listed(root, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("coffee"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="train/coffee"):
+        find(root)
+
+
+def test_a_class_twice(root):
+    names = ["chelsea", "coffee", "chelsea", "astronaut"]
+    with pytest.raises(ValueError, match=r"each class once.*'chelsea', 'coff"):
+        find(root, class_names=names)
+
+
+def test_a_path_is_no_name(root, tmp_path, monkeypatch):
+    for name in ("digits", "flowers", "cifar10"):
+        (root / "train").rename(root / name)
+        monkeypatch.chdir(root)
+        path = pathlib.Path(name)
+        assert find(path, "all").class_names[0] == "astronaut"
+        (root / name).rename(root / "train")
+    # And with TFDS's folder, a name is no path.
+    (root / "local").mkdir()
+    with pytest.raises(ValueError, match="Unknown source 'local'"):
+        find("local", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds no images"):
+        find("./local", data_dir=tmp_path)
 
 
 def test_excluded_names(root, tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_augreg import data
-from keras_augreg.data import loading, pipeline
+from keras_augreg.data import decode, loading, pipeline
 from keras_augreg.data.decode import SMALLER_SIDE, Preprocess
 from keras_augreg.data.order import Order, draws
 
@@ -573,6 +573,8 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         ({"steps": 0}, "at least 1.*steps=0"),
         ({"image_size": (8, 8, 3)}, r"`image_size`.*\(8, 8, 3\)"),
         ({"image_size": 0}, "`image_size`.*0"),
+        ({"image_size": 24.0}, "`image_size`.*24.0"),
+        ({"image_size": "24"}, "`image_size`.*24"),
         ({"crop": "center"}, "`crop` is one of.*'center'"),
         ({"crop": "inception", "training": False}, '"inception" is for train'),
         ({"smaller_side": 40}, "`smaller_side` belongs to.*inception"),
@@ -586,6 +588,66 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
 def test_wrong_arguments(photos, options, message):
     with pytest.raises(ValueError, match=message):
         load(photos, **options)
+
+
+def test_sizes_may_be_numpys(photos):
+    for size in (np.int64(8), (np.int32(8), 9)):
+        dataset, _ = load(photos, image_size=size, engine="python")
+        assert dataset[0][0].shape[:2] == (4, 8)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_broken_file_whose_name_is_no_utf_8(tmp_path, engine):
+    root = write_folder(tmp_path, 4)
+    name = os.fsdecode(b"caf\xe9.png")
+    (root / "test" / "chelsea" / name).write_bytes(b"no picture")
+    options = {"training": False, "engine": engine}
+    dataset, info = load(root, "test", on_error="skip", **options)
+    assert sum(len(batch[1]) for batch in read(dataset)) == 12
+    assert info.skipped.names == [f"chelsea/{name}"]
+    dataset, _ = load(root, "test", **options)
+    with pytest.raises(Exception, match=r"caf\\+udce9.png"):
+        read(dataset)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_thin_picture_is_not_enlarged_as_a_whole(tmp_path, kind, monkeypatch):
+    (tmp_path / "thread").mkdir()
+    for size in ((2, 900), (900, 2), (40, 44)):
+        file = tmp_path / "thread" / f"{size[0]}.{kind.lower()}"
+        file.write_bytes(encode(photo("coffee", size), kind, quality=100))
+    options = {"training": False, "crop": "resize_small", "batch_size": 3}
+    sizes = []
+    resize = decode.resize_area
+    monkeypatch.setattr(
+        decode,
+        "resize_area",
+        lambda *a: sizes.append(a[1:]) or resize(*a),
+    )
+    both = [
+        read(load(tmp_path, "all", engine=engine, **options)[0])
+        for engine in ENGINES
+    ]
+    assert_equal(*both, tolerance=1)
+    # 24 x 32 of 37 x 16650 pixels or the like, in both engines.
+    large = [s for s in sizes if np.prod(s[0]) > 10_000]
+    assert len(large) == 4
+    assert {s[2] for s in large} == {(24, 32)}
+    # As TensorFlow crops it from the whole.
+    name = sorted((tmp_path / "thread").iterdir())[0]
+    image = tf.io.decode_image(name.read_bytes(), 3)
+    if kind == "JPEG":
+        image = tf.io.decode_jpeg(
+            name.read_bytes(), 3, dct_method="INTEGER_ACCURATE"
+        )
+    preprocess = Preprocess(
+        (24, 32), "resize_small", False, False, round(24 * SMALLER_SIDE)
+    )
+    plan = preprocess.plan(*image.shape[:2], draws(0, 0, 0))
+    y, x = plan.corner
+    whole = tf.image.resize(image, plan.size, "area")
+    expected = tf.cast(whole[y : y + 24, x : x + 32], tf.uint8)
+    assert largest_difference(both[0][0][0][0], expected) <= 1
 
 
 def test_wrong_sources(photos, tmp_path):

@@ -418,18 +418,102 @@ def test_a_part_is_of_the_papers_split_not_of_tfds_s(data_dir, monkeypatch):
     )
     counts = [
         len(loading.find("local", split, data_dir=data_dir))
-        for split in ("train[:50%]", "train[50%:]", "val[40%:]", "test[:10%]")
-    ]
+        for split in (
+            "train[:50%]", "train[50%:]", "val[40%:]", "train[:9]",
+            "train[-2:]", "val[1:3]", "trainval[-10%:]",
+            "train[:50%]+val[:1]",
+        )
+    ]  # fmt: skip
     # TFDS's own train[50%:] would have some of `val`.
-    assert seen == ["train[0:9]", "train[9:18]", "train[20:23]", "test[0:0]"]
-    assert counts == [9, 9, 3, 0]
+    assert seen == [
+        "train[0:9]", "train[9:18]", "train[20:23]", "train[0:9]",
+        "train[16:18]", "train[19:21]", "train[20:23]",
+        "train[0:9]", "train[18:19]",
+    ]  # fmt: skip
+    assert counts == [9, 9, 3, 9, 2, 2, 3, 10]
     builder = tfds.builder("local_photos", data_dir=data_dir)
-    for whole, percent, expected in [
-        ("train", (0, 100), "train[0:23]"),
-        ("train[80%:]", (20, 80), "train[19:22]"),
-        ("train[:10]+test[2:]", (0, 50), "train[0:5]+test[2:4]"),
+    for whole, part, expected in [
+        ("train", ":]", "train[0:23]"),
+        ("train[80%:]", "20%:80%]", "train[19:22]"),
+        ("train[:10]+test[2:]", ":50%]", "train[0:5]+test[2:4]"),
+        ("train[:10]+test[2:]", "8:12]", "train[8:10]+test[2:4]"),
+        ("train[:10]+test[2:]", "-3:]", "test[4:7]"),
     ]:
-        assert part_of(builder, whole, percent) == expected
+        assert part_of(builder, whole, part) == expected
+    for split, message in [
+        ("test[:10%]", r"\[:10%\] of 'test' is no example at all"),
+        ("val[:6]", r"part of a split.*within 5. Received: \[:6\] of 'train"),
+        ("val[3:3]", "within 5. Received"),
+        ("val[:110%]", "within 100%. Received"),
+        ("val[1:10%]", "within 100%. Received"),
+        ("val[0shard]", "part of a split such as"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            loading.find("local", split, data_dir=data_dir)
+
+
+def test_what_tfds_imports_to_prepare_a_data_set_is_installed():
+    assert tfds.builder_cls("cifar10").code_path.name.endswith(".py")
+
+
+def test_images_that_are_no_integers(tmp_path):
+    class Floats(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(
+                    shape=(None, None, 1), dtype=np.float32
+                ),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            image = np.ones((4, 4, 1), np.float32)
+            yield 0, {"image": image, "label": 1}
+
+    Floats(data_dir=tmp_path).download_and_prepare()
+    with pytest.raises(ValueError, match="'image' of 'floats' holds float32"):
+        loading.find("floats", "train", data_dir=tmp_path)
+
+
+def test_examples_without_a_label(tmp_path):
+    class Secret(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(3):
+                yield i, {"image": np.zeros((4, 4, 3), np.uint8), "label": -1}
+
+    Secret(data_dir=tmp_path).download_and_prepare()
+    common = {
+        "image_size": 4, "batch_size": 2, "training": False,
+        "data_dir": tmp_path,
+    }  # fmt: skip
+    dataset, _ = data.load("secret", "test", **common)
+    assert [batch[1].tolist() for batch in read(dataset)] == [[-1, -1], [-1]]
+    for options in ({"one_hot": True}, {"class_weight": {1: 2.0}}):
+        dataset, _ = data.load("secret", "test", **common, **options)
+        with pytest.raises(Exception, match=r"without a label \(-1\)"):
+            read(dataset)
 
 
 def test_labels_that_vtab_computes():
