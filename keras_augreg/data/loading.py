@@ -153,7 +153,8 @@ def load(
             `"skip"`: it is left out (in training, the next image of the batch
             takes its place), counted in `info.skipped`, and a warning at the
             end of the epoch says how many there were; then the TensorFlow
-            engine decodes whole pictures in Python, too, and takes longer.
+            engine decodes whole pictures in Python, too, and takes longer. A
+            batch without any image is an error, unless it is padded.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, without TensorFlow) or `"auto"`: Python
             where TensorFlow is not installed, and for digits where it is not
@@ -199,11 +200,23 @@ def load(
                 f"{argument}={value!r}"
             )
     for name, its_value in (("seed", seed), ("split_seed", split_seed)):
-        if its_value not in range(2**32):
+        if not _is_integer(its_value) or not 0 <= its_value < 2**32:
             raise ValueError(
                 f"`{name}` is an integer from 0 to 2**32 - 1. Received: "
-                f"{name}={its_value}"
+                f"{name}={its_value!r}"
             )
+    for name, count in (("start_step", start_step), ("steps", steps)):
+        if count is not None and not _is_integer(count):
+            raise ValueError(
+                f"`{name}` is an integer. Received: {name}={count!r}"
+            )
+    # NumPy's integers would draw from other streams.
+    seed, split_seed, start_step = int(seed), int(split_seed), int(start_step)
+    if pad is False and hosts > 1 and not training:
+        raise ValueError(
+            "Several hosts have batches of one size: evaluate with `pad=True` "
+            f"or `None`. Received: pad=False, host={host}"
+        )
     if not training and (start_step or steps is not None):
         raise ValueError(
             "`start_step` and `steps` belong to training; an evaluation is "
@@ -334,7 +347,7 @@ def find(
         )
     if sample_weight is not None:
         weights = np.asarray(sample_weight)
-        if weights.shape != (len(found),) or weights.dtype.kind not in "fiu":
+        if weights.shape != (len(found),) or weights.dtype.kind not in "fiub":
             raise ValueError(
                 f"`sample_weight` has one number for each of the {len(found)} "
                 f"examples. Received: {sample_weight!r}"
@@ -384,6 +397,11 @@ def _locate(
     return row, path, "tfds"
 
 
+def _is_integer(value: Any) -> bool:
+    """Whether a value is a whole number, and not a truth value."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _engine(engine: str, kind: str, path: str) -> str:
     installed = importlib.util.find_spec("tensorflow") is not None
     if engine == "auto":
@@ -425,7 +443,7 @@ def _preprocess(
         image_size if isinstance(image_size, Sequence) else (image_size,) * 2
     )
     if len(sides) != 2 or not all(
-        isinstance(side, (int, np.integer)) and side >= 1 for side in sides
+        _is_integer(side) and side >= 1 for side in sides
     ):
         raise ValueError(
             "`image_size` is a side or (height, width), in pixels. Received: "

@@ -10,6 +10,7 @@ leave: what was prepared in advance does not count.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import Any
@@ -89,6 +90,11 @@ def build(
     tf = tensorflow()
     passes = 0
     under_way = _UnderWay() if targets.skipped is None else None
+    if isinstance(source, Records):
+        # Once, for its cache to last from pass to pass.
+        stream = source.stream(order, num_batches)
+    else:
+        stream = functools.partial(_examples, tf, source, order, num_batches)
 
     def begin() -> tuple[np.ndarray, np.ndarray]:
         iteration = under_way.begin() if under_way else 0
@@ -96,12 +102,10 @@ def build(
         return np.array(step), np.array(iteration)
 
     def chunks(step: Any, iteration: Any) -> Any:
-        if isinstance(source, Records):
-            found = source.stream(order, num_batches)(step).enumerate()
-        else:
-            found = _examples(tf, source, order, step, num_batches)
-        return found.batch(CHUNK).map(
-            lambda number, example: (iteration, number, *example)
+        return (
+            stream(step)
+            .batch(CHUNK)
+            .map(lambda number, example: (iteration, number, *example))
         )
 
     def fetch(
@@ -126,6 +130,15 @@ def build(
     def decode(data: Any, plan: Any, *more: Any) -> Any:
         return _decode(tf, data, plan, preprocess), *more
 
+    def decoded(*chunk: Any) -> Any:
+        examples = tf.data.Dataset.from_tensor_slices(chunk)
+        examples = examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        if under_way is None:
+            return examples
+        # `finish` raises. Of this dataset, and not of one that reads: tf.data
+        # would try a file that has been deleted for ever.
+        return examples.ignore_errors(log_warning=True)
+
     label_shape = source.labels.shape[1:]
     int_labels = not targets.one_hot and not label_shape
 
@@ -140,11 +153,7 @@ def build(
             last = k == num_batches - 1
             if under_way:
                 under_way.arrived(
-                    iteration[0],
-                    number,
-                    names,
-                    k * order.host_batch,
-                    last,
+                    iteration, number, names, k, order.host_batch, last
                 )
             done = targets(labels, weights, place == PADDING, names)
             step = first_step + passes * num_batches + int(k)
@@ -177,11 +186,25 @@ def build(
     )
     dataset = dataset.flat_map(chunks)
     dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.unbatch()
-    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if under_way is not None:
-        dataset = dataset.ignore_errors(log_warning=True)  # `finish` raises.
+    # One chunk after the other; while the last images of one are decoded, the
+    # next one is begun.
+    dataset = dataset.interleave(
+        decoded,
+        cycle_length=2,
+        block_length=CHUNK,
+        num_parallel_calls=2,
+        deterministic=True,
+    )
     dataset = dataset.batch(order.host_batch)
+    if under_way is not None:
+        # In the place of a batch that has lost all of its examples.
+        nothing = tf.nest.map_structure(
+            lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype),
+            dataset.element_spec,
+        )
+        dataset = dataset.concatenate(
+            tf.data.Dataset.from_tensors(nothing)
+        ).take(num_batches)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset = dataset.enumerate().map(finish)
     dataset = dataset.apply(
@@ -199,9 +222,9 @@ def build(
 
 
 def _examples(
-    tf: Any, source: Examples, order: Order, first: Any, num_batches: int
+    tf: Any, source: Examples, order: Order, num_batches: int, first: Any
 ) -> Any:
-    """(number in the pass, example), the latter as in `Records.stream`."""
+    """As what `Records.stream` returns."""
 
     def of_step(step: Any, first: Any) -> Any:
         batch = order.batch(int(step))
@@ -260,19 +283,21 @@ class _UnderWay:
 
     def arrived(
         self,
-        iteration: int,
+        iterations: np.ndarray,
         numbers: np.ndarray,
         broken: list[str],
-        first: int,
+        k: int,
+        size: int,
         last: bool,
     ) -> None:
         """Raises if an example of a batch is broken or missing.
 
         Args:
-            iteration: From `begin`.
-            numbers: Of the examples of the batch.
+            iterations: From `begin`, for each example of the batch.
+            numbers: Of the examples.
             broken: What is wrong with each of them, "" for nothing.
-            first: The number that the batch should begin with.
+            k: The batch's number in the pass.
+            size: How many examples a batch has; the last one may have fewer.
             last: Whether it is the last batch of the pass.
 
         Raises:
@@ -280,10 +305,12 @@ class _UnderWay:
         """
         for message in filter(None, broken):
             raise ImageError(message)
+        iteration = iterations[0] if len(iterations) else self._begun
         files = self._files.get(iteration, {})
         for number in numbers.tolist():
             files.pop(number, None)
-        missing = set(range(first, first + len(numbers))) - set(numbers)
+        count = len(numbers) if last else size
+        missing = set(range(k * size, k * size + count)) - set(numbers)
         if last:
             missing |= set(files)
         if missing:

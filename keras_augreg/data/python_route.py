@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -60,15 +61,18 @@ class Batches(keras.utils.PyDataset):
         self._order = order
         self._preprocess = preprocess
         self._targets = targets
-        self._first_step = first_step
+        self._first_step = first_step  # of the next pass
         self._length = num_batches
         self._skipped = targets.skipped
         threads = os.cpu_count() or 1
+        self._lock = threading.Lock()  # Keras may have several workers.
         self._pool = ThreadPoolExecutor(threads)
         _keep_blocks(2 * threads)
-        self._jobs: dict[int, _Job] = {}
-        # The steps of this pass, by the index they were asked for with.
+        # Of the pass that `fit` is in: its first step, its steps by the index
+        # they were asked for with, and what is under way.
+        self._begun = first_step
         self._steps: dict[int, int] = {}
+        self._jobs: dict[int, _Job] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -84,14 +88,20 @@ class Batches(keras.utils.PyDataset):
         return self._length
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        self._begin_pass()
-        for index in range(self._length):
-            yield self[index]
+        if not self._order.training:
+            self._begin_pass()
+            yield from (self[index] for index in range(self._length))
+            return
+        # Not the pass that `fit` is in, which a callback may look beside.
+        steps = range(self._first_step, self._first_step + self._length)
+        jobs: dict[int, _Job] = {}
+        for step in steps:
+            batch = self._batch(step, steps[-1], jobs)
+            self._delivered(step, last=step == steps[-1])
+            yield batch
 
     def _begin_pass(self) -> None:
-        if len(self._steps) == self._length and self._order.training:
-            self._first_step += self._length
-        self._steps = {}
+        self._begun, self._steps = self._first_step, {}
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         if not 0 <= index < self._length:
@@ -99,21 +109,36 @@ class Batches(keras.utils.PyDataset):
                 f"Batch {index} of a data set with {self._length} batches."
             )
         again = index in self._steps
-        count = len(self._steps) if self._order.training else index
-        step = self._steps.setdefault(index, self._first_step + count)
-        last = self._first_step + self._length - 1
-        wanted = range(step, min(step + AHEAD, last) + 1)
-        jobs = self._jobs
-        self._jobs = {s: jobs.get(s) or self._start(s) for s in wanted}
-        batch = self._finish(self._jobs.pop(step))
-        # A run's one pass has many epochs; an evaluation's steps may come in
-        # any order.
-        ended = len(self._steps) == self._length or (
-            self._order.training and self._order.ends_epoch(step)
-        )
-        if ended and not again and self._skipped:
-            self._skipped.end_epoch()
+        with self._lock:
+            count = len(self._steps) if self._order.training else index
+            step = self._steps.setdefault(index, self._begun + count)
+        batch = self._batch(step, self._begun + self._length - 1, self._jobs)
+        if not again:
+            self._delivered(step, last=len(self._steps) == self._length)
         return batch
+
+    def _delivered(self, step: int, last: bool) -> None:
+        """Counts passes, and ends epochs, of which a pass may have many."""
+        if last and self._order.training:
+            self._first_step += self._length
+        # An evaluation's steps may come in any order.
+        ended = last or (self._order.training and self._order.ends_epoch(step))
+        if ended and self._skipped:
+            self._skipped.end_epoch()
+
+    def _batch(
+        self, step: int, last: int, jobs: dict[int, _Job]
+    ) -> tuple[np.ndarray, ...]:
+        """The batch of a step, from jobs of which the next ones are begun."""
+        wanted = range(step, min(step + AHEAD, last) + 1)
+        with self._lock:
+            for other in [s for s in jobs if s not in wanted]:
+                del jobs[other]
+            for s in wanted:
+                if s not in jobs:
+                    jobs[s] = self._start(s)
+            job = jobs.pop(step)
+        return self._finish(job)
 
     def _start(self, step: int) -> _Job:
         batch = self._order.batch(step)

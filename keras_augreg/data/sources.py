@@ -194,8 +194,11 @@ def folder(
     empty = [n for n, files in in_train.items() if not files]
     known = list(class_names or (n for n in in_train if n not in empty))
     unknown = [n for n in found if n not in known and n not in empty]
+    lost = _lost_links(top)
     problem = None
-    if class_names is None and empty:
+    if lost:
+        problem = f"{str(top / lost[0])!r} is a link to nothing"
+    elif class_names is None and empty:
         problem = (
             f"The class folder {str(of_train / empty[0])!r} holds no image "
             f"(expected files that end in {', '.join(EXTENSIONS)})"
@@ -226,7 +229,8 @@ def folder(
         read=lambda i: _read_file(f"{top}/{names[i]}"),
         root=str(top),
         left_out=[f"{n}/{f}" for n in unknown for f in found[n]]
-        + [f"{n}/" for n in empty if class_names is None],
+        + [f"{n}/" for n in empty if class_names is None]
+        + lost,
     )
     if with_splits:
         return everything
@@ -316,6 +320,15 @@ def _folders(path: pathlib.Path) -> list[str]:
         p.name
         for p in path.iterdir()
         if p.is_dir() and not p.name.startswith(".")
+    )
+
+
+def _lost_links(path: pathlib.Path) -> list[str]:
+    """Links in the places of class folders that lead nowhere."""
+    return sorted(
+        p.name
+        for p in path.iterdir()
+        if p.is_symlink() and not p.exists() and not p.name.startswith(".")
     )
 
 

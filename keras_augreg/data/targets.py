@@ -69,10 +69,15 @@ class Targets:
             self.skipped.add(name for name in broken if name)
         good = ~(bad | padding)
         if bad.any() and not good.any() and not self.pad:
+            otherwise = (
+                "use larger batches"
+                if self.training
+                else "evaluate with `pad=True` and `weighted_metrics`"
+            )
             raise ImageError(
                 "No image of a batch could be read, among them "
                 f"{broken[int(bad.argmax())]!r}. Remove such files, or "
-                "evaluate with `pad=True`."
+                f"{otherwise}."
             )
         take = np.arange(len(labels))
         if self.training:

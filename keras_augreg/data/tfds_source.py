@@ -78,9 +78,9 @@ class Records:
             num_batches: How many batches a pass has.
 
         Returns:
-            A function from an int64 tensor to a `tf.data.Dataset` of (epoch,
-            place, (bytes, name), label, weight). The records before the
-            first step are read and not parsed.
+            A function from an int64 tensor to a `tf.data.Dataset` of (number
+            in the pass, (epoch, place, (bytes, name), label, weight)). The
+            records before the first step are read and not parsed.
         """
         import tensorflow as tf
 
@@ -114,7 +114,7 @@ class Records:
             records = tf.data.Dataset.range(step // order.steps, last + 1)
             records = records.flat_map(epoch_records)
             records = records.skip(step % order.steps * size)
-            return records.take(num_batches * size).map(parse)
+            return records.take(num_batches * size).map(parse).enumerate()
 
         def evaluation(step: Any) -> Any:
             records = self._read(tf, self.parts) if kept is None else kept
@@ -122,15 +122,14 @@ class Records:
             records = records.enumerate()
             records = records.map(lambda i, r: parse(zero, i, *r))
             if not order.pad:
-                return records
+                return records.enumerate()
             nothing = (zero, zero + PADDING, (tf.constant(""),) * 2)
             label = tf.zeros(self.labels.shape[1:], self.labels.dtype)
             padding = tf.data.Dataset.from_tensors(
                 (*nothing, label, tf.zeros([]))
             )
-            return records.concatenate(padding.repeat()).take(
-                num_batches * size
-            )
+            records = records.concatenate(padding.repeat())
+            return records.take(num_batches * size).enumerate()
 
         return training if order.training else evaluation
 
@@ -146,7 +145,9 @@ class Records:
             for i, dtype in enumerate((tf.string, tf.int64, tf.int64))
         ]
         columns.append(
-            tf.constant([os.path.basename(part[0]) for part in parts])
+            tf.constant(
+                [os.path.basename(part[0]) for part in parts], tf.string
+            )
         )
         if epoch is not None:
             shuffled = tf.numpy_function(
@@ -231,8 +232,12 @@ def open_builder(name: str, data_dir: str | None) -> Any:
 def is_prepared_directory(path: str) -> bool:
     """Whether TFDS wrote this directory, local or on `gs://`."""
     if "://" in path:
-        import tensorflow as tf
-
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            raise ImportError(
+                f"Reading {path!r} needs pip install 'keras_augreg[data]'"
+            ) from error
         return bool(tf.io.gfile.exists(f"{path}/dataset_info.json"))
     return os.path.exists(os.path.join(path, "dataset_info.json"))
 

@@ -143,6 +143,13 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch):
         find(root)
 
 
+def test_a_link_to_nothing_in_the_place_of_a_class(root):
+    (root / "train" / "tea").symlink_to(root / "elsewhere")
+    with pytest.raises(ValueError, match=r"train/tea' is a link to nothing"):
+        find(root)
+    assert find(root, on_error="skip").left_out == ["tea"]
+
+
 def test_a_class_twice(root):
     names = ["chelsea", "coffee", "chelsea", "astronaut"]
     with pytest.raises(ValueError, match=r"each class once.*'chelsea', 'coff"):

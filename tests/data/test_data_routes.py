@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -256,6 +258,67 @@ def test_a_pass_that_was_left_begins_again(photos, engine):
     assert_equal(read(dataset), second)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pass_left_before_its_last_batch_is_not_complete(photos, engine):
+    dataset, _ = load(photos, engine=engine)
+    first = read(dataset)
+    dataset, _ = load(photos, engine=engine)
+    batches = iter(dataset)
+    for _ in range(len(first) - 1):
+        next(batches)
+    time.sleep(0.5)  # Nothing that reads ahead may count.
+    del batches
+    assert_equal(read(dataset), first)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_looking_at_a_batch_does_not_change_those_of_fit(photos, engine):
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                next(iter(self.data))
+
+    class Note(keras.layers.Layer):
+        def call(self, x, training=False):
+            if training:
+                self.seen.append(np.asarray(x).tobytes())
+            return keras.ops.cast(x, "float32")
+
+    seen = []
+    for look in (False, True):
+        dataset, _ = load(photos, engine=engine, one_hot=True)
+        callback, layer = Look(), Note()
+        callback.data, layer.seen = dataset, []
+        model = keras.Sequential(
+            [
+                keras.Input((24, 32, 3)),
+                layer,
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+        model.compile("sgd", "mse", run_eagerly=True)
+        model.fit(
+            dataset,
+            epochs=2,
+            verbose=0,
+            callbacks=[callback] if look else [],
+        )
+        seen.append(layer.seen)
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 8  # Of two epochs.
+
+
+def test_workers_get_all_batches(photos):
+    dataset, _ = load(photos, engine="python", batch_size=1)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(dataset.__getitem__, range(len(dataset))))
+    expected = read(load(photos, engine="python", batch_size=1)[0])
+    keys = [{batch[0].tobytes() for batch in b} for b in (threaded, expected)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 18
+
+
 def test_fit_may_shuffle_the_indices(photos):
     dataset, _ = load(photos, engine="python")
     expected = read(dataset)
@@ -454,14 +517,45 @@ def test_restart_with_broken_files(broken, engine):
     assert_equal(rest, whole[3:])
 
 
-def test_a_jpeg_file_that_is_damaged_inside(tmp_path):
+def torn():
+    """A JPEG file that is whole, but for its Huffman tables."""
     whole = bytearray(encode(photo("coffee", (96, 72))))
     tables = whole.index(b"\xff\xc4")
     whole[tables + 5 : tables + 60] = bytes(55)
+    return whole
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("good", [0, 4, 7])
+def test_batches_of_damaged_files_alone(tmp_path, engine, good):
+    (tmp_path / "cup").mkdir()
+    for i in range(12):
+        content = torn() if i >= good else encode(photo("coffee", (96, 72)))
+        (tmp_path / "cup" / f"{i:02}.jpg").write_bytes(content)
+    for options in (
+        {"training": False},
+        {"training": False, "pad": True},
+        {"training": False, "batch_size": 5},
+        {"training": False, "batch_size": 1},
+        {"batch_size": 1 if good == 0 else 4},
+    ):
+        dataset, _ = load(tmp_path, "all", engine=engine, **options)
+        with pytest.raises(Exception, match=r"cup/\d\d\.jpg"):
+            read(dataset)
+    for training, advice in ((False, "`pad=True` and"), (True, "use larger")):
+        options = {"training": training, "batch_size": 1}
+        dataset, _ = load(
+            tmp_path, "all", engine=engine, on_error="skip", **options
+        )
+        with pytest.raises(Exception, match=f"No image of a.*jpg.*{advice}"):
+            read(dataset)
+
+
+def test_a_jpeg_file_that_is_damaged_inside(tmp_path):
     (tmp_path / "cup").mkdir()
     (tmp_path / "cup" / "good.jpg").write_bytes(encode(photo("coffee")))
     bad = tmp_path / "cup" / "torn.jpg"
-    bad.write_bytes(whole)
+    bad.write_bytes(torn())
     options = {"split": "all", "training": False, "batch_size": 2}
     with pytest.raises(data.ImageError, match=str(bad)):
         read(load(tmp_path, engine="python", **options)[0])
@@ -538,7 +632,12 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         "    data.load(sys.argv[1], 'train', image_size=16, batch_size=4,"
         " training=True, engine='tensorflow')\n"
         "except ImportError as error:\n"
-        "    print(json.dumps([i.engine, x[0].shape, str(error)]))\n"
+        "    kept = str(error)\n"
+        "try:\n"
+        "    data.load('gs://tfds/x', 'train', image_size=16, batch_size=4,"
+        " training=True)\n"
+        "except ImportError as other:\n"
+        "    print(json.dumps([i.engine, x[0].shape, kept, str(other)]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(photos)],
@@ -548,10 +647,11 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         text=True,
         check=True,
     )
-    engine, shape, error = json.loads(done.stdout.splitlines()[-1])
+    engine, shape, error, other = json.loads(done.stdout.splitlines()[-1])
     assert engine == "python"
     assert shape == [4, 16, 16, 3]
     assert "pip install tensorflow" in error
+    assert "'gs://tfds/x' needs pip install 'keras_augreg[data]'" in other
 
 
 # --- arguments
@@ -571,6 +671,14 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         ({"split_seed": 2**32}, "`split_seed` is an integer from 0"),
         ({"start_step": -1}, "at least 0.*start_step=-1"),
         ({"steps": 0}, "at least 1.*steps=0"),
+        ({"steps": 2.0}, "`steps` is an integer.*steps=2.0"),
+        ({"start_step": True}, "`start_step` is an integer.*True"),
+        ({"seed": None}, "`seed` is an integer from 0.*seed=None"),
+        ({"seed": 3.0}, "`seed` is an integer from 0.*seed=3.0"),
+        (
+            {"training": False, "pad": False, "host": (0, 2)},
+            r"one size.*pad=False, host=\(0, 2\)",
+        ),
         ({"image_size": (8, 8, 3)}, r"`image_size`.*\(8, 8, 3\)"),
         ({"image_size": 0}, "`image_size`.*0"),
         ({"image_size": 24.0}, "`image_size`.*24.0"),
@@ -590,7 +698,15 @@ def test_wrong_arguments(photos, options, message):
         load(photos, **options)
 
 
-def test_sizes_may_be_numpys(photos):
+def test_numbers_may_be_numpys(photos):
+    seed = np.int64(2**32 - 1)  # In no time.
+    ours, _ = load(photos, seed=seed, start_step=np.int32(2), engine="python")
+    theirs, _ = load(photos, seed=int(seed), start_step=2, engine="python")
+    assert_equal(read(ours), read(theirs))
+    weights = np.arange(18) % 2 == 0
+    dataset, _ = load(photos, training=False, sample_weight=weights)
+    given = np.concatenate([batch[2] for batch in read(dataset)])
+    np.testing.assert_array_equal(given, weights.astype(np.float32))
     for size in (np.int64(8), (np.int32(8), 9)):
         dataset, _ = load(photos, image_size=size, engine="python")
         assert dataset[0][0].shape[:2] == (4, 8)

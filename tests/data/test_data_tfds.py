@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from data_photos import CLASSES, encode, largest_difference, pictures
 
 from keras_augreg import data
-from keras_augreg.data import loading, tfds_source
+from keras_augreg.data import loading, pipeline, tfds_source
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -190,6 +191,74 @@ def test_hosts_have_disjoint_examples_and_equal_steps(data_dir, everything):
                 keep = [True] * 2 if training else batch[2] == 1
                 seen += [known[key(image)] for image in batch[0][keep]]
         assert len(set(seen)) == len(seen) == (18 if training else 23)
+
+
+def test_more_hosts_than_examples(data_dir):
+    seen = []
+    for host in range(5):
+        dataset, _ = load(
+            data_dir, "train[:2]", False, batch_size=5, host=(host, 5)
+        )
+        ((_, labels, weights),) = read(dataset)
+        assert len(labels) == 1
+        seen += weights.tolist()
+    assert sorted(seen) == [0, 0, 0, 1, 1]
+
+
+def test_hosts_draw_different_crops(data_dir, monkeypatch):
+    drawn = []
+    draws = pipeline.draws
+    monkeypatch.setattr(
+        pipeline, "draws", lambda *a: drawn.append(a) or draws(*a)
+    )
+    for host in (0, 1):
+        read(load(data_dir, host=(host, 2))[0])
+    assert len(drawn) == len(set(drawn)) == 20
+
+
+def test_the_seed_shuffles_files(data_dir, everything):
+    known = {key(image): i for i, image in enumerate(everything[0])}
+    orders = []
+    for seed in (0, 1):
+        dataset, _ = load(
+            data_dir, crop="resize", flip=False, shuffle_buffer=1, seed=seed
+        )
+        images = np.concatenate([batch[0] for batch in read(dataset)])
+        orders.append([known[key(image)] for image in images])
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_cache_lasts_from_pass_to_pass(data_dir, tmp_path, training):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir, copy)
+    dataset, _ = load(copy, training=training, cache=True)
+    first = read(dataset)
+    for file in copy.glob("**/*.tfrecord*"):
+        file.unlink()
+    second = read(dataset)
+    assert len(first) == len(second)
+    same = [key(a[0]) == key(b[0]) for a, b in zip(first, second, strict=True)]
+    assert all(same) != training
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_of_records_that_is_lost_or_damaged(
+    data_dir, tmp_path, training, on_error
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir, copy)
+    dataset, _ = load(copy, training=training, on_error=on_error)
+    file = sorted(copy.glob("**/*train.tfrecord*"))[1]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
+        read(dataset)
+    file.unlink()
+    with pytest.raises(tf.errors.NotFoundError, match=file.name):
+        read(dataset)
 
 
 def test_excluded_examples(data_dir, everything):
