@@ -4,10 +4,11 @@ r"""Measures `keras_augreg.data` against a bare tf.data pipeline, in turn.
 
 FOLDER holds class folders of JPEG files; without it, 600 photos of 500 x 375
 pixels are made of those that ship with scikit-image. Every round reads every
-file twenty times with each pipeline: decode, inception crop, resize to 224, flip,
-batches of 64. Printed are medians over the rounds: images/s after the first
-batch, the ratio to the bare pipeline of the same round, processor time, which
-other work on the machine disturbs less, and the seconds to the first batch.
+file twenty times with each pipeline: decode, inception crop, resize to 224,
+flip, batches of 64. Printed are medians over the rounds: images/s after the
+first batch, the ratio to the bare pipeline of the same round, processor time,
+which other work on the machine disturbs less, and the seconds to the first
+batch.
 """
 
 from __future__ import annotations
