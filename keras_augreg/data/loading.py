@@ -366,8 +366,10 @@ def _locate(
     Sources that are no data set of the paper have a row without splits and
     classes; the third is "bundled", "folder" or "tfds".
     """
-    if isinstance(source, os.PathLike):  # No name, and "./" says so.
-        source = os.path.join(".", source)
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+        if "://" not in source:  # It is no name, which "./" says.
+            source = os.path.join(".", source)
     if source in sources.BUNDLED:
         row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
         return row, source, "bundled"

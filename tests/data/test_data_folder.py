@@ -157,12 +157,20 @@ def test_a_class_twice(root):
 
 
 def test_a_path_is_no_name(root, tmp_path, monkeypatch):
+    epath = pytest.importorskip("etils.epath")
     for name in ("digits", "flowers", "cifar10"):
         (root / "train").rename(root / name)
         monkeypatch.chdir(root)
         path = pathlib.Path(name)
         assert find(path, "all").class_names[0] == "astronaut"
         (root / name).rename(root / "train")
+    monkeypatch.setattr(
+        loading.tfds_source, "is_prepared_directory", "gs://b/x".__eq__
+    )
+    assert loading._locate(epath.Path("gs://b/x"), None)[1:] == (
+        "gs://b/x",
+        "tfds",
+    )
     # And with TFDS's folder, a name is no path.
     (root / "local").mkdir()
     with pytest.raises(ValueError, match="Unknown source 'local'"):
