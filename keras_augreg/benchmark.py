@@ -23,9 +23,9 @@ from keras_augreg.variants import VARIANTS
 
 TASKS = ("infer", "train")
 CLASSES = 1000
-# Sides of the matrix product that FLOP/s are compared with: large enough to
-# reach the device's speed.
-SIDE_CPU, SIDE_ACCELERATOR = 2048, 8192
+# Sides of the matrix products that FLOP/s are compared with, doubled from the
+# smallest on; the largest are large enough to reach the device's speed.
+SMALLEST, LARGEST_CPU, LARGEST_ACCELERATOR = 128, 2048, 8192
 # Measurements of each figure, whose median counts.
 REPEATS = 3
 
@@ -78,8 +78,8 @@ def measure(
         of the process on a CPU; `"first_call_s"`, build
         and compilation; `"gflops"`, 10^9 floating-point operations a second
         (a training step counts as three inferences); `"share"` of what a
-        large matrix product in the same dtype reaches, measured in the same
-        process in turn.
+        matrix product in the same dtype reaches (of up to 2048 rows on a CPU,
+        8192 on an accelerator), measured in the same process in turn.
 
     Raises:
         ValueError: If there is no such model or task.
@@ -194,20 +194,37 @@ def _accelerated() -> bool:
 
 
 def _matrix_rate(policy: str, seconds: float) -> float:
-    """FLOP/s of the backend's matrix product in the policy's dtype."""
-    side = SIDE_ACCELERATOR if _accelerated() else SIDE_CPU
+    """FLOP/s of the backend's fastest matrix product in the policy's dtype."""
     dtype = keras.dtype_policies.get(policy).compute_dtype
-    left = keras.random.normal((side, side), 0.0, side**-0.5, seed=0)
-    left = ops.cast(left, dtype)
 
-    def once(count: int) -> None:
-        product = left
-        for _ in range(count):
-            product = ops.matmul(left, product)
-        # Waits for the device.
-        ops.convert_to_numpy(ops.cast(product[:1, :1], "float32"))
+    def product(side: int) -> Callable[[int], object]:
+        left = keras.random.normal((side, side), 0.0, side**-0.5, seed=0)
+        left = ops.cast(left, dtype)
 
-    return _per_second(once, seconds) * 2 * side**3
+        def once(count: int) -> None:
+            product = left
+            for _ in range(count):
+                product = ops.matmul(left, product)
+            # Waits for the device.
+            ops.convert_to_numpy(ops.cast(product[:1, :1], "float32"))
+
+        return once
+
+    side = SMALLEST
+    largest = LARGEST_ACCELERATOR if _accelerated() else LARGEST_CPU
+    rates = {}
+    while side <= largest:
+        once = product(side)
+        once(1)
+        spent = _seconds(once, 1)
+        rates[side] = 2 * side**3 / spent
+        # The next one takes eight times as long: minutes in the half
+        # precision of PyTorch on a CPU without AVX-512.
+        if 8 * spent > seconds:
+            break
+        side *= 2
+    side = max(rates, key=lambda side: rates[side])
+    return _per_second(product(side), seconds) * 2 * side**3
 
 
 def _peak_memory() -> float:

@@ -17,7 +17,7 @@ from keras_augreg.data import sources, tfds_source
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Preprocess
 from keras_augreg.data.order import Order
-from keras_augreg.data.report import Skipped
+from keras_augreg.data.report import Skipped, none_excluded
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds_source import Records
@@ -340,11 +340,14 @@ def find(
     if percent != (0, 100):
         found = sources.take(found, percent, split_seed)
     if excluded:
+        everything = len(found)
         found = found.subset(
             i
             for i, name in enumerate(found.names)
             if excluded.isdisjoint((name, sources.line_of(name)))
         )
+        if len(found) == everything:
+            none_excluded(excluded)
     if sample_weight is not None:
         weights = np.asarray(sample_weight)
         if weights.shape != (len(found),) or weights.dtype.kind not in "fiub":

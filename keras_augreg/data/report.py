@@ -1,4 +1,4 @@
-"""What `on_error="skip"` left out, reported at the end of every epoch."""
+"""Reports of what is left out: by `on_error="skip"` and by `exclude`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from absl import logging
 
 # Names that a report spells out.
 NAMED = 5
+
+
+def none_excluded(names: frozenset[str]) -> None:
+    """Warns that a split has nothing that `exclude` names.
+
+    No error: of a list for a whole data set, a part may have nothing.
+    """
+    logging.warning(
+        "None of the %d names of `exclude` is in this split, so that nothing "
+        "is left out. Expected are names as `CLASS/file.jpg` or TFDS's "
+        "`tfds_id`. Received: %r.",
+        len(names),
+        min(names),
+    )
 
 
 class Skipped:

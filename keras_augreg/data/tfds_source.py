@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_augreg.data.decode import Picture
 from keras_augreg.data.order import PADDING, Order
+from keras_augreg.data.report import none_excluded
 
 # Files that training reads in turn.
 CYCLE = 16
@@ -410,6 +411,8 @@ def open_records(
     parts = [(f.filename, f.skip, f.take) for f in found.file_instructions]
     shares = [_share(parts, i, hosts) for i in range(hosts)]
     counts = [_count(share, excluded) for share in shares]
+    if excluded and sum(counts) == _count(parts, frozenset()):
+        none_excluded(excluded)
     return Records(
         num_examples=sum(counts),
         largest_share=max(counts),

@@ -179,7 +179,7 @@ def test_a_path_is_no_name(root, tmp_path, monkeypatch):
         find("./local", data_dir=tmp_path)
 
 
-def test_excluded_names(root, tmp_path):
+def test_excluded_names(root, tmp_path, caplog):
     names = ["coffee/00.jpg", "not/there.jpg"]
     file = tmp_path / "list.txt"
     file.write_text("\n".join(names))
@@ -188,6 +188,11 @@ def test_excluded_names(root, tmp_path):
         assert len(found) == 5
         assert "coffee/00.jpg" not in found.names
         assert found.labels.tolist() == [0, 0, 1, 1, 2]
+    assert not caplog.messages
+    assert len(find(root, exclude=["/root/coffee/00.jpg"])) == 6
+    (message,) = caplog.messages
+    assert "None of the 1 names of `exclude` is in this split" in message
+    assert "'/root/coffee/00.jpg'" in message
 
 
 def test_the_release_order_of_imagenet_21k(tmp_path):

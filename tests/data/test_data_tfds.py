@@ -261,7 +261,7 @@ def test_a_file_of_records_that_is_lost_or_damaged(
         read(dataset)
 
 
-def test_excluded_examples(data_dir, everything):
+def test_excluded_examples(data_dir, everything, caplog):
     names = [
         name for name, _ in loading.find(
             "local_photos", "train", data_dir=data_dir
@@ -282,6 +282,11 @@ def test_excluded_examples(data_dir, everything):
     assert info.num_examples == 19
     kept = np.delete(everything[0], [3, 4, 5, 20], axis=0)
     np.testing.assert_array_equal(images, kept)
+    assert not caplog.messages
+    _, info = load(data_dir, training=False, exclude=["elsewhere__3"])
+    assert info.num_examples == 23
+    (message,) = caplog.messages
+    assert "None of the 1 names of `exclude`" in message
 
 
 def test_weights_of_examples(data_dir):
