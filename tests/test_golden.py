@@ -118,7 +118,7 @@ def first_entry(release):
     ],
 )
 def test_half_precision(release, policy, checkpoint):
-    """Near enough to float32 that no prediction changes."""
+    """Near enough to float32 that no clear prediction changes."""
     entry = first_entry(release)
     write(entry, checkpoint)
     side = entry["input_resolution"]
@@ -141,7 +141,14 @@ def test_half_precision(release, policy, checkpoint):
     print(f"{release}, {policy}: RMS {rms:.4f}, largest {largest:.4f}")
     assert 0 < rms <= 0.015
     assert largest <= 0.06
-    assert logits[1].argmax(1).tolist() == entry["argmax"]
+    # An RMS of 0.015 is one of 0.021 for the difference of two logits. The best
+    # two of Ti_16's second image are 0.017 apart: which of them bfloat16 says
+    # depends on the processor.
+    second, best = np.sort(logits[0])[:, -2:].T
+    clear = best - second > 2**0.5 * 0.015
+    assert clear.any()
+    expected = np.array(entry["argmax"])
+    np.testing.assert_array_equal(logits[1].argmax(1)[clear], expected[clear])
 
 
 def logits_in_float64(entry, path):
