@@ -2,7 +2,8 @@
 
 Pillow and OpenCV do most of their work outside the interpreter's lock, so that
 threads keep all cores busy; they prepare the next batches while the model
-works on this one.
+works on this one. Grain is slower around the same operations
+(docs/performance.md).
 """
 
 from __future__ import annotations

@@ -1,0 +1,100 @@
+r"""Measures the TensorFlow-free route against Grain with the same operations.
+
+    pip install grain
+    python docs/benchmark_grain.py FOLDER [ROUNDS]
+
+FOLDER holds class folders of JPEG files (`docs/benchmark_data.py` makes some).
+Every round reads all of them ten times with each pipeline, in turn: decode,
+inception crop, resize to 224, flip, batches of 64. Grain reads on threads, and
+in processes. Printed are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import grain
+import numpy as np
+from absl import flags
+
+from keras_augreg import data
+from keras_augreg.data.decode import crop_and_resize
+from keras_augreg.data.loading import find
+from keras_augreg.data.order import draws
+
+BATCH, EPOCHS, SIZE = 64, 10, 224
+
+
+class Read(grain.transforms.Map):
+    """What `Batches` does with an image."""
+
+    def __init__(self, examples, preprocess):
+        self.examples, self.preprocess = examples, preprocess
+
+    def map(self, place):
+        number = place % len(self.examples)
+        rng = draws(0, place // len(self.examples), number)
+        picture = self.examples.picture(number)
+        plan = self.preprocess.plan(picture.height, picture.width, rng)
+        image = np.empty((SIZE, SIZE, 3), np.uint8)
+        crop_and_resize(picture.pixels(plan.box), plan, self.preprocess, image)
+        return image, self.examples.labels[number]
+
+
+def main() -> None:
+    """Measures and prints."""
+    flags.FLAGS(sys.argv[:1])  # Grain's processes ask for them.
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    ours, _ = data.load(
+        sys.argv[1],
+        "all",
+        image_size=SIZE,
+        batch_size=BATCH,
+        training=True,
+        engine="python",
+        steps=EPOCHS * len(find(sys.argv[1], "all")) // BATCH,
+    )
+    examples, preprocess = ours._examples, ours._preprocess
+    places = grain.MapDataset.range(EPOCHS * len(examples)).shuffle(seed=0)
+    images = places.map(Read(examples, preprocess))
+    cores = os.cpu_count() or 1
+
+    def threads(count):
+        options = grain.ReadOptions(count, prefetch_buffer_size=3 * BATCH)
+        read = images.to_iter_dataset(options)
+        return read.batch(BATCH, drop_remainder=True)
+
+    pipelines = {
+        "PyDataset": ours,
+        f"Grain, {cores} threads": threads(cores),
+        "Grain, 16 threads": threads(16),
+        f"Grain, {cores} processes": threads(1).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=cores)
+        ),
+    }
+    speeds = {name: [] for name in pipelines}
+    for i in range(rounds + 1):
+        for name, pipeline in pipelines.items():
+            iterator = iter(pipeline)
+            next(iterator)
+            start = time.perf_counter()
+            count = sum(len(batch[0]) for batch in iterator)
+            if i:  # The first round warms up.
+                speeds[name].append(count / (time.perf_counter() - start))
+    for name, values in speeds.items():
+        ratio = statistics.median(
+            a / b for a, b in zip(values, speeds["PyDataset"], strict=True)
+        )
+        print(
+            f"{name:20} {statistics.median(values):6.0f} images/s, "
+            f"{ratio:4.2f} of PyDataset"
+        )
+
+
+if __name__ == "__main__":
+    main()
