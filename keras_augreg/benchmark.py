@@ -143,11 +143,13 @@ def measure(
             seconds / 3,
         )
     # In turn, as machines drift; the peak before a matrix can raise it.
-    rates, products, memory = [], [], 0.0
+    rates, products = [], []
     for _ in range(2):
         rates.append(batch_size * _per_second(once, seconds))
-        memory = memory or _peak_memory()
-        products.append(_matrix_rate(dtype, seconds / 3))
+        if not products:
+            memory = _peak_memory()
+            product, operations = _fastest_product(dtype, seconds / 3)
+        products.append(operations * _per_second(product, seconds / 3))
     rate = statistics.mean(rates)
     return {
         "model": model,
@@ -193,8 +195,13 @@ def _accelerated() -> bool:
     return not keras.distribution.list_devices()[0].startswith("cpu")
 
 
-def _matrix_rate(policy: str, seconds: float) -> float:
-    """FLOP/s of the backend's fastest matrix product in the policy's dtype."""
+def _fastest_product(
+    policy: str, seconds: float
+) -> tuple[Callable[[int], object], int]:
+    """The backend's fastest matrix product in the policy's dtype, and its FLOPs.
+
+    As `_per_second` takes it.
+    """
     dtype = keras.dtype_policies.get(policy).compute_dtype
 
     def product(side: int) -> Callable[[int], object]:
@@ -212,19 +219,19 @@ def _matrix_rate(policy: str, seconds: float) -> float:
 
     side = SMALLEST
     largest = LARGEST_ACCELERATOR if _accelerated() else LARGEST_CPU
-    rates = {}
+    found = []
     while side <= largest:
-        once = product(side)
+        once, operations = product(side), 2 * side**3
         once(1)
         spent = _seconds(once, 1)
-        rates[side] = 2 * side**3 / spent
+        found.append((operations / spent, once, operations))
         # The next one takes eight times as long: minutes in the half
         # precision of PyTorch on a CPU without AVX-512.
         if 8 * spent > seconds:
             break
         side *= 2
-    side = max(rates, key=lambda side: rates[side])
-    return _per_second(product(side), seconds) * 2 * side**3
+    _, once, operations = max(found, key=lambda each: each[0])
+    return once, operations
 
 
 def _peak_memory() -> float:

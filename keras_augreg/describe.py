@@ -11,7 +11,7 @@ import keras
 
 from keras_augreg.checkpoints import index
 from keras_augreg.recipe import AugReg
-from keras_augreg.variants import VARIANTS, Variant, identify
+from keras_augreg.variants import VARIANTS, Sizes, identify
 
 # Classes of the released heads: ImageNet-21k's, and of the fine-tuning sets.
 _CLASSES = {
@@ -144,18 +144,18 @@ def describe(
     if isinstance(model, str):
         name, resolution = model, 224
         if model in VARIANTS:
-            sizes, top["classes"] = VARIANTS[model], _CLASSES["i1k"]
+            sizes, top["classes"] = VARIANTS[model].sizes, _CLASSES["i1k"]
         else:
             found = index.lookup(model)
             fields, checkpoint = found.fields, found.name
             published = found.figures
             recipe = AugReg.from_checkpoint(checkpoint)
-            sizes = VARIANTS[fields.variant]
+            sizes = VARIANTS[fields.variant].sizes
             resolution = fields.adapt_resolution or resolution
             top["classes"] = _CLASSES[fields.adapt_dataset or fields.dataset]
         shape: tuple[int, ...] = (resolution, resolution, 3)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-    elif isinstance(getattr(model, "sizes", None), Variant):
+    elif isinstance(getattr(model, "sizes", None), Sizes):
         name, sizes, shape = model.name, model.sizes, model.image_shape
         policy = keras.dtype_policies.get(dtype or model.dtype_policy)
         top = {
@@ -234,7 +234,7 @@ class _Convolution:
 class _Costs:
     """An architecture's numbers, for images of one size."""
 
-    sizes: Variant
+    sizes: Sizes
     height: int
     width: int
     include_top: bool

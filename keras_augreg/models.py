@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from keras_augreg.initialization import zero_weights
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
-from keras_augreg.variants import VARIANTS, Variant
+from keras_augreg.variants import VARIANTS, Sizes, Variant
 from keras_augreg.vit import (
     LAYER_NORM_EPSILON,
     Block,
@@ -114,8 +115,8 @@ class VisionTransformer(TrainStep):
         dtype: Any = None,
         trainable: bool = True,
     ) -> None:
-        sizes = Variant(
-            name, name, patch_size, width, depth, num_heads, mlp_dim,
+        sizes = Sizes(
+            patch_size, width, depth, num_heads, mlp_dim,
             None if stages is None else tuple(stages),
         )  # fmt: skip
         _check_sizes(sizes)
@@ -278,7 +279,7 @@ def _is_integer(x: Any) -> bool:
     return "int" in keras.backend.standardize_dtype(x.dtype)
 
 
-def _check_sizes(sizes: Variant) -> None:
+def _check_sizes(sizes: Sizes) -> None:
     numbers = {
         "patch_size": sizes.patch_size,
         "width": sizes.width,
@@ -324,7 +325,7 @@ def _check_top(
 
 
 def check_input_shape(
-    input_shape: tuple[int, int, int] | None, sizes: Variant
+    input_shape: tuple[int, int, int] | None, sizes: Sizes
 ) -> tuple[int, int, int]:
     """Returns (H, W, 3) if an architecture can take such images.
 
@@ -464,20 +465,20 @@ def _builder(variant: Variant) -> Builder:
             name,
         )
 
-    stem = ""
-    if variant.stages is not None:
-        units = ", ".join(map(str, variant.stages)) or "no"
+    stem, s = "", variant.sizes
+    if s.stages is not None:
+        units = ", ".join(map(str, s.stages)) or "no"
         stem = f" behind a ResNet stem with {units} bottleneck units"
     builder.__doc__ = _DOCSTRING.format(
         title=variant.name.replace("_ViT_", "+ViT-").replace("ViT_", "ViT-"),
-        sizes=f"{variant.depth} blocks of width {variant.width} with "
-        f"{variant.num_heads} heads\n    and {variant.mlp_dim} MLP units, one "
-        f"token for {variant.stride} x {variant.stride} pixels{stem}",
+        sizes=f"{s.depth} blocks of width {s.width} with "
+        f"{s.num_heads} heads\n    and {s.mlp_dim} MLP units, one "
+        f"token for {s.stride} x {s.stride} pixels{stem}",
         aliases=", ".join(f'`"{a}"`' for a in names.aliases(variant.name))
         or "none has been released",
         default=default,
-        stride=variant.stride,
-        width=variant.width,
+        stride=s.stride,
+        width=s.width,
         lower=variant.name.lower(),
         name=variant.name,
     )
@@ -517,14 +518,14 @@ def _build(
             )
         input_shape = shape
     if input_shape is not None:
-        input_shape = check_input_shape(input_shape, variant)
+        input_shape = check_input_shape(input_shape, variant.sizes)
     checkpoint = None
     head = "keep"
     class_token = True
     if weights is not None:
         resolution = input_shape and max(input_shape[:2])
         checkpoint = find(weights, variant, resolution)
-        checkpoint.require(variant)
+        checkpoint.require(variant.sizes)
         class_token = checkpoint.class_token
         if include_top and classes is None and checkpoint.classes is None:
             raise ValueError(
@@ -538,7 +539,7 @@ def _build(
             classes = checkpoint.classes
         if input_shape is None and checkpoint.grid is not None:
             rows, columns = checkpoint.grid
-            stride = variant.stride
+            stride = variant.sizes.stride
             input_shape = (rows * stride, columns * stride, 3)
     # A plain input of floats becomes the model's own; another stays outside.
     derived = input_tensor is not None and (
@@ -548,12 +549,7 @@ def _build(
     )
     with zero_weights() if checkpoint else contextlib.nullcontext():
         model = VisionTransformer(
-            patch_size=variant.patch_size,
-            width=variant.width,
-            depth=variant.depth,
-            num_heads=variant.num_heads,
-            mlp_dim=variant.mlp_dim,
-            stages=variant.stages,
+            **dataclasses.asdict(variant.sizes),
             include_top=include_top,
             input_tensor=None if derived else input_tensor,
             input_shape=input_shape,

@@ -13,7 +13,8 @@ import json
 import re
 from typing import Any
 
-from keras_augreg.variants import VARIANTS
+from keras_augreg import dataset_names
+from keras_augreg.variants import find
 
 # level: ((RandAugment's layers, magnitude) or None, Mixup's p, the level's
 # name in the release's file names). The first two are RANDAUG_DEF and
@@ -36,12 +37,48 @@ _OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
 REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
 WEIGHT_DECAY = (0.1, 0.03)
 
-_DATASETS = {
-    "i1k": "i1k",
-    "imagenet2012": "i1k",
-    "i21k": "i21k",
-    "imagenet21k": "i21k",
+# Pre-training: paper, section 3.4 (the peak: 3.3).
+PRETRAINING_BATCH = 4096
+PRETRAINING_LEARNING_RATE = 1e-3
+PRETRAINING_WARMUP = 10_000
+PRETRAINING_EPOCHS = {"i1k": (300,), "i21k": (30, 300)}
+# Fine-tuning: paper, section 3.5 and Table 4.
+FINETUNING_BATCH = 512
+FINETUNING_RESOLUTIONS = (224, 384)
+# Both: paper, sections 3.4 and 3.5.
+CLIP_NORM = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningRuns:
+    """The study's fine-tuning runs on one data set: every pair.
+
+    Args:
+        steps: Weight updates.
+        learning_rates: Peaks of the learning rate.
+    """
+
+    steps: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+
+
+_RATES = (0.001, 0.003, 0.01, 0.03)
+# By data set. At two resolutions: the 68 fine-tunings that the release has of
+# each pre-trained model (`vit_jax_augreg.ipynb`).
+FINETUNING_RUNS = {
+    "imagenet-1k": FinetuningRuns((20_000,), (0.01, 0.03)),
+    "cifar-100": FinetuningRuns((2_500, 10_000), _RATES),
+    "resisc45": FinetuningRuns((2_500, 10_000), _RATES),
+    "pets": FinetuningRuns((500, 2_500), _RATES),
+    "kitti-distance": FinetuningRuns((500, 2_500), _RATES),
 }
+
+
+def finetuning_warmup(total_steps: int) -> int:
+    """Warm-up steps of a fine-tuning run: 500, but 100 of 500 steps (paper)."""
+    return 100 if total_steps <= 500 else 500
+
+
 # (data set, variant's release name): (level, dropout = stochastic depth,
 # weight decay). i1k: levels of vit_i1k.py, whose docstring says that
 # regularisation, which it lacks, helps the last three. i21k: the README's
@@ -290,19 +327,8 @@ class AugReg:
         >>> print(keras_augreg.AugReg.recommended("B/16", "i21k"))
         medium1: RandAugment l=2, m=15, Mixup p=0.2; dropout 0, ...
         """
-        if dataset not in _DATASETS:
-            raise ValueError(
-                f"Unknown `dataset` {dataset!r}. Expected one of: "
-                f"{', '.join(_DATASETS)}."
-            )
-        releases = {_letters(v.release): v.release for v in VARIANTS.values()}
-        release = releases.get(_letters(variant))
-        if release is None:
-            raise ValueError(
-                f"Unknown `variant` {variant!r}. Expected a builder's name, "
-                f"one of: {', '.join(VARIANTS)}; or a name like 'B_16', 'B/16'."
-            )
-        dataset = _DATASETS[dataset]
+        release = find(variant).release
+        dataset = dataset_names.find(dataset, PRETRAINING_EPOCHS)
         if (dataset, release) not in _PICKS:
             known = [v for d, v in _PICKS if d == dataset]
             raise ValueError(
@@ -312,8 +338,3 @@ class AugReg:
             )
         level, regularization, decay = _PICKS[dataset, release]
         return cls(level, regularization, regularization, decay)
-
-
-def _letters(variant: str) -> str:
-    """What "ViT_B16", "B_16" and "B/16" have in common: "b16"."""
-    return re.sub("[^a-z0-9]", "", variant.lower()).replace("vit", "")

@@ -1,23 +1,23 @@
 """The architectures of the AugReg study, one row each.
 
-Widths, depths and head counts: Table 2 of "How to train your ViT?"
-(arXiv 2106.10270) and `vit_jax/configs/models.py` of
-google-research/vision_transformer, which also gives the ResNet stages. B/8
-has the widths of B/16.
+Widths, depths and head counts: Table 1 of "How to train your ViT?"
+(arXiv 2106.10270); the hybrids' stages: its Table 2 and
+`vit_jax/configs/models.py` of google-research/vision_transformer. B/8 has the
+widths of B/16.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """One architecture.
+class Sizes:
+    """What a model is built of.
 
     Args:
-        name: The builder's name, for example `"R26_ViT_S32"`.
-        release: The prefix of its released files, for example `"R26_S_32"`.
         patch_size: Side of a patch in pixels, or in cells of the stem's
             output where there is a ResNet stem.
         width: Size of a token.
@@ -28,8 +28,6 @@ class Variant:
             bottleneck units of each stage, `()` for the stem's root alone.
     """
 
-    name: str
-    release: str
     patch_size: int
     width: int
     depth: int
@@ -49,6 +47,27 @@ class Variant:
         return self.patch_size * 4 * 2 ** max(len(self.stages) - 1, 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A named architecture.
+
+    Args:
+        name: The builder's name, for example `"R26_ViT_S32"`.
+        release: The prefix of its released files, for example `"R26_S_32"`.
+        sizes: What it is built of.
+    """
+
+    name: str
+    release: str
+    sizes: Sizes
+
+    @property
+    def paper_name(self) -> str:
+        """The paper's name, for example `"R26+S/32"`."""
+        model, _, patch = self.release.rpartition("_")
+        return f"{model.replace('_', '+')}/{patch}" if model else patch
+
+
 # width, depth, num_heads, mlp_dim
 _TI = (192, 12, 3, 768)
 _S = (384, 12, 6, 1536)
@@ -56,40 +75,63 @@ _B = (768, 12, 12, 3072)
 _L = (1024, 24, 16, 4096)
 
 VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        Variant("ViT_Ti16", "Ti_16", 16, *_TI),
-        Variant("ViT_Ti32", "Ti_32", 32, *_TI),
-        Variant("ViT_S16", "S_16", 16, *_S),
-        Variant("ViT_S32", "S_32", 32, *_S),
-        Variant("ViT_B8", "B_8", 8, *_B),
-        Variant("ViT_B16", "B_16", 16, *_B),
-        Variant("ViT_B32", "B_32", 32, *_B),
-        Variant("ViT_L16", "L_16", 16, *_L),
-        Variant("ViT_L32", "L_32", 32, *_L),
+    name: Variant(name, release, sizes)
+    for name, release, sizes in (
+        ("ViT_Ti16", "Ti_16", Sizes(16, *_TI)),
+        ("ViT_Ti32", "Ti_32", Sizes(32, *_TI)),
+        ("ViT_S16", "S_16", Sizes(16, *_S)),
+        ("ViT_S32", "S_32", Sizes(32, *_S)),
+        ("ViT_B8", "B_8", Sizes(8, *_B)),
+        ("ViT_B16", "B_16", Sizes(16, *_B)),
+        ("ViT_B32", "B_32", Sizes(32, *_B)),
+        ("ViT_L16", "L_16", Sizes(16, *_L)),
+        ("ViT_L32", "L_32", Sizes(32, *_L)),
         # No stage: 8x8 patches on the root's output, one token for 32 pixels.
-        Variant("R_ViT_Ti16", "R_Ti_16", 8, *_TI, stages=()),
-        Variant("R26_ViT_S32", "R26_S_32", 1, *_S, stages=(2, 2, 2, 2)),
-        Variant("R26_ViT_B32", "R26_B_32", 1, *_B, stages=(2, 2, 2, 2)),
-        Variant("R50_ViT_B16", "R50_B_16", 1, *_B, stages=(3, 4, 9)),
-        Variant("R50_ViT_L32", "R50_L_32", 1, *_L, stages=(3, 4, 6, 3)),
+        ("R_ViT_Ti16", "R_Ti_16", Sizes(8, *_TI, stages=())),
+        ("R26_ViT_S32", "R26_S_32", Sizes(1, *_S, stages=(2, 2, 2, 2))),
+        ("R26_ViT_B32", "R26_B_32", Sizes(1, *_B, stages=(2, 2, 2, 2))),
+        ("R50_ViT_B16", "R50_B_16", Sizes(1, *_B, stages=(3, 4, 9))),
+        ("R50_ViT_L32", "R50_L_32", Sizes(1, *_L, stages=(3, 4, 6, 3))),
     )
 }
 
 
-def identify(sizes: Variant) -> Variant | None:
-    """The row with the same sizes, whatever the argument is called.
+def find(name: str) -> Variant:
+    """Returns the architecture that a name stands for.
 
     Args:
-        sizes: An architecture, such as a model's `sizes`.
+        name: The builder's name (`"ViT_B16"`), the release's (`"B_16"`) or
+            the paper's (`"B/16"`, `"R26+S/32"`), in any case.
 
     Returns:
-        One of `VARIANTS`, or `None`.
+        One of `VARIANTS`.
+
+    Raises:
+        ValueError: If there is no such architecture; the message lists the
+            nearest names.
+
+    Example:
+    >>> find("R26+S/32").name
+    'R26_ViT_S32'
     """
-    for variant in VARIANTS.values():
-        same = dataclasses.replace(
-            sizes, name=variant.name, release=variant.release
-        )
-        if same == variant:
-            return variant
-    return None
+    if isinstance(name, str):
+        for variant in VARIANTS.values():
+            if _letters(name) == _letters(variant.release):
+                return variant
+    # The cut bounds the time that difflib takes.
+    near = difflib.get_close_matches(str(name)[:80], VARIANTS)
+    raise ValueError(
+        f"There is no architecture {name!a}. Nearest: "
+        f"{', '.join(near or VARIANTS)}. The release's and the paper's names, "
+        "such as 'B_16' and 'B/16', are understood too."
+    )
+
+
+def identify(sizes: Sizes) -> Variant | None:
+    """Returns the named architecture with these sizes, or `None`."""
+    return next((v for v in VARIANTS.values() if v.sizes == sizes), None)
+
+
+def _letters(name: str) -> str:
+    """What "ViT_B16", "B_16" and "B/16" have in common: "b16"."""
+    return re.sub("[^a-z0-9]", "", name.lower()).replace("vit", "")

@@ -22,8 +22,8 @@ from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
 from keras_augreg.models import VisionTransformer, scale_integers
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import LEVELS, AugReg
+from keras_augreg.training.workdir import Workdir
 from keras_augreg.vit import Block, dense, flatten
-from keras_augreg.workdir import Workdir
 
 
 def predictions(
@@ -478,7 +478,7 @@ def training_curves(
     """Draws how loss and metrics went, training and validation together.
 
     Args:
-        run: What `model.fit` returns; or a `keras_augreg.workdir.Workdir`, or
+        run: What `model.fit` returns; or a `keras_augreg.training.workdir.Workdir`, or
             the path of one (`--workdir` of the recipes), while it is being
             written too.
 

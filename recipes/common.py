@@ -13,7 +13,7 @@ from absl import app, flags
 
 from keras_augreg import data, visualize
 from keras_augreg.augment import AugRegAugment
-from keras_augreg.workdir import Workdir
+from keras_augreg.training.workdir import Workdir
 
 SEED = 0
 

@@ -29,7 +29,7 @@ import keras
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg.training import finetuning_warmup
+from keras_augreg.recipe import finetuning_warmup
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         keras_augreg.compile_finetuning(
             model,
             total_steps=_STEPS.value,
-            base_lr=_LEARNING_RATE.value,
+            learning_rate=_LEARNING_RATE.value,
             # The study's, but for runs shorter than the study's.
             warmup_steps=min(
                 finetuning_warmup(_STEPS.value), _STEPS.value // 5

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             model,
             recipe,
             total_steps=total_steps,
-            base_lr=_LEARNING_RATE.value,
+            learning_rate=_LEARNING_RATE.value,
             warmup_steps=int(WARMUP_SHARE * total_steps),
             loss=_LOSS.value,
             seed=common.SEED,

@@ -6,7 +6,7 @@ trains ViT-S/32 and ViT-Ti/16 with four recipes on a tenth and on all of the
 images of FOLDER (or any source of `data.load`), 16 cells. Other grids are
 JSON files (docs/study.md):
 
-    python recipes/sweep.py --grid=docs/study_grid.json
+    python recipes/sweep.py --grid=tests/benchmarks/study_grid.json
 
 Killed or stopped, the same command goes on where it was; cells that failed
 are tried again. An array of jobs, or several machines with one directory:

@@ -59,7 +59,7 @@ def backend_only(*names):
 def test_parameters_are_those_of_the_release(name):
     numbers = {
         "classes": 1000,
-        "tokens": 1 + (224 // VARIANTS[name].stride) ** 2,
+        "tokens": 1 + (224 // VARIANTS[name].sizes.stride) ** 2,
     }
     arrays = SHAPES[VARIANTS[name].release]["arrays"].values()
     expected = sum(

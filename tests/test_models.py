@@ -105,7 +105,7 @@ def test_counts_and_shapes_are_the_releases(name):
         if "seed_generator" not in w.path
     }
     spec = SHAPES[VARIANTS[name].release]
-    assert VARIANTS[name].stride == spec["stride"]
+    assert VARIANTS[name].sizes.stride == spec["stride"]
     tokens = (224 // spec["stride"]) ** 2 + 1
     expected = {
         array: tuple(
@@ -115,7 +115,7 @@ def test_counts_and_shapes_are_the_releases(name):
     }
     total = sum(int(np.prod(shape)) for shape in expected.values())
     assert total == PARAMETERS[name]
-    rows = {row[0]: row[1] for row in convert.layout(VARIANTS[name])}
+    rows = {row[0]: row[1] for row in convert.layout(VARIANTS[name].sizes)}
     assert rows.keys() == shapes.keys()
     sources = [array for row in rows.values() for array in row]
     assert sorted(sources) == sorted(expected)

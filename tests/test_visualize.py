@@ -15,7 +15,7 @@ from _checkpoints import hybrid, images, tiny
 import keras_augreg
 from keras_augreg import visualize
 from keras_augreg.initialization import zero_weights
-from keras_augreg.workdir import Workdir
+from keras_augreg.training.workdir import Workdir
 
 PUBLIC = [
     name

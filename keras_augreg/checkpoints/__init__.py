@@ -1,5 +1,6 @@
 """The release's checkpoints: find, choose, download, and out again."""
 
+from keras_augreg.checkpoints.download import DownloadError
 from keras_augreg.checkpoints.export import (
     to_hf,
     to_keras_hub,
@@ -11,7 +12,6 @@ from keras_augreg.checkpoints.index import best, search
 from keras_augreg.checkpoints.load import load
 from keras_augreg.checkpoints.metadata import class_names
 from keras_augreg.checkpoints.names import parse, resolve
-from keras_augreg.checkpoints.transfer import DownloadError
 
 __all__ = [
     "DownloadError",

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_augreg.checkpoints import metadata
 from keras_augreg.checkpoints.archive import Archive
-from keras_augreg.variants import VARIANTS, Variant
+from keras_augreg.variants import Sizes, identify
 
 # Weight of the model | release (.npz) | timm (.safetensors) | Keras (.h5).
 #
@@ -109,7 +109,7 @@ def _first_name(row: Row, column: int) -> str:
     return name if isinstance(name, str) else name[0]
 
 
-def layout(sizes: Variant) -> list[Row]:
+def layout(sizes: Sizes) -> list[Row]:
     """Returns the table's rows for every weight of an architecture."""
 
     def fill(rows: list[Row], **fields: object) -> list[Row]:
@@ -178,7 +178,7 @@ class Contents:
 
     archive: Archive
     names: dict[str, str]
-    sizes: Variant
+    sizes: Sizes
     class_token: bool
     positions: int
     classes: int | None
@@ -203,11 +203,9 @@ class Contents:
         side = math.isqrt(patches)
         return (side, side) if side**2 == patches else None
 
-    def require(self, expected: Variant) -> None:
+    def require(self, expected: Sizes) -> None:
         """Raises a `ValueError` if the file is of another architecture."""
-        found = dataclasses.replace(
-            self.sizes, name=expected.name, release=expected.release
-        )
+        found = self.sizes
         if self.archive.kind == "safetensors":
             found = dataclasses.replace(found, num_heads=expected.num_heads)
         if found == expected:
@@ -215,17 +213,20 @@ class Contents:
         differences = [
             f"{field.name}={getattr(found, field.name)} instead of "
             f"{getattr(expected, field.name)}"
-            for field in dataclasses.fields(Variant)
+            for field in dataclasses.fields(Sizes)
             if getattr(found, field.name) != getattr(expected, field.name)
         ]
+        named = identify(self.sizes)
         which = (
-            f"that is keras_augreg.{self.sizes.name}"
-            if self.sizes.name in VARIANTS
+            f"that is keras_augreg.{named.name}"
+            if named
             else "an architecture without a named builder"
         )
+        wanted = identify(expected)
         raise ValueError(
             f"{self.archive.path} holds another architecture than "
-            f"{expected.name}: {', '.join(differences)} ({which})."
+            f"{wanted.name if wanted else 'the model'}: "
+            f"{', '.join(differences)} ({which})."
         )
 
 
@@ -275,7 +276,7 @@ def inspect(archive: Archive) -> Contents:
             )
         return found
 
-    rows = {row[0]: row for row in layout(Variant("", "", 0, 0, 1, 0, 0))}
+    rows = {row[0]: row for row in layout(Sizes(0, 0, 1, 0, 0))}
     kernel = shape(rows["embedding/kernel"], 4)
     patch_size, width = kernel[0], kernel[3]
     num_heads = None
@@ -291,9 +292,7 @@ def inspect(archive: Archive) -> Contents:
         "h5": r"block(_\d+|)/",
     }[archive.kind]
     blocks = {m[1] for name in names if (m := re.match(pattern, name))}
-    sizes = Variant(
-        name="",
-        release="",
+    sizes = Sizes(
         patch_size=patch_size,
         width=width,
         depth=len(blocks),
@@ -301,11 +300,6 @@ def inspect(archive: Archive) -> Contents:
         mlp_dim=shape(rows["encoderblock_0/mlp_bias1"], 1)[0],
         stages=_stages(archive, names),
     )
-    for variant in VARIANTS.values():
-        named = dataclasses.replace(
-            sizes, name=variant.name, release=variant.release
-        )
-        sizes = variant if named == variant else sizes
     positions = shape(rows["posembed_input/pos_embedding"], 3)[1]
     cls = _first_name(rows["posembed_input/cls"], column)
     head = [
@@ -428,6 +422,7 @@ def plan(
         elif row[0] != "posembed_input/cls" or contents.class_token:
             sources[row[0]] = source
     wanted = {name for source in sources.values() for name in source}
+    named = identify(contents.sizes)
     missing = sorted(wanted - names.keys())
     unexpected = sorted(names.keys() - wanted - ignored)
     for problem, which in [("lacks", missing), ("also holds", unexpected)]:
@@ -436,7 +431,7 @@ def plan(
             raise ValueError(
                 f"{archive.path} {problem} "
                 f"{', '.join(map(repr, which[:5]))}{more}; expected exactly "
-                f"the arrays of {contents.sizes.name or 'its architecture'}."
+                f"the arrays of {named.name if named else 'its architecture'}."
             )
     for key, source in sources.items():
         for name in source:

@@ -24,7 +24,7 @@ import numpy as np
 
 from keras_augreg.atomic import replacing
 from keras_augreg.checkpoints import convert, metadata
-from keras_augreg.variants import Variant, identify
+from keras_augreg.variants import Sizes, identify
 
 # timm's architectures. Those of a named variant have its sizes; a stem of
 # other stages has none.
@@ -266,12 +266,12 @@ def to_keras_hub(model: Any) -> Any:
 
 def _check(model: Any) -> None:
     """Raises a `ValueError` unless it is a VisionTransformer."""
-    if isinstance(getattr(model, "sizes", None), Variant):
+    if isinstance(getattr(model, "sizes", None), Sizes):
         return
     inner = [
         layer.name
         for layer in getattr(model, "layers", ())
-        if isinstance(getattr(layer, "sizes", None), Variant)
+        if isinstance(getattr(layer, "sizes", None), Sizes)
     ]
     raise ValueError(
         "Expected a keras_augreg.VisionTransformer. Received: "

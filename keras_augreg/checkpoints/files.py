@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from keras_augreg.checkpoints import names
-from keras_augreg.checkpoints.transfer import DownloadError, receive
+from keras_augreg.checkpoints.download import DownloadError, receive
 
 BUCKET = "https://storage.googleapis.com/vit_models"
 INDEX = "augreg/index.csv"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_augreg.checkpoints import files, names
-from keras_augreg.checkpoints.transfer import DownloadError
+from keras_augreg.checkpoints.download import DownloadError
 from keras_augreg.variants import VARIANTS
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """From the bytes of an image file to a uint8 crop of the model's size.
 
 One plan for both routes: `Preprocess.plan` draws the crop and the flip of an
-image from its size alone, before anything is decoded. `pipeline.py` follows
+image from its size alone, before anything is decoded. `engine_tensorflow.py` follows
 the plan with TensorFlow's operations, `crop_and_resize` here with OpenCV's and
 NumPy's, to within one grey level of each other.
 

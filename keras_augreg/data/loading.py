@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.data import sources, tfds_source
+from keras_augreg.data import sources, tfds
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Preprocess
 from keras_augreg.data.order import Order
 from keras_augreg.data.report import Skipped, none_excluded
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
-from keras_augreg.data.tfds_source import Records
+from keras_augreg.data.tfds import Records
 from keras_augreg.labels import _classes
 
 ENGINES = ("auto", "tensorflow", "python")
@@ -280,11 +280,11 @@ def load(
     num_batches = steps or order.steps
     arguments = (order, preprocess, targets, start_step, num_batches)
     if engine == "tensorflow":
-        from keras_augreg.data import pipeline
+        from keras_augreg.data import engine_tensorflow
 
-        dataset = pipeline.build(found, *arguments)
+        dataset = engine_tensorflow.build(found, *arguments)
     else:
-        from keras_augreg.data.python_route import Batches
+        from keras_augreg.data.engine_python import Batches
 
         assert isinstance(found, Examples)
         dataset = Batches(found, *arguments)
@@ -387,7 +387,7 @@ def _locate(
                 "folder of class folders or a directory that TFDS wrote."
             )
         path = str(data_dir)
-    if tfds_source.is_prepared_directory(path):
+    if tfds.is_prepared_directory(path):
         return row, path, "tfds"
     looks_like_path = path.startswith((".", "/", "~")) or "://" in path
     # With TFDS's directory, a name is TFDS's.
@@ -482,11 +482,11 @@ def _records(
     data_dir: str | None,
     **arguments: Any,
 ) -> Records:
-    builder = tfds_source.open_builder(path, data_dir)
+    builder = tfds.open_builder(path, data_dir)
     split = "+".join(
         _of_row(builder, row, summand) for summand in split.split("+")
     )
-    records = tfds_source.open_records(
+    records = tfds.open_records(
         builder,
         split,
         label=row.label,
@@ -513,7 +513,7 @@ def _of_row(builder: Any, row: PaperDataset, split: str) -> str:
     if "{p}" in split:
         first = row.held_out * builder.info.splits["train"].num_examples // 100
         split = split.format(p=first, p200=first + 200)
-    return tfds_source.part_of(builder, split, part) if bracket else split
+    return tfds.part_of(builder, split, part) if bracket else split
 
 
 def _class_weights(

@@ -1,7 +1,7 @@
 """Where images and labels come from: folders and bundled data.
 
 A source has `names`, `labels` and `class_names`, and reads one example by its
-number. TFDS, which reads in files' order, is in `tfds_source.py`.
+number. TFDS, which reads in files' order, is in `tfds.py`.
 """
 
 from __future__ import annotations

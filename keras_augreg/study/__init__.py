@@ -14,6 +14,7 @@ tables need the extra `study` (pandas, matplotlib).
 """
 
 from keras_augreg.study.advice import Advice, Reason, advise
+from keras_augreg.study.cell import train
 from keras_augreg.study.figures import FIGURES, render
 from keras_augreg.study.grid import (
     Finetuning,
@@ -25,7 +26,6 @@ from keras_augreg.study.grid import (
 )
 from keras_augreg.study.sweep import Summary, collect, run
 from keras_augreg.study.table import COLUMNS, published, read
-from keras_augreg.study.training import train
 
 __all__ = [
     "COLUMNS",

@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from keras_augreg.checkpoints import best
-from keras_augreg.study.grid import paper_name
+from keras_augreg.recipe import (
+    FINETUNING_BATCH,
+    FINETUNING_RUNS,
+    FinetuningRuns,
+)
 from keras_augreg.study.table import IMAGES, published_rows
-from keras_augreg.training import FINETUNING_BATCH, SWEEPS, Sweep
 from keras_augreg.variants import VARIANTS
 
 PAPER = "arXiv 2106.10270"
@@ -44,7 +47,7 @@ class Advice:
         model: The builder to fine-tune.
         weights: The checkpoint to start from, for `weights=`.
         steps: Weight updates of each fine-tuning to try.
-        base_lrs: Peaks of the learning rate to try with each.
+        learning_rates: Peaks of the learning rate to try with each.
         hours: Estimate of what all of these take on your device, at 224 px.
         reasons: Why.
     """
@@ -52,18 +55,18 @@ class Advice:
     model: str
     weights: str
     steps: tuple[int, ...]
-    base_lrs: tuple[float, ...]
+    learning_rates: tuple[float, ...]
     hours: float
     reasons: tuple[Reason, ...]
 
     def __str__(self) -> str:
-        runs = len(self.steps) * len(self.base_lrs)
+        runs = len(self.steps) * len(self.learning_rates)
         lines = [
             "A rule of thumb, from the paper's findings; your data decide.",
             f"Fine-tune {self.model} from {self.weights}:",
             f"{runs} run{'s' * (runs > 1)}, "
             f"steps {', '.join(map(str, self.steps))} x "
-            f"learning rates {', '.join(map(str, self.base_lrs))}, about "
+            f"learning rates {', '.join(map(str, self.learning_rates))}, about "
             f"{self.hours:.2g} device hours.",
         ]
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
@@ -115,8 +118,8 @@ def advise(
     like = min(_LIKE, key=lambda name: abs(
         max(num_examples, _LIKE[name]) / min(num_examples, _LIKE[name])
     ))  # fmt: skip
-    whole = SWEEPS[like]
-    one = Sweep(whole.steps[:1], whole.base_lrs[1:2])
+    whole = FINETUNING_RUNS[like]
+    one = FinetuningRuns(whole.steps[:1], whole.learning_rates[1:2])
     reasons = [*_transfer(num_examples), *_choice()]
     for sweep in (whole, one):
         fitting = [
@@ -175,7 +178,7 @@ def advise(
         model,
         best(model),
         sweep.steps,
-        sweep.base_lrs,
+        sweep.learning_rates,
         _hours(sweep, speeds[model]),
         (*reasons, *_augreg(num_examples)),
     )
@@ -275,7 +278,7 @@ def _augreg(num_examples: int) -> list[Reason]:
 
 def _published() -> tuple[dict[str, float], dict[str, float]]:
     """Builder -> accuracy at 384 px and images/s at 224 px, by table 3."""
-    builders = {paper_name(v.release): v.name for v in VARIANTS.values()}
+    builders = {v.paper_name: v.name for v in VARIANTS.values()}
     accuracy, speeds = {}, {}
     for row in published_rows():
         if (row["ds"], row["adapt_ds"]) == ("i21k", "imagenet2012"):
@@ -287,6 +290,6 @@ def _published() -> tuple[dict[str, float], dict[str, float]]:
     return accuracy, speeds
 
 
-def _hours(sweep: Sweep, speed: float) -> float:
-    images = sum(sweep.steps) * len(sweep.base_lrs) * FINETUNING_BATCH
+def _hours(sweep: FinetuningRuns, speed: float) -> float:
+    images = sum(sweep.steps) * len(sweep.learning_rates) * FINETUNING_BATCH
     return images * _STEP / speed / 3600

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from keras_augreg.checkpoints.names import AUGMENTS
 from keras_augreg.recipe import LEVELS
-from keras_augreg.study.grid import paper_name
 from keras_augreg.study.table import IMAGES, write
 from keras_augreg.variants import VARIANTS
 
@@ -595,7 +594,7 @@ def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
                 f"Received: {row!r}"
             )
         variant = VARIANTS.get(row["model"])
-        name = paper_name(variant.release) if variant else row["model"]
+        name = variant.paper_name if variant else row["model"]
         if name in speeds:
             raise ValueError(
                 f"The benchmark has several rows of {row['model']!r}, for "

@@ -19,7 +19,7 @@ from typing import Any
 
 from keras_augreg.checkpoints import names
 from keras_augreg.recipe import AugReg
-from keras_augreg.variants import VARIANTS, Variant
+from keras_augreg.variants import VARIANTS, Sizes, Variant, find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Pretraining:
         fraction: Of the training images, above 0 and at most 1.
         epochs: Passes over that fraction.
         seed: Of weights, order, augmentation and dropout.
-        base_lr: Peak of the learning rate.
+        learning_rate: Peak of the learning rate.
         image_size: Side of the images in pixels.
         batch_size: Images of a step.
         loss: `"softmax"` or `"sigmoid"`.
@@ -71,7 +71,7 @@ class Pretraining:
     fraction: float
     epochs: float
     seed: int
-    base_lr: float
+    learning_rate: float
     image_size: int
     batch_size: int
     loss: str
@@ -82,7 +82,7 @@ class Pretraining:
         recipe = self.recipe
         return (
             f"{self.model.release}-{self.data.name}-{self.epochs:g}ep"
-            f"-lr_{self.base_lr:g}-aug_{recipe.release_name}"
+            f"-lr_{self.learning_rate:g}-aug_{recipe.release_name}"
             f"-wd_{recipe.weight_decay:g}-do_{recipe.dropout:g}"
             f"-sd_{recipe.stochastic_depth:g}-frac_{self.fraction:g}"
             f"-seed_{self.seed}-{_digest(self)}"
@@ -91,10 +91,10 @@ class Pretraining:
     def row(self) -> dict[str, Any]:
         """The columns of the table that are known beforehand."""
         return {
-            "name": paper_name(self.model.release),
+            "name": self.model.paper_name,
             "ds": self.data.name,
             "epochs": self.epochs,
-            "lr": self.base_lr,
+            "lr": self.learning_rate,
             "aug": self.recipe.release_name,
             "wd": self.recipe.weight_decay,
             "do": self.recipe.dropout,
@@ -116,7 +116,7 @@ class Finetuning:
             released checkpoint.
         data: What it is fine-tuned on.
         steps: Weight updates.
-        base_lr: Peak of the learning rate.
+        learning_rate: Peak of the learning rate.
         image_size: Side of the images in pixels.
         batch_size: Images of a step.
         seed: Of the order of the images.
@@ -125,7 +125,7 @@ class Finetuning:
     upstream: Pretraining | str
     data: Source
     steps: int
-    base_lr: float
+    learning_rate: float
     image_size: int
     batch_size: int
     seed: int
@@ -145,7 +145,7 @@ class Finetuning:
             upstream = upstream.name
         return (
             f"{upstream}--{self.data.name}-steps_{self.steps}"
-            f"-lr_{self.base_lr:g}-res_{self.image_size}-seed_{self.seed}"
+            f"-lr_{self.learning_rate:g}-res_{self.image_size}-seed_{self.seed}"
             f"-{_digest(self)}"
         )
 
@@ -156,7 +156,7 @@ class Finetuning:
         else:
             fields = names.parse(self.upstream)
             row = {
-                "name": paper_name(self.model.release),
+                "name": self.model.paper_name,
                 "ds": fields.upstream,
                 "epochs": fields.epochs,
                 "lr": fields.lr,
@@ -171,7 +171,7 @@ class Finetuning:
         return {
             **row,
             "adapt_ds": self.data.name,
-            "adapt_lr": self.base_lr,
+            "adapt_lr": self.learning_rate,
             "adapt_steps": self.steps,
             "adapt_resolution": self.image_size,
             "adapt_filename": self.name,
@@ -187,18 +187,18 @@ Cell = Pretraining | Finetuning
 class Transfer:
     """Fine-tunings of every pre-trained model on one data set: all pairs.
 
-    The paper's own are `keras_augreg.training.SWEEPS`.
+    The paper's own are `keras_augreg.recipe.FINETUNING_RUNS`.
 
     Args:
         data: What to fine-tune on.
         steps: Weight updates.
-        base_lrs: Peaks of the learning rate.
+        learning_rates: Peaks of the learning rate.
         image_sizes: Sides of the images; `()` for the pre-training's.
     """
 
     data: Source
     steps: tuple[int, ...] = (500,)
-    base_lrs: tuple[float, ...] = (0.003, 0.01)
+    learning_rates: tuple[float, ...] = (0.003, 0.01)
     image_sizes: tuple[int, ...] = ()
 
 
@@ -222,7 +222,7 @@ class Grid:
             fine-tuned too.
         image_size: Side of the images in pixels.
         batch_size: Images of a step.
-        base_lr: Peak of the learning rate in pre-training.
+        learning_rate: Peak of the learning rate in pre-training.
         loss: `"softmax"` or `"sigmoid"`, as in `compile_pretraining`.
 
     Raises:
@@ -249,7 +249,7 @@ class Grid:
     checkpoints: tuple[str, ...] = ()
     image_size: int = 224
     batch_size: int = 64
-    base_lr: float = 1e-3
+    learning_rate: float = 1e-3
     loss: str = "softmax"
 
     def __post_init__(self) -> None:
@@ -262,7 +262,7 @@ class Grid:
             ("epochs", self.epochs),
             ("image_size", (self.image_size,)),
             ("batch_size", (self.batch_size,)),
-            ("base_lr", (self.base_lr,)),
+            ("learning_rate", (self.learning_rate,)),
         ):
             if not all(value > 0 for value in values):
                 raise ValueError(
@@ -301,7 +301,7 @@ class Grid:
             self.fractions, self.epochs, self.seeds,
         ):  # fmt: skip
             upstream = Pretraining(
-                model, data, recipe, fraction, epochs, seed, self.base_lr,
+                model, data, recipe, fraction, epochs, seed, self.learning_rate,
                 self.image_size, self.batch_size, self.loss,
             )  # fmt: skip
             cells += [upstream, *self._finetunings(upstream, seed)]
@@ -313,13 +313,13 @@ class Grid:
         self, upstream: Pretraining | str, seed: int
     ) -> Iterable[Finetuning]:
         for transfer in self.transfers:
-            for steps, base_lr, size in itertools.product(
+            for steps, learning_rate, size in itertools.product(
                 transfer.steps,
-                transfer.base_lrs,
+                transfer.learning_rates,
                 transfer.image_sizes or (self.image_size,),
             ):
                 yield Finetuning(
-                    upstream, transfer.data, steps, base_lr, size,
+                    upstream, transfer.data, steps, learning_rate, size,
                     self.batch_size, seed,
                 )  # fmt: skip
 
@@ -379,12 +379,6 @@ def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
     return tuple(cells.values())
 
 
-def paper_name(release: str) -> str:
-    """The paper's name of an architecture: `"R50+L/32"` of `"R50_L_32"`."""
-    head, _, patch = release.rpartition("_")
-    return f"{head.replace('_', '+')}/{patch}" if head else release
-
-
 def _digest(cell: Cell) -> str:
     """Tells cells apart whose names say too little; no path is in it."""
     fields = dataclasses.asdict(cell)
@@ -414,13 +408,8 @@ def _source(value: Any) -> Source:
 
 def _model(value: Any) -> Variant:
     if isinstance(value, str):
-        if value not in VARIANTS:
-            raise ValueError(
-                f"Unknown model {value!r}. Expected a builder's name, one of "
-                f"{', '.join(VARIANTS)}, or an object with sizes."
-            )
-        return VARIANTS[value]
-    sizes = {field.name for field in dataclasses.fields(Variant)} - {"release"}
+        return find(value)
+    sizes = {field.name for field in dataclasses.fields(Sizes)} | {"name"}
     _known("model", value, sizes)
     if missing := sizes - {"stages"} - set(value):
         raise ValueError(
@@ -428,7 +417,8 @@ def _model(value: Any) -> Variant:
         )
     stages = value.get("stages")
     fields = {**value, "stages": None if stages is None else tuple(stages)}
-    return Variant(release=value["name"], **fields)
+    name = fields.pop("name")
+    return Variant(name, name, Sizes(**fields))
 
 
 def _recipe(value: Any) -> AugReg:

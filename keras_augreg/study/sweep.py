@@ -73,7 +73,7 @@ def run(
         cells: Of `Grid.cells` or `read_cells`.
         workdir: Made if there is none. Several machines may share it, each
             with its own shard.
-        train: Runs one cell in its folder: `keras_augreg.study.training.train`.
+        train: Runs one cell in its folder: `keras_augreg.study.cell.train`.
             Its result are columns of the table.
         shard: (number from 0, number of shards): this process runs every
             so-manieth pre-training and its fine-tunings. Two processes with
@@ -168,9 +168,9 @@ def work(cell: Cell) -> float:
     Multiply-adds of the blocks, forward, for each image; the number of
     training images is not known here, and the fraction stands for it.
     """
-    model = cell.model
-    tokens = (cell.image_size // model.stride) ** 2 + 1
-    blocks = model.depth * tokens * model.width**2
+    sizes = cell.model.sizes
+    tokens = (cell.image_size // sizes.stride) ** 2 + 1
+    blocks = sizes.depth * tokens * sizes.width**2
     if isinstance(cell, Pretraining):
         return cell.epochs * cell.fraction * 1000 * blocks
     return float(cell.steps * cell.batch_size * blocks)

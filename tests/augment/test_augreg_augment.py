@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import losses
 from keras_augreg.augment import AugRegAugment, MixUp, RandAugment, mixup
 from keras_augreg.recipe import AugReg
+from keras_augreg.training import losses
 
 BACKEND = keras.backend.backend()
 # Shares of seed 7 at steps 0 to 3, for p = 0.2 and 0.8; equal on all backends.

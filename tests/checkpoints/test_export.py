@@ -585,5 +585,5 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
 
 def test_identify():
     for variant in VARIANTS.values():
-        assert identify(variant) is variant
+        assert identify(variant.sizes) is variant
     assert identify(tiny().sizes) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pathlib
 import shutil
@@ -21,7 +22,10 @@ from _server import bucket, npz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_augreg.checkpoints import DownloadError, __main__, files, transfer
+from keras_augreg.checkpoints import DownloadError, __main__, files
+
+# `checkpoints.download` is the function.
+transfer = importlib.import_module("keras_augreg.checkpoints.download")
 
 pytestmark = pytest.mark.once
 

@@ -6,7 +6,7 @@ r"""Opens every page of the built site in Chromium and looks for trouble.
 Needs `pip install selenium` and, on Debian, `apt-get install chromium
 chromium-driver`. For each page: messages on the console, pictures that do not
 show, requests to another host. Prints a line for each page, and exits with
-status 1 where something was found. Its log is `docs/logs/site.txt`.
+status 1 where something was found. Its log is `tests/benchmarks/logs/site.txt`.
 """
 
 from __future__ import annotations

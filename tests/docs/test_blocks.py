@@ -57,7 +57,7 @@ model = keras_augreg.ViT_Ti16(weights=None, classes=2)
 """,
     "data.md": """
 model = keras_augreg.ViT_Ti16(weights=None, classes=2)
-keras_augreg.compile_finetuning(model, total_steps=500, base_lr=0.01)
+keras_augreg.compile_finetuning(model, total_steps=500, learning_rate=0.01)
 labels = np.eye(1000)[:4]
 predictions = np.eye(1000)[[0, 1, 2, 5]]
 """,

@@ -36,12 +36,12 @@ def test_the_budget_decides_on_the_model():
     assert rich.model == "R50_ViT_L32"  # Table 3's best at 384 px.
     # Four rates of 500 and 2,500 steps, 1,047 images/s, three passes each.
     assert rich.hours == pytest.approx(12_000 * 512 * 3 / 1047 / 3600)
-    assert (rich.steps, len(rich.base_lrs)) == ((500, 2_500), 4)
+    assert (rich.steps, len(rich.learning_rates)) == ((500, 2_500), 4)
     assert advise(3_000, 2.0).model == "ViT_B32"
     assert advise(3_000, 0.7).model == "ViT_S32"
     # Fewer runs before a smaller model.
     poor = advise(3_000, 0.1)
-    assert (poor.model, poor.steps, poor.base_lrs) == (
+    assert (poor.model, poor.steps, poor.learning_rates) == (
         "ViT_B32",
         (500,),
         (0.003,),

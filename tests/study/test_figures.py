@@ -14,7 +14,7 @@ from _checkpoints import INDEX_HEADER
 from keras_augreg.checkpoints.names import table as release
 from keras_augreg.recipe import AugReg
 from keras_augreg.study import figures, table
-from keras_augreg.study.grid import Grid, Source, Transfer, paper_name
+from keras_augreg.study.grid import Grid, Source, Transfer
 from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
@@ -108,7 +108,7 @@ def test_published_figures_are_those_of_the_readme():
     compared = 0
     for name, row in release().items():
         if "readme" in row["sources"] and row["adapt_final_test"]:
-            model = paper_name(VARIANTS[row["variant"]].release)
+            model = VARIANTS[row["variant"]].paper_name
             ours = rows.loc[model]
             accuracy = float(row["adapt_final_test"])
             assert ours["adapt_final_test"] == pytest.approx(accuracy, abs=5e-5)

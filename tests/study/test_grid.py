@@ -11,15 +11,14 @@ import pytest
 
 from keras_augreg.data.loading import find
 from keras_augreg.recipe import AugReg
+from keras_augreg.study.cell import hold_out
 from keras_augreg.study.grid import (
     Finetuning,
     Grid,
     Source,
     Transfer,
-    paper_name,
     read_cells,
 )
-from keras_augreg.study.training import hold_out
 from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
@@ -43,7 +42,7 @@ FIELDS = {
     "epochs": [10],
     "seeds": [0, 1],
     "transfers": [
-        {"data": "photos", "steps": [10, 20], "base_lrs": [0.01, 0.03]}
+        {"data": "photos", "steps": [10, 20], "learning_rates": [0.01, 0.03]}
     ],
 }
 
@@ -124,7 +123,7 @@ def test_a_file_of_several_grids(tmp_path):
         ({"datasets": [{"path": "x"}]}, "Expected a data set"),
         ({"transfers": [{"steps": [1]}]}, "lacks `data`"),
         ({"checkpoints": ["B_17"]}, "Unknown checkpoint"),
-        ({"lr": 0.1}, "Expected a grid: .* some of base_lr, batch_size"),
+        ({"lr": 0.1}, "Expected a grid: .* some of learning_rate, batch_size"),
     ],
 )
 def test_messages(change, message):
@@ -139,7 +138,7 @@ def test_a_file_that_is_not_json(tmp_path):
 
 
 def test_papers_names():
-    names = [paper_name(variant.release) for variant in VARIANTS.values()]
+    names = [variant.paper_name for variant in VARIANTS.values()]
     assert "B/16" in names
     assert "R50+L/32" in names
     assert "R+Ti/16" in names

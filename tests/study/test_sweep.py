@@ -17,11 +17,11 @@ import pytest
 from keras_augreg.recipe import AugReg
 from keras_augreg.study import sweep, table
 from keras_augreg.study.grid import Finetuning, Grid, Source, Transfer
-from keras_augreg.variants import VARIANTS, Variant
+from keras_augreg.variants import VARIANTS, Sizes, Variant
 
 pytestmark = pytest.mark.once
 
-TINY = Variant("tiny_8", "tiny_8", 8, 16, 1, 2, 32)
+TINY = Variant("tiny_8", "tiny_8", Sizes(8, 16, 1, 2, 32))
 GRID = Grid(
     datasets=(Source("digits"),),
     models=(TINY, VARIANTS["ViT_Ti16"]),
@@ -238,7 +238,11 @@ def test_the_command_end_to_end(tmp_path):
         "image_size": 16,
         "batch_size": 32,
         "transfers": [
-            {"data": {"source": "digits"}, "steps": [4], "base_lrs": [0.01]}
+            {
+                "data": {"source": "digits"},
+                "steps": [4],
+                "learning_rates": [0.01],
+            }
         ],
     }
     (tmp_path / "grid.json").write_text(json.dumps(grid))

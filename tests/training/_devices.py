@@ -42,7 +42,11 @@ def main(kind, model_devices):
         for w in model.weights:
             w.assign(w + 0.1 * rng.normal(size=w.shape).astype("float32"))
         compile_pretraining(
-            model, AugReg("none"), total_steps=6, warmup_steps=2, base_lr=0.01
+            model,
+            AugReg("none"),
+            total_steps=6,
+            warmup_steps=2,
+            learning_rate=0.01,
         )
         images = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3))
         images, labels = images.astype("uint8"), np.arange(48) % 8

@@ -13,7 +13,7 @@ import keras
 from keras_augreg import VisionTransformer, data
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
-from keras_augreg.workdir import Workdir
+from keras_augreg.training.workdir import Workdir
 
 STEPS, INTERVAL = 20, 4
 

@@ -62,7 +62,7 @@ def gradients(step, micro=0, replica=0):
 
 
 def make_optimizer(case, **more):
-    from keras_augreg import optimizers, schedules
+    from keras_augreg.training import optimizers, schedules
 
     name, options = CASES[case]
     return getattr(optimizers, name)(

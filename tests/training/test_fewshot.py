@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg.fewshot import FewShot, features, fewshot_accuracy
+from keras_augreg.training.fewshot import FewShot, features, fewshot_accuracy
 
 
 def blobs(n, seed, size=6):

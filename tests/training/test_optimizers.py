@@ -23,7 +23,7 @@ from _updates import (
     weights,
 )
 
-from keras_augreg import optimizers
+from keras_augreg.training import optimizers
 
 SCRIPT = pathlib.Path(__file__).with_name("_updates.py")
 # Learning-rate factors of layer_decay=0.5 with two blocks.

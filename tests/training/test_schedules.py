@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from keras_augreg.schedules import warmup_cosine
+from keras_augreg.training.schedules import warmup_cosine
 
 
 @pytest.mark.parametrize("warmup", [0, 5])
@@ -24,13 +24,13 @@ def test_is_optax(warmup):
 
 
 @pytest.mark.parametrize(
-    ("base_lr", "total", "warmup", "message"),
+    ("learning_rate", "total", "warmup", "message"),
     [
         (0.01, 10, 10, "warmup_steps=10, total_steps=10"),
         (0.01, 10, -1, "warmup_steps=-1"),
-        (0.0, 10, 1, "base_lr=0.0"),
+        (0.0, 10, 1, "learning_rate=0.0"),
     ],
 )
-def test_refuses(base_lr, total, warmup, message):
+def test_refuses(learning_rate, total, warmup, message):
     with pytest.raises(ValueError, match=message):
-        warmup_cosine(base_lr, total, warmup)
+        warmup_cosine(learning_rate, total, warmup)

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import VisionTransformer, training
+from keras_augreg import VisionTransformer, recipe, training
 from keras_augreg.augment import AugRegAugment
-from keras_augreg.losses import SoftmaxCrossentropy
 from keras_augreg.recipe import AugReg
+from keras_augreg.training.losses import SoftmaxCrossentropy
 
 CLASSES = 5
 
@@ -44,7 +44,12 @@ def pretrain(model, recipe="medium1", **changes):
 def finetune(model, **changes):
     return training.compile_finetuning(
         model,
-        **{"total_steps": 20, "warmup_steps": 5, "base_lr": 0.1, **changes},
+        **{
+            "total_steps": 20,
+            "warmup_steps": 5,
+            "learning_rate": 0.1,
+            **changes,
+        },
     )
 
 
@@ -93,7 +98,7 @@ def test_paper_settings():
     ]
     np.testing.assert_allclose(rates, [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9)
     sgd = training.compile_finetuning(
-        build(), total_steps=2_500, base_lr=0.03
+        build(), total_steps=2_500, learning_rate=0.03
     ).optimizer
     assert (sgd.momentum, sgd.weight_decay) == (0.9, None)
     assert sgd.global_clipnorm == 1.0
@@ -102,10 +107,13 @@ def test_paper_settings():
 
 
 def test_sweep_has_the_paper_s_68_runs():
-    runs = sum(len(s.steps) * len(s.base_lrs) for s in training.SWEEPS.values())
-    assert runs * len(training.FINETUNING_RESOLUTIONS) == 68
-    assert training.finetuning_warmup(500) == 100
-    assert training.finetuning_warmup(2_500) == 500
+    runs = sum(
+        len(s.steps) * len(s.learning_rates)
+        for s in recipe.FINETUNING_RUNS.values()
+    )
+    assert runs * len(recipe.FINETUNING_RESOLUTIONS) == 68
+    assert recipe.finetuning_warmup(500) == 100
+    assert recipe.finetuning_warmup(2_500) == 500
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

@@ -20,8 +20,8 @@ from _run import (
     train,
 )
 
-from keras_augreg import workdir
-from keras_augreg.workdir import Workdir
+from keras_augreg.training import workdir
+from keras_augreg.training.workdir import Workdir
 
 HERE = pathlib.Path(__file__).parent
 
@@ -130,14 +130,18 @@ def test_keeps_the_newest_and_the_best(whole, tmp_path):
 
 
 def test_changed_settings_are_refused(tmp_path):
-    Workdir(tmp_path, {"base_lr": 0.1, "augment": "none", "sizes": (1, 2)})
-    Workdir(tmp_path, {"base_lr": 0.1, "augment": "none", "sizes": (1, 2)})
+    Workdir(
+        tmp_path, {"learning_rate": 0.1, "augment": "none", "sizes": (1, 2)}
+    )
+    Workdir(
+        tmp_path, {"learning_rate": 0.1, "augment": "none", "sizes": (1, 2)}
+    )
     with pytest.raises(
         ValueError,
-        match=r"another experiment:\n  base_lr: 0.1 before, 0.2 now\n"
+        match=r"another experiment:\n  learning_rate: 0.1 before, 0.2 now\n"
         r"  sizes: .* before, 'not set' now",
     ):
-        Workdir(tmp_path, {"base_lr": 0.2, "augment": "none"})
+        Workdir(tmp_path, {"learning_rate": 0.2, "augment": "none"})
 
 
 def test_refuses_a_checkpoint_of_another_model(whole):

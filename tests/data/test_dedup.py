@@ -7,7 +7,7 @@ import os
 import keras
 import numpy as np
 import pytest
-from data_photos import CLASSES, encode, photo, pictures
+from _photos import CLASSES, encode, photo, pictures
 from hypothesis import given
 from hypothesis import strategies as st
 

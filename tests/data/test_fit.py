@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from data_photos import build_tfds, write_folder
+from _photos import build_tfds, write_folder
 
 from keras_augreg import data
 
@@ -151,8 +151,6 @@ def test_class_weights_in_fit_and_in_load(photos, engine):
 def test_tensorflow_sees_no_gpu_under_another_backend(monkeypatch):
     import tensorflow as tf
 
-    from keras_augreg.data import pipeline
-
     hidden = []
     monkeypatch.setattr(
         tf.config, "get_visible_devices", lambda kind: ["GPU:0"]
@@ -160,6 +158,6 @@ def test_tensorflow_sees_no_gpu_under_another_backend(monkeypatch):
     monkeypatch.setattr(
         tf.config, "set_visible_devices", lambda *a: hidden.append(a)
     )
-    pipeline.tensorflow()
+    engine_tensorflow.tensorflow()
     backend = keras.backend.backend()
     assert hidden == ([] if backend == "tensorflow" else [([], "GPU")])

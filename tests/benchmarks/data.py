@@ -1,6 +1,6 @@
 r"""Measures `keras_augreg.data` against a bare tf.data pipeline, in turn.
 
-    python docs/benchmark_data.py [FOLDER] [ROUNDS]
+    python tests/benchmarks/data.py [FOLDER] [ROUNDS]
 
 FOLDER holds class folders of JPEG files; without it, 600 photos of 500 x 375
 pixels are made of those that ship with scikit-image. Every round reads every

@@ -8,10 +8,11 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from data_photos import CLASSES, encode, largest_difference, pictures
+from _photos import CLASSES, encode, largest_difference, pictures
 
 from keras_augreg import data
-from keras_augreg.data import loading, pipeline, tfds_source
+from keras_augreg.data import engine_tensorflow, loading
+from keras_augreg.data import tfds as tfds_source
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -207,9 +208,9 @@ def test_more_hosts_than_examples(data_dir):
 
 def test_hosts_draw_different_crops(data_dir, monkeypatch):
     drawn = []
-    draws = pipeline.draws
+    draws = engine_tensorflow.draws
     monkeypatch.setattr(
-        pipeline, "draws", lambda *a: drawn.append(a) or draws(*a)
+        engine_tensorflow, "draws", lambda *a: drawn.append(a) or draws(*a)
     )
     for host in (0, 1):
         read(load(data_dir, host=(host, 2))[0])

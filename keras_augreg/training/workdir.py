@@ -58,7 +58,7 @@ class Workdir:
 
     Example:
     ```python
-    run = Workdir("/tmp/run", {"base_lr": 0.01, "total_steps": 1_000})
+    run = Workdir("/tmp/run", {"learning_rate": 0.01, "total_steps": 1_000})
     run.fit(model, load_batches, total_steps=1_000, interval=100)
     ```
     """
@@ -295,7 +295,7 @@ class Workdir:
         raise FloatingPointError(
             f"Stopped at step {step}, learning rate {rate:.3g}: {what}. Last "
             f"good checkpoint: {good[-1] if good else 'none'}. A lower "
-            "base_lr, a longer warm-up or float32 may help."
+            "learning_rate, a longer warm-up or float32 may help."
         )
 
 

@@ -1,6 +1,6 @@
 """How long until a ViT-B/16 answers: import, build, load a .npz, first call.
 
-    python docs/benchmark_startup.py --rounds=5
+    python tests/benchmarks/startup.py --rounds=5
 
 Each measurement is a fresh process; the peers take turns. "load" is everything
 from the file to a model with its weights: build, read, assign; "again" is that

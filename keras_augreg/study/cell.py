@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,13 +17,13 @@ from keras_augreg import checkpoints, data
 from keras_augreg.data.loading import find
 from keras_augreg.data.sources import Examples
 from keras_augreg.models import VisionTransformer
+from keras_augreg.recipe import finetuning_warmup
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
 from keras_augreg.training import (
     compile_finetuning,
     compile_pretraining,
-    finetuning_warmup,
 )
-from keras_augreg.workdir import Workdir
+from keras_augreg.training.workdir import Workdir
 
 # Of the training images, where there is no validation split. The paper holds
 # out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
@@ -73,7 +74,7 @@ def train(
             model,
             cell.recipe,
             total_steps=total_steps,
-            base_lr=cell.base_lr,
+            learning_rate=cell.learning_rate,
             warmup_steps=int(WARMUP_SHARE * total_steps),
             loss=cell.loss,
             augment=augment,
@@ -86,7 +87,7 @@ def train(
         compile_finetuning(
             model,
             total_steps=total_steps,
-            base_lr=cell.base_lr,
+            learning_rate=cell.learning_rate,
             warmup_steps=min(finetuning_warmup(total_steps), total_steps // 5),
         )
     run = Workdir(folder, {"cell": cell.name}, keep=1)
@@ -214,7 +215,6 @@ def _load(
 
 
 def _build(cell: Cell, classes: int) -> Any:
-    sizes = cell.model
     rates: dict[str, Any] = {}
     if isinstance(cell, Pretraining):
         rates = {
@@ -222,12 +222,7 @@ def _build(cell: Cell, classes: int) -> Any:
             "stochastic_depth": cell.recipe.stochastic_depth,
         }
     return VisionTransformer(
-        sizes.patch_size,
-        sizes.width,
-        sizes.depth,
-        sizes.num_heads,
-        sizes.mlp_dim,
-        sizes.stages,
+        **dataclasses.asdict(cell.model.sizes),
         input_shape=(cell.image_size, cell.image_size, 3),
         classes=classes,
         seed=cell.seed,

@@ -9,58 +9,22 @@ google-research/big_vision ("big_vision").
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_augreg import losses, optimizers, schedules
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.models import VisionTransformer
-from keras_augreg.recipe import AugReg
-
-# Pre-training: paper, section 3.3; big_vision.
-PRETRAINING_BATCH = 4096
-PRETRAINING_LR = 1e-3
-PRETRAINING_WARMUP = 10_000
-PRETRAINING_EPOCHS = {"i1k": (300,), "i21k": (30, 300)}
-# Fine-tuning: paper, table of hyper-parameters; vit_jax.
-FINETUNING_BATCH = 512
-FINETUNING_RESOLUTIONS = (224, 384)
-# Both: paper, big_vision, vit_jax.
-CLIP_NORM = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """The fine-tuning runs of the paper on one data set: every pair.
-
-    Args:
-        steps: Weight updates.
-        base_lrs: Peaks of the learning rate.
-    """
-
-    steps: tuple[int, ...]
-    base_lrs: tuple[float, ...]
-
-
-_RATES = (0.001, 0.003, 0.01, 0.03)
-# By name in `keras_augreg.data.DATASETS`. At two resolutions: 68 runs for each
-# pre-trained model.
-SWEEPS = {
-    "imagenet-1k": Sweep((20_000,), (0.01, 0.03)),
-    "cifar-100": Sweep((2_500, 10_000), _RATES),
-    "resisc45": Sweep((2_500, 10_000), _RATES),
-    "pets": Sweep((500, 2_500), _RATES),
-    "kitti-distance": Sweep((500, 2_500), _RATES),
-}
-
-
-def finetuning_warmup(total_steps: int) -> int:
-    """Warm-up steps of a fine-tuning run: 500, but 100 of 500 steps (paper)."""
-    return 100 if total_steps <= 500 else 500
+from keras_augreg.recipe import (
+    CLIP_NORM,
+    PRETRAINING_LEARNING_RATE,
+    PRETRAINING_WARMUP,
+    AugReg,
+    finetuning_warmup,
+)
+from keras_augreg.training import losses, optimizers, schedules
 
 
 def compile_pretraining(
@@ -68,7 +32,7 @@ def compile_pretraining(
     recipe: AugReg,
     *,
     total_steps: int,
-    base_lr: float = PRETRAINING_LR,
+    learning_rate: float = PRETRAINING_LEARNING_RATE,
     warmup_steps: int = PRETRAINING_WARMUP,
     loss: str = "sigmoid",
     augment: str = "device",
@@ -98,7 +62,7 @@ def compile_pretraining(
             `dropout` and `stochastic_depth`.
         recipe: A `keras_augreg.AugReg`.
         total_steps: Weight updates of the whole training.
-        base_lr: Peak of the learning rate.
+        learning_rate: Peak of the learning rate.
         warmup_steps: Weight updates until the peak.
         augment: Where the recipe's augmentation runs: `"device"`, inside the
             compiled training step, or `"host"`, inside the `tf.data.Dataset`
@@ -159,7 +123,7 @@ def compile_pretraining(
     if recipe.randaugment or recipe.mixup:
         layer = AugRegAugment(recipe, model.classes, seed=seed)
     optimizer = optimizers.Adam(
-        schedules.warmup_cosine(base_lr, total_steps, warmup_steps),
+        schedules.warmup_cosine(learning_rate, total_steps, warmup_steps),
         weight_decay=recipe.weight_decay,
         global_clipnorm=CLIP_NORM,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -182,7 +146,7 @@ def compile_finetuning(
     model: Any,
     *,
     total_steps: int,
-    base_lr: float,
+    learning_rate: float,
     warmup_steps: int | None = None,
     loss: str = "softmax",
     freeze: bool = False,
@@ -198,7 +162,7 @@ def compile_finetuning(
 
     SGD with momentum 0.9 and no weight decay, linear warm-up and cosine to 0,
     gradients clipped at norm 1. No RandAugment, no Mixup. The study's batch
-    is 512, its steps and rates are in `keras_augreg.training.SWEEPS`, and its
+    is 512, its steps and rates are in `keras_augreg.recipe.FINETUNING_RUNS`, and its
     models had dropout 0 and a new classifier (`classes=`), all zeros.
 
     Class weights: `fit(..., class_weight=...)`.
@@ -206,7 +170,7 @@ def compile_finetuning(
     Args:
         model: A `keras_augreg` model with classifier.
         total_steps: Weight updates of the whole training.
-        base_lr: Peak of the learning rate. The study: 0.001 to 0.03.
+        learning_rate: Peak of the learning rate. The study: 0.001 to 0.03.
         warmup_steps: Weight updates until the peak. `None` for the study's:
             500, or 100 where `total_steps` is at most 500.
         freeze: Whether only the classifier is trained (a linear probe).
@@ -233,7 +197,7 @@ def compile_finetuning(
     Example:
     >>> model = keras_augreg.ViT_S16(weights="augreg-in21k", classes=37)
     >>> model = keras_augreg.compile_finetuning(
-    ...     model, total_steps=500, base_lr=0.003)
+    ...     model, total_steps=500, learning_rate=0.003)
     >>> model.fit(dataset, steps_per_epoch=100, epochs=5)
     """
     _check_model(model)
@@ -242,7 +206,7 @@ def compile_finetuning(
     for layer in model.layers:
         layer.trainable = not freeze or layer.name == "head"
     optimizer = optimizers.SGD(
-        schedules.warmup_cosine(base_lr, total_steps, warmup_steps),
+        schedules.warmup_cosine(learning_rate, total_steps, warmup_steps),
         momentum=0.9,
         global_clipnorm=CLIP_NORM,
         gradient_accumulation_steps=gradient_accumulation_steps,

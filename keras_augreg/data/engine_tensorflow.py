@@ -27,7 +27,7 @@ from keras_augreg.data.decode import (
 from keras_augreg.data.order import PADDING, Order, draws
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.targets import Targets
-from keras_augreg.data.tfds_source import Records
+from keras_augreg.data.tfds import Records
 
 # What `_fetch` hands to `_decode`, one int32 after the other: the kind of data,
 # the window to decode, the box in it (with the channels, as `tf.slice` has it),

@@ -1,6 +1,6 @@
 r"""Makes the class folders of docs/study.md from images that ship in packages.
 
-    python docs/study_data.py runs/study_data
+    python tests/benchmarks/study_data.py runs/study_data
 
 writes PNG files, some seconds, no network:
 

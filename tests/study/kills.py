@@ -1,7 +1,7 @@
 """Kills a sweep at random moments, and looks whether a cell was lost.
 
-    python tests/study/kill_sweep.py KILLS FOLDER
-    python tests/study/kill_sweep.py KILLS FOLDER python recipes/sweep.py ...
+    python tests/study/kills.py KILLS FOLDER
+    python tests/study/kills.py KILLS FOLDER python recipes/sweep.py ...
 
 runs 960 cells that only pretend to train, or the command with
 `--workdir=FOLDER`; sends SIGKILL after a random time, KILLS times; then lets

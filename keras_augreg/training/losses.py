@@ -55,7 +55,7 @@ class SigmoidCrossentropy(keras.losses.Loss):
         y_pred: Float logits (batch, classes).
 
     Example:
-    >>> loss = keras_augreg.losses.SigmoidCrossentropy()
+    >>> loss = keras_augreg.training.losses.SigmoidCrossentropy()
     >>> float(loss(np.array([2]), np.zeros((1, 4), "float32")))  # 4 ln 2
     2.7725887298583984
     """
@@ -75,7 +75,7 @@ class SoftmaxCrossentropy(keras.losses.Loss):
         y_pred: Float logits (batch, classes).
 
     Example:
-    >>> loss = keras_augreg.losses.SoftmaxCrossentropy()
+    >>> loss = keras_augreg.training.losses.SoftmaxCrossentropy()
     >>> float(loss(np.array([2]), np.zeros((1, 4), "float32")))  # ln 4
     1.3862943649291992
     """
@@ -98,7 +98,7 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
         y_pred: Float (batch, classes): logits or probabilities.
 
     Example:
-    >>> metric = keras_augreg.losses.Accuracy()
+    >>> metric = keras_augreg.training.losses.Accuracy()
     >>> metric.update_state(np.array([1, 1]), np.eye(2, dtype="float32"))
     >>> float(metric.result())
     0.5
@@ -129,7 +129,7 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
         y_pred: As of the loss.
 
     Example:
-    >>> metric = keras_augreg.losses.MeanLoss(SoftmaxCrossentropy())
+    >>> metric = keras_augreg.training.losses.MeanLoss(SoftmaxCrossentropy())
     >>> metric.update_state(np.array([1, 0]), np.zeros((2, 4)), [1.0, 0.0])
     >>> float(metric.result())  # ln 4
     1.3862943649291992

@@ -1,6 +1,6 @@
 """Kills a run at random moments, resumes it, compares it with one left alone.
 
-    python tests/training/kill_and_resume.py 20 FOLDER \
+    python tests/training/kills.py 20 FOLDER \
         python recipes/pretrain.py --epochs=2 --save_every=50
 
 runs the command to its end with `--workdir=FOLDER/whole`, then again and

@@ -6,19 +6,19 @@ import keras
 
 
 def warmup_cosine(
-    base_lr: float, total_steps: int, warmup_steps: int
+    learning_rate: float, total_steps: int, warmup_steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Rises linearly from 0 to `base_lr`, then falls to 0 along a cosine.
+    """Rises linearly from 0 to `learning_rate`, then falls to 0 along a cosine.
 
     `create_learning_rate_schedule` of google-research/vision_transformer
     (`vit_jax/utils.py`) and of big_vision (`utils.py`); the very first step
     has rate 0.
 
-    The optimizers of `keras_augreg.optimizers` ask for the rate of a weight
+    The optimizers of `keras_augreg.training.optimizers` ask for the rate of a weight
     update, under gradient accumulation too; those of Keras count batches.
 
     Args:
-        base_lr: Peak of the learning rate, above 0.
+        learning_rate: Peak of the learning rate, above 0.
         total_steps: Weight updates until the rate is 0 again.
         warmup_steps: Weight updates until the peak, at least 0 and fewer than
             `total_steps`.
@@ -40,15 +40,17 @@ def warmup_cosine(
             f"total_steps. Received: warmup_steps={warmup_steps}, "
             f"total_steps={total_steps}. Both count weight updates."
         )
-    if not base_lr > 0:
-        raise ValueError(f"`base_lr` is above 0. Received: base_lr={base_lr}")
+    if not learning_rate > 0:
+        raise ValueError(
+            f"`learning_rate` is above 0. Received: learning_rate={learning_rate}"
+        )
     if not warmup_steps:
         return keras.optimizers.schedules.CosineDecay(
-            float(base_lr), total_steps
+            float(learning_rate), total_steps
         )
     return keras.optimizers.schedules.CosineDecay(
         0.0,
         total_steps - warmup_steps,
-        warmup_target=float(base_lr),
+        warmup_target=float(learning_rate),
         warmup_steps=warmup_steps,
     )

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from data_photos import encode, largest_difference, photo
+from _photos import encode, largest_difference, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from data_photos import encode, photo, write_folder
+from _photos import encode, photo, write_folder
 
 from keras_augreg.data import loading
 

@@ -1,6 +1,6 @@
 """What `fit` costs above a bare jitted step of the same maths, on JAX.
 
-    python docs/benchmark_fit.py [STEPS] [ROUNDS]
+    python tests/benchmarks/fit.py [STEPS] [ROUNDS]
 
 ViT-S/16, batch 16, 224 px, recipe `medium1` inside the step. In turn: a
 hand-written `jax.jit` of augmentation, forward pass, loss, backward pass and
@@ -23,7 +23,7 @@ import numpy as np
 import keras_augreg
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.benchmark import SameBatch
-from keras_augreg.losses import SigmoidCrossentropy
+from keras_augreg.training.losses import SigmoidCrossentropy
 
 BATCH, SIZE, CLASSES = 16, 224, 1000
 RECIPE = keras_augreg.AugReg("medium1")

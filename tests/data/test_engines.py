@@ -14,12 +14,12 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from data_photos import CLASSES, encode, largest_difference, photo, write_folder
+from _photos import CLASSES, encode, largest_difference, photo, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_augreg import data
-from keras_augreg.data import decode, loading, pipeline
+from keras_augreg.data import decode, engine_tensorflow, loading
 from keras_augreg.data.decode import SMALLER_SIDE, Preprocess
 from keras_augreg.data.order import Order, draws
 
@@ -119,7 +119,7 @@ def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
             if plan.flip:
                 expected = tf.reverse(expected, [1])
             np.testing.assert_array_equal(images[i], expected)
-            small = h * w <= pipeline.SMALL * np.prod(plan.size)
+            small = h * w <= engine_tensorflow.SMALL * np.prod(plan.size)
             kinds.add((names[number], bool(small)))
             flips.add(plan.flip)
     assert {("large.jpg", False), ("small.jpg", True)} < kinds
@@ -130,14 +130,14 @@ def test_large_pictures_are_not_kept_side_by_side(tmp_path, monkeypatch):
     # What goes through the pipeline is no larger than what comes out of it,
     # times `SMALL`; a JPEG file's bytes are small anyway.
     sizes = []
-    real = pipeline._fetch
+    real = engine_tensorflow._fetch
 
     def spy(*args):
         result = real(*args)
         sizes.extend(map(len, result[0]))
         return result
 
-    monkeypatch.setattr(pipeline, "_fetch", spy)
+    monkeypatch.setattr(engine_tensorflow, "_fetch", spy)
     (tmp_path / "cup").mkdir()
     for i, side in enumerate((40, 90, 400)):
         path = tmp_path / "cup" / f"{i}.png"
@@ -150,7 +150,7 @@ def test_large_pictures_are_not_kept_side_by_side(tmp_path, monkeypatch):
         ]
         for _ in range(3):
             assert_equal(*map(read, both), tolerance=1)
-    assert 24 * 32 * 3 < max(sizes) <= pipeline.SMALL * 27 * 36 * 3
+    assert 24 * 32 * 3 < max(sizes) <= engine_tensorflow.SMALL * 27 * 36 * 3
 
 
 def test_engines_agree_on_every_kind_of_file(tmp_path):

@@ -1,9 +1,9 @@
 r"""Measures the TensorFlow-free route against Grain with the same operations.
 
     pip install grain
-    python docs/benchmark_grain.py FOLDER [ROUNDS]
+    python tests/benchmarks/grain.py FOLDER [ROUNDS]
 
-FOLDER holds class folders of JPEG files (`docs/benchmark_data.py` makes some).
+FOLDER holds class folders of JPEG files (`tests/benchmarks/data.py` makes some).
 Every round reads all of them ten times with each pipeline, in turn: decode,
 inception crop, resize to 224, flip, batches of 64. Grain reads on threads, and
 in processes. Printed are medians over the rounds.
@@ -50,6 +50,7 @@ def main() -> None:
     """Measures and prints."""
     flags.FLAGS(sys.argv[:1])  # Grain's processes ask for them.
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    examples = find(sys.argv[1], "all")
     ours, _ = data.load(
         sys.argv[1],
         "all",
@@ -57,11 +58,10 @@ def main() -> None:
         batch_size=BATCH,
         training=True,
         engine="python",
-        steps=EPOCHS * len(find(sys.argv[1], "all")) // BATCH,
+        steps=EPOCHS * len(examples) // BATCH,
     )
-    examples, preprocess = ours._examples, ours._preprocess
     places = grain.MapDataset.range(EPOCHS * len(examples)).shuffle(seed=0)
-    images = places.map(Read(examples, preprocess))
+    images = places.map(Read(examples, ours._preprocess))
     cores = os.cpu_count() or 1
 
     def threads(count):

@@ -1,0 +1,9 @@
+"""Training: compile a model, run it, stop and resume it."""
+
+from keras_augreg.training.compile import (
+    compile_finetuning,
+    compile_pretraining,
+)
+from keras_augreg.training.workdir import Workdir
+
+__all__ = ["Workdir", "compile_finetuning", "compile_pretraining"]
