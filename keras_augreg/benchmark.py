@@ -143,7 +143,8 @@ def measure(
             seconds / 3,
         )
     # In turn, as machines drift; the peak before a matrix can raise it.
-    rates, products = [], []
+    rates: list[float] = []
+    products: list[float] = []
     for _ in range(2):
         rates.append(batch_size * _per_second(once, seconds))
         if not products:
@@ -198,7 +199,7 @@ def _accelerated() -> bool:
 def _fastest_product(
     policy: str, seconds: float
 ) -> tuple[Callable[[int], object], int]:
-    """The backend's fastest matrix product in the policy's dtype, and its FLOPs.
+    """The backend's fastest matrix product in a dtype, and its FLOPs.
 
     As `_per_second` takes it.
     """

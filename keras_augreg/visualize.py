@@ -478,7 +478,7 @@ def training_curves(
     """Draws how loss and metrics went, training and validation together.
 
     Args:
-        run: What `model.fit` returns; or a `keras_augreg.training.workdir.Workdir`, or
+        run: What `model.fit` returns; or a `keras_augreg.training.Workdir`, or
             the path of one (`--workdir` of the recipes), while it is being
             written too.
 

@@ -25,7 +25,8 @@ class AugRegAugment(AugmentationLayer):
     of that name do with this seed.
 
     Labels may change from integers to probabilities inside the step: the
-    losses and metrics of `keras_augreg.training.losses` take both, Keras's own do not.
+    losses and metrics of `keras_augreg.training.losses` take both, Keras's
+    own do not.
 
     Args:
         recipe: A `keras_augreg.AugReg`, of which `augment` counts here.

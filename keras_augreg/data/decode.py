@@ -1,9 +1,9 @@
 """From the bytes of an image file to a uint8 crop of the model's size.
 
 One plan for both routes: `Preprocess.plan` draws the crop and the flip of an
-image from its size alone, before anything is decoded. `engine_tensorflow.py` follows
-the plan with TensorFlow's operations, `crop_and_resize` here with OpenCV's and
-NumPy's, to within one grey level of each other.
+image from its size alone, before anything is decoded. `engine_tensorflow.py`
+follows the plan with TensorFlow's operations, `crop_and_resize` here with
+OpenCV's and NumPy's, to within one grey level of each other.
 
 What is done, and that resizing takes one pixel in two without smoothing and
 cuts the fraction off, is what google-research/big_vision at 0127fb6 does

@@ -162,8 +162,8 @@ def compile_finetuning(
 
     SGD with momentum 0.9 and no weight decay, linear warm-up and cosine to 0,
     gradients clipped at norm 1. No RandAugment, no Mixup. The study's batch
-    is 512, its steps and rates are in `keras_augreg.recipe.FINETUNING_RUNS`, and its
-    models had dropout 0 and a new classifier (`classes=`), all zeros.
+    is 512, its steps and rates are in `keras_augreg.recipe.FINETUNING_RUNS`,
+    and its models had dropout 0 and a new classifier (`classes=`), all zeros.
 
     Class weights: `fit(..., class_weight=...)`.
 

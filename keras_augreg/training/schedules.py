@@ -14,8 +14,9 @@ def warmup_cosine(
     (`vit_jax/utils.py`) and of big_vision (`utils.py`); the very first step
     has rate 0.
 
-    The optimizers of `keras_augreg.training.optimizers` ask for the rate of a weight
-    update, under gradient accumulation too; those of Keras count batches.
+    The optimizers of `keras_augreg.training.optimizers` ask for the rate of a
+    weight update, under gradient accumulation too; those of Keras count
+    batches.
 
     Args:
         learning_rate: Peak of the learning rate, above 0.
@@ -42,7 +43,8 @@ def warmup_cosine(
         )
     if not learning_rate > 0:
         raise ValueError(
-            f"`learning_rate` is above 0. Received: learning_rate={learning_rate}"
+            "`learning_rate` is above 0. Received: "
+            f"learning_rate={learning_rate}"
         )
     if not warmup_steps:
         return keras.optimizers.schedules.CosineDecay(

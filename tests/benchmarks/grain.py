@@ -3,7 +3,7 @@ r"""Measures the TensorFlow-free route against Grain with the same operations.
     pip install grain
     python tests/benchmarks/grain.py FOLDER [ROUNDS]
 
-FOLDER holds class folders of JPEG files (`tests/benchmarks/data.py` makes some).
+FOLDER holds class folders of JPEG files (`data.py` here makes some).
 Every round reads all of them ten times with each pipeline, in turn: decode,
 inception crop, resize to 224, flip, batches of 64. Grain reads on threads, and
 in processes. Printed are medians over the rounds.

@@ -151,6 +151,8 @@ def test_class_weights_in_fit_and_in_load(photos, engine):
 def test_tensorflow_sees_no_gpu_under_another_backend(monkeypatch):
     import tensorflow as tf
 
+    from keras_augreg.data import engine_tensorflow
+
     hidden = []
     monkeypatch.setattr(
         tf.config, "get_visible_devices", lambda kind: ["GPU:0"]
