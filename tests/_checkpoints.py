@@ -6,6 +6,7 @@ other dialects are made from them here, without the package's own table.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -69,15 +70,7 @@ def hybrid(**kwargs: Any) -> keras_augreg.VisionTransformer:
 def sizes(**kwargs: Any) -> dict[str, Any]:
     """Arguments of a named architecture for `VisionTransformer`."""
     variant = BY_RELEASE[kwargs.pop("release")]
-    return {
-        "patch_size": variant.patch_size,
-        "width": variant.width,
-        "depth": variant.depth,
-        "num_heads": variant.num_heads,
-        "mlp_dim": variant.mlp_dim,
-        "stages": variant.stages,
-        **kwargs,
-    }
+    return {**dataclasses.asdict(variant.sizes), **kwargs}
 
 
 def release(
