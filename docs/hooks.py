@@ -100,7 +100,7 @@ def _models() -> str:
         costs = describe(name)
         aliases = names.aliases(name)
         alias = "augreg-in21k" if "augreg-in21k" in aliases else None
-        best = f"`{checkpoints.resolve(alias, name)}`" if alias else "none"
+        best = f"`{checkpoints.resolve(name, alias)}`" if alias else "none"
         stem = "" if v.stages is None else " + ".join(map(str, v.stages)) or "0"
         rows.append(
             [

@@ -31,7 +31,7 @@ LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
     "heavy2": ((2, 20), 0.8, "strong2"),
 }
 _SHORT = {"light": "light1", "medium": "medium1", "heavy": "heavy1"}
-_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
+LEVEL_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
 
 # Dropout and stochastic depth, and weight decay, of the paper's grid.
 REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
@@ -42,6 +42,7 @@ PRETRAINING_BATCH = 4096
 PRETRAINING_LEARNING_RATE = 1e-3
 PRETRAINING_WARMUP = 10_000
 PRETRAINING_EPOCHS = {"i1k": (300,), "i21k": (30, 300)}
+PRETRAINING_RESOLUTION = 224
 # Fine-tuning: paper, section 3.5 and Table 4.
 FINETUNING_BATCH = 512
 FINETUNING_RESOLUTIONS = (224, 384)
@@ -153,10 +154,10 @@ class AugReg:
         level = _SHORT.get(self.augment, self.augment)
         if level not in LEVELS:
             hint = ""
-            if level in _OF_RELEASE:
+            if level in LEVEL_OF_RELEASE:
                 hint = (
                     f" {level!r} is a name of the release's files, where it "
-                    f"means {_OF_RELEASE[level]!r}."
+                    f"means {LEVEL_OF_RELEASE[level]!r}."
                 )
             raise ValueError(
                 f"Unknown `augment` {self.augment!r}. Expected one of: "
@@ -273,14 +274,14 @@ class AugReg:
         'heavy1'
         """
         found = _CHECKPOINT.search(name.removesuffix(".npz"))
-        if found is None or found[1] not in _OF_RELEASE:
+        if found is None or found[1] not in LEVEL_OF_RELEASE:
             raise ValueError(
                 "Expected the name of an AugReg checkpoint, with "
                 "`-aug_LEVEL-wd_NUMBER-do_NUMBER-sd_NUMBER`, where LEVEL is "
-                f"one of {', '.join(_OF_RELEASE)}. Received: {name!r}."
+                f"one of {', '.join(LEVEL_OF_RELEASE)}. Received: {name!r}."
             )
         decay, dropout, stochastic_depth = map(float, found.groups()[1:])
-        level = _OF_RELEASE[found[1]]
+        level = LEVEL_OF_RELEASE[found[1]]
         return cls(level, dropout, stochastic_depth, decay)
 
     @classmethod

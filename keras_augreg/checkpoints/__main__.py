@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         help="a full name, hf://OWNER/NAME or, with --variant, an alias such "
         "as augreg-in21k",
     )
-    parser.add_argument("--variant", help="a builder's name: ViT_B16")
+    parser.add_argument("--variant", help="an architecture: ViT_B16 or B/16")
     parser.add_argument(
         "--resolution", type=int, help="which file of an alias: 224 or 384"
     )
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.name:
         try:
             if args.variant is not None:
-                name = names.resolve(name, args.variant, args.resolution)
+                name = names.resolve(args.variant, name, args.resolution)
             print(files.download(name), flush=True)
         except (ValueError, OSError, ImportError) as error:
             print(error, file=sys.stderr)

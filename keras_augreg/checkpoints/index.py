@@ -21,9 +21,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_augreg import dataset_names
 from keras_augreg.checkpoints import files, names
 from keras_augreg.checkpoints.download import DownloadError
-from keras_augreg.variants import VARIANTS
+from keras_augreg.recipe import (
+    FINETUNING_RESOLUTIONS,
+    LEVEL_OF_RELEASE,
+    WEIGHT_DECAY,
+    AugReg,
+)
+from keras_augreg.variants import find
 
 if TYPE_CHECKING:
     import pandas
@@ -99,10 +106,11 @@ class SearchResult(list[Checkpoint]):
             for key in (*UPSTREAM, *_ADAPTED, "size_mib")
             if any(key in row.figures for row in shown)
         ]
-        lines = [["name", *figures, "seen in"]]
+        lines = [["name", "augment", *figures, "seen in"]]
         for row in shown:
             cells = [f"{row.figures.get(key, ''):.6}" for key in figures]
-            lines.append([row.name, *cells, " ".join(row.seen) or "unverified"])
+            seen = " ".join(row.seen) or "unverified"
+            lines.append([row.name, row.fields.augment, *cells, seen])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
@@ -118,6 +126,7 @@ def search(
     *,
     dataset: str | None = None,
     augment: str | None = None,
+    release_augment: str | None = None,
     weight_decay: float | None = None,
     dropout: float | None = None,
     adapt_dataset: str | None = None,
@@ -132,17 +141,23 @@ def search(
     it lists the names that follow from the release's rule instead.
 
     Args:
-        variant: The builder's name, for example `"ViT_B16"`.
-        dataset: What it was pre-trained on: `"i1k"`, `"i21k"` (300 epochs) or
-            `"i21k_30"` (30 epochs).
-        augment: One of `names.AUGMENTS`, in the release's spelling.
+        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
+        dataset: The pre-training set: `"i1k"`, `"i21k"` (300 epochs),
+            `"i21k_30"` (30 epochs) or another spelling of these.
+        augment: The augmentation level in the paper's spelling, as in
+            `keras_augreg.AugReg`: `"light2"`.
+        release_augment: The same as the release's file names spell it:
+            `"light1"` for the paper's `"light2"`.
         weight_decay: 0.03 or 0.1.
         dropout: 0.0 or 0.1, for dropout and stochastic depth alike.
-        adapt_dataset: What it was fine-tuned on: `"cifar100"`,
-            `"imagenet2012"`, `"kitti"`, `"oxford_iiit_pet"` or `"resisc45"`.
-        resolution: What it was fine-tuned at, 224 or 384 pixels. Without this
-            and `adapt_dataset`, pre-trained checkpoints are listed.
-        refresh: Download `index.csv` anew; it is an error if that fails.
+        adapt_dataset: The fine-tuning set: `"cifar100"`, `"imagenet2012"`,
+            `"kitti"`, `"oxford_iiit_pet"`, `"resisc45"` or another spelling
+            of these, such as `"pets"`.
+        resolution: Side of the images in fine-tuning, 224 or 384 pixels.
+            Without this and `adapt_dataset`, pre-trained checkpoints are
+            listed.
+        refresh: Whether to download `index.csv` again; it is an error if that
+            fails.
 
     Returns:
         A list that prints as a table and has `to_pandas()`. It is ordered by
@@ -155,18 +170,33 @@ def search(
     Example:
     ```python
     keras_augreg.checkpoints.search(
-        "ViT_S16", dataset="i21k", adapt_dataset="oxford_iiit_pet"
+        "S/16", dataset="i21k", augment="light2", adapt_dataset="pets"
     )
     ```
     """
+    if variant is not None:
+        variant = find(variant).name
+    if dataset is not None:
+        dataset = dataset_names.find(dataset, names.DATASETS)
+    if augment is not None:
+        augment = AugReg(augment).augment
+    if adapt_dataset is not None:
+        adapt_dataset = dataset_names.find(
+            adapt_dataset, names.ADAPT, "adapt_dataset"
+        )
+    _check("release_augment", release_augment, LEVEL_OF_RELEASE)
+    _check("weight_decay", weight_decay, WEIGHT_DECAY)
+    _check("dropout", dropout, names.DROPOUT)
+    _check("resolution", resolution, FINETUNING_RESOLUTIONS)
     wanted = {
-        "variant": _one_of("variant", variant, VARIANTS),
-        "upstream": _one_of("dataset", dataset, names.DATASETS),
-        "augment": _one_of("augment", augment, names.AUGMENTS),
-        "weight_decay": _one_of("weight_decay", weight_decay, (0.03, 0.1)),
-        "dropout": _one_of("dropout", dropout, (0.0, 0.1)),
-        "adapt_dataset": _one_of("adapt_dataset", adapt_dataset, names.ADAPT),
-        "adapt_resolution": _one_of("resolution", resolution, (224, 384)),
+        "variant": variant,
+        "upstream": dataset,
+        "augment": augment,
+        "release_augment": release_augment,
+        "weight_decay": weight_decay,
+        "dropout": dropout,
+        "adapt_dataset": adapt_dataset,
+        "adapt_resolution": resolution,
     }
     wanted = {key: value for key, value in wanted.items() if value is not None}
     adapted = adapt_dataset is not None or resolution is not None
@@ -199,8 +229,9 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
     in a source are never returned.
 
     Args:
-        variant: The builder's name, for example `"ViT_B16"`.
-        dataset: What it was pre-trained on: `"i1k"`, `"i21k"` or `"i21k_30"`.
+        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
+        dataset: The pre-training set: `"i1k"`, `"i21k"`, `"i21k_30"` or
+            another spelling of these.
         by: One of `UPSTREAM`. For `"final_val"` on `"i21k"` the bundled table
             has google-research's answer; anything else needs `index.csv`.
 
@@ -214,15 +245,15 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
         DownloadError: If the index is needed and cannot be downloaded.
 
     Example:
-    >>> best("ViT_L16")
+    >>> best("L/16")
     'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
     """
-    _one_of("variant", variant, VARIANTS)
-    _one_of("dataset", dataset, names.DATASETS)
-    _one_of("by", by, UPSTREAM)
+    variant = find(variant).name
+    dataset = dataset_names.find(dataset, names.DATASETS)
+    _check("by", by, UPSTREAM)
     path = files.cached_index()
     if path is None and (dataset, by) == ("i21k", "final_val"):
-        return names.resolve("augreg-in21k", variant)
+        return names.resolve(variant, "augreg-in21k")
     path = path or files.download_index()
     rows = [
         row
@@ -269,14 +300,13 @@ def lookup(name: str) -> Checkpoint:
     return found
 
 
-def _one_of(argument: str, value: Any, valid: Iterable[Any]) -> Any:
-    """`value`, if it is None or valid."""
+def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
+    """Raises a `ValueError` unless `value` is `None` or one of `valid`."""
     if value is not None and value not in (valid := tuple(valid)):
         raise ValueError(
             f"{argument}={value!r}: expected one of "
             f"{', '.join(map(repr, valid))}."
         )
-    return value
 
 
 def _index_path(refresh: bool) -> Path | None:

@@ -46,7 +46,7 @@ def find(
         or (text.endswith(FILE_SUFFIXES) and not released)
     ):
         return inspect(path)
-    name = names.resolve(text, variant.name, resolution)
+    name = names.resolve(variant.name, text, resolution)
     return converted.open_release(files.fetch(name))
 
 

@@ -27,24 +27,38 @@ import importlib.resources
 import itertools
 import re
 
-from keras_augreg.variants import VARIANTS
+from keras_augreg import dataset_names
+from keras_augreg.recipe import (
+    FINETUNING_RESOLUTIONS,
+    FINETUNING_RUNS,
+    LEVEL_OF_RELEASE,
+    LEVELS,
+    PRETRAINING_EPOCHS,
+    PRETRAINING_LEARNING_RATE,
+    PRETRAINING_RESOLUTION,
+    REGULARIZATION,
+    WEIGHT_DECAY,
+    AugReg,
+)
+from keras_augreg.variants import VARIANTS, find
 
-AUGMENTS = (
-    "none", "light0", "light1", "medium1", "medium2", "strong1", "strong2",
-)  # fmt: skip
-"""The release's seven levels; `AugReg.from_checkpoint` says what they do."""
-
-DATASETS = {"i1k": 300, "i21k": 300, "i21k_30": 30}
-"""Pre-training set, as in the index's column `ds`, -> its epochs."""
+DATASETS = {
+    dataset if epochs == max(choices) else f"{dataset}_{epochs}": epochs
+    for dataset, choices in PRETRAINING_EPOCHS.items()
+    for epochs in sorted(choices, reverse=True)
+}
+"""Pre-training set, as in the index's column `ds` -> epochs."""
 
 ADAPT = {
-    "cifar100": ((2_500, 10_000), (0.001, 0.003, 0.01, 0.03)),
-    "imagenet2012": ((20_000,), (0.01, 0.03)),
-    "kitti": ((500, 2_500), (0.001, 0.003, 0.01, 0.03)),
-    "oxford_iiit_pet": ((500, 2_500), (0.001, 0.003, 0.01, 0.03)),
-    "resisc45": ((2_500, 10_000), (0.001, 0.003, 0.01, 0.03)),
-}
-"""Fine-tuning set -> its numbers of steps and its learning rates."""
+    name: FINETUNING_RUNS[dataset_names.find(name, FINETUNING_RUNS)]
+    for name in (
+        "cifar100", "imagenet2012", "kitti", "oxford_iiit_pet", "resisc45"
+    )
+}  # fmt: skip
+"""Fine-tuning set, as in file names -> its steps and learning rates."""
+
+DROPOUT = tuple(rate for rate, _ in REGULARIZATION)
+"""Rates of dropout, and equally of stochastic depth."""
 
 # Nine architectures have every recipe. B/8 has three pre-trained checkpoints,
 # fine-tuned at 224 only; two of the names are known.
@@ -60,73 +74,80 @@ _NAME = re.compile(
     rf"-lr_{_NUMBER}-aug_([a-z0-9]+)-wd_{_NUMBER}-do_{_NUMBER}-sd_{_NUMBER}"
     rf"(?:--([a-z0-9_]+)-steps_([0-9]{{1,2}}k)-lr_{_NUMBER}-res_([0-9]{{3}}))?"
 )
-_STEPS = {f"{n // 1000}k": n for steps, _ in ADAPT.values() for n in steps}
+_STEPS = {f"{n // 1000}k": n for runs in ADAPT.values() for n in runs.steps}
 # Bounds the time that difflib takes; the longest released name has 107.
 _MAX_LENGTH = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointName:
-    """The fields of a name of the release; `str()` gives the name back.
+    """The fields of a released name; `str()` gives the name back.
 
     Args:
         variant: The builder's name, for example `"ViT_B16"`.
-        dataset: What it was pre-trained on: `"i1k"` (ImageNet-1k), `"i21k"`
+        dataset: The pre-training set: `"i1k"` (ImageNet-1k), `"i21k"`
             (ImageNet-21k) or `"i21k_30"` (30 epochs). No name of a 30-epoch
             file has been seen here: `i21k_30-30ep` follows from the index's
             columns; `i21k-30ep` is understood as well.
         epochs: Epochs of the pre-training, 300 or 30.
-        lr: Peak learning rate of the pre-training, 0.001.
-        augment: One of `AUGMENTS`, in the release's spelling.
+        learning_rate: Peak learning rate of the pre-training, 0.001.
+        augment: The paper's name of the augmentation level, for example
+            `"light2"`, as in `keras_augreg.AugReg`.
         weight_decay: 0.03 or 0.1.
         dropout: 0.0 or 0.1.
         stochastic_depth: Equal to `dropout` throughout the release.
-        adapt_dataset: What it was fine-tuned on, a key of `ADAPT`, or `None`
-            for a file that was pre-trained only: then the following three
-            are `None` too.
-        adapt_steps: Fine-tuning steps, of 512 images.
-        adapt_lr: Learning rate of the fine-tuning.
+        adapt_dataset: The fine-tuning set, a key of `ADAPT`; `None` for a
+            pre-trained checkpoint, where the next three are `None` too.
+        adapt_steps: Fine-tuning steps, of 512 images each.
+        adapt_learning_rate: Learning rate of the fine-tuning.
         adapt_resolution: Side of the fine-tuning's images, 224 or 384 pixels.
+
+    Attributes:
+        release_augment: The level as file names spell it: `"light1"` for the
+            paper's `"light2"`.
 
     Raises:
         ValueError: If the release has no checkpoint with these fields.
 
     Example:
-    >>> name = parse("S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0")
-    >>> name.variant, name.augment, name.adapt_dataset
-    ('ViT_S32', 'none', None)
+    >>> name = parse("L_16-i1k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0")
+    >>> name.variant, name.augment, name.release_augment, name.adapt_dataset
+    ('ViT_L16', 'light2', 'light1', None)
     """
 
     variant: str
     dataset: str
     epochs: int
-    lr: float
+    learning_rate: float
     augment: str
     weight_decay: float
     dropout: float
     stochastic_depth: float
     adapt_dataset: str | None = None
     adapt_steps: int | None = None
-    adapt_lr: float | None = None
+    adapt_learning_rate: float | None = None
     adapt_resolution: int | None = None
+    release_augment: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        steps, lrs = ADAPT.get(self.adapt_dataset or "", ((None,), (None,)))
-        sizes = (224,) if self.variant == "ViT_B8" else (224, 384)
+        runs = ADAPT.get(self.adapt_dataset or "")
+        resolutions: tuple[int | None, ...] = (None,)
+        if runs:
+            resolutions = _resolutions(self.variant)
         epochs = DATASETS.get(self.dataset)
         expected: dict[str, tuple[object, ...]] = {
             "variant": tuple(_RELEASED.values()),
             "dataset": tuple(DATASETS),
-            "epochs": (300, 30) if self.dataset == "i21k" else (epochs,),
-            "lr": (0.001,),
-            "augment": AUGMENTS,
-            "weight_decay": (0.03, 0.1),
-            "dropout": (0.0, 0.1),
+            "epochs": PRETRAINING_EPOCHS.get(self.dataset, (epochs,)),
+            "learning_rate": (PRETRAINING_LEARNING_RATE,),
+            "augment": tuple(LEVELS),
+            "weight_decay": WEIGHT_DECAY,
+            "dropout": DROPOUT,
             "stochastic_depth": (self.dropout,),
             "adapt_dataset": (None, *ADAPT),
-            "adapt_steps": steps,
-            "adapt_lr": lrs,
-            "adapt_resolution": sizes if self.adapt_dataset else (None,),
+            "adapt_steps": runs.steps if runs else (None,),
+            "adapt_learning_rate": runs.learning_rates if runs else (None,),
+            "adapt_resolution": resolutions,
         }
         for field, values in expected.items():
             if (value := getattr(self, field)) not in values:
@@ -134,28 +155,38 @@ class CheckpointName:
                     f"The release has no checkpoint with {field}={value!a}; "
                     f"expected {' or '.join(map(repr, values))}."
                 )
+        object.__setattr__(self, "release_augment", LEVELS[self.augment][2])
 
     @property
     def upstream(self) -> str:
-        """The pre-training as the index's column `ds` has it."""
-        return "i21k_30" if self.epochs == 30 else self.dataset
+        """The key of `DATASETS` with this data set and these epochs."""
+        if DATASETS[self.dataset] == self.epochs:
+            return self.dataset
+        return f"{self.dataset}_{self.epochs}"
 
     @property
     def pretrained(self) -> CheckpointName:
         """The name of the checkpoint that this one was fine-tuned from."""
-        return CheckpointName(*dataclasses.astuple(self)[:8])
+        return dataclasses.replace(
+            self,
+            adapt_dataset=None,
+            adapt_steps=None,
+            adapt_learning_rate=None,
+            adapt_resolution=None,
+        )
 
     def __str__(self) -> str:
         name = (
             f"{VARIANTS[self.variant].release}-{self.dataset}-{self.epochs}ep"
-            f"-lr_{self.lr}-aug_{self.augment}-wd_{self.weight_decay}"
-            f"-do_{self.dropout}-sd_{self.stochastic_depth}"
+            f"-lr_{self.learning_rate}-aug_{self.release_augment}"
+            f"-wd_{self.weight_decay}-do_{self.dropout}"
+            f"-sd_{self.stochastic_depth}"
         )
         if self.adapt_steps is None:
             return name
         return (  # 500 steps are spelled "0k"
             f"{name}--{self.adapt_dataset}-steps_{self.adapt_steps // 1000}k"
-            f"-lr_{self.adapt_lr}-res_{self.adapt_resolution}"
+            f"-lr_{self.adapt_learning_rate}-res_{self.adapt_resolution}"
         )
 
 
@@ -184,23 +215,27 @@ def parse(name: str) -> CheckpointName:
     match = _NAME.fullmatch(stem)
     if match is None:
         raise _unknown(name, "It is not the name of a released checkpoint.")
-    release, dataset, epochs, lr, augment, decay, dropout, depth = (
+    release, dataset, epochs, rate, level, decay, dropout, depth = (
         match.groups()[:8]
     )
-    adapt_dataset, steps, adapt_lr, resolution = match.groups()[8:]
+    adapt_dataset, steps, adapt_rate, resolution = match.groups()[8:]
+    if level not in LEVEL_OF_RELEASE:
+        levels = " or ".join(map(repr, LEVEL_OF_RELEASE))
+        raise _unknown(name, f"Its augmentation is {level!r}, not {levels}.")
     try:
         parsed = CheckpointName(
-            _RELEASED.get(release, release), dataset, int(epochs), float(lr),
-            augment, float(decay), float(dropout), float(depth),
+            _RELEASED.get(release, release), dataset, int(epochs), float(rate),
+            LEVEL_OF_RELEASE[level],
+            float(decay), float(dropout), float(depth),
             adapt_dataset,
             _STEPS.get(steps, int(steps[:-1]) * 1000) if steps else None,
-            float(adapt_lr) if adapt_lr else None,
+            float(adapt_rate) if adapt_rate else None,
             int(resolution) if resolution else None,
         )  # fmt: skip
     except ValueError as error:
         raise _unknown(name, str(error)) from None
     if str(parsed) != stem:  # "0.10" for "0.1", "02k" for "2k"
-        raise _unknown(name, "The release spells it otherwise.")
+        raise _unknown(name, f"The release writes it as {parsed}.")
     return parsed
 
 
@@ -211,12 +246,17 @@ def pretrained_names() -> tuple[CheckpointName, ...]:
     9 architectures x {i1k, i21k, i21k_30} x 28 recipes, and two of the three
     for B/8, whose third name is not known here.
     """
-    grid = itertools.product(
-        _FULL_GRID, DATASETS.items(), AUGMENTS, (0.03, 0.1), (0.0, 0.1)
-    )
     names = [
-        CheckpointName(variant, dataset, epochs, 0.001, augment, wd, do, do)
-        for variant, (dataset, epochs), augment, wd, do in grid
+        CheckpointName(
+            variant,
+            dataset,
+            epochs,
+            PRETRAINING_LEARNING_RATE,
+            **dataclasses.asdict(recipe),
+        )
+        for variant in _FULL_GRID
+        for dataset, epochs in DATASETS.items()
+        for recipe in AugReg.grid()
     ]
     names += [
         parse(name)
@@ -236,18 +276,24 @@ def adapted_names(name: CheckpointName) -> tuple[CheckpointName, ...]:
     Returns:
         68 names, 34 for B/8.
     """
-    sizes = (224,) if name.variant == "ViT_B8" else (224, 384)
     return tuple(
         dataclasses.replace(
             name,
             adapt_dataset=dataset,
             adapt_steps=step,
-            adapt_lr=lr,
-            adapt_resolution=size,
+            adapt_learning_rate=rate,
+            adapt_resolution=resolution,
         )
-        for dataset, (steps, lrs) in ADAPT.items()
-        for step, lr, size in itertools.product(steps, lrs, sizes)
+        for dataset, runs in ADAPT.items()
+        for step, rate, resolution in itertools.product(
+            runs.steps, runs.learning_rates, _resolutions(name.variant)
+        )
     )
+
+
+def _resolutions(variant: str) -> tuple[int, ...]:
+    """Sides of the images that a variant was fine-tuned at."""
+    return FINETUNING_RESOLUTIONS[: 1 if variant == "ViT_B8" else None]
 
 
 @functools.cache
@@ -270,7 +316,18 @@ def _aliases() -> dict[str, dict[str, list[str]]]:
 
 
 def aliases(variant: str) -> list[str]:
-    """The aliases that an architecture has, for example `["augreg-in21k"]`."""
+    """The aliases that an architecture has, for example `["augreg-in21k"]`.
+
+    Args:
+        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
+
+    Returns:
+        Their names, in the order of the bundled table.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    variant = find(variant).name
     return [alias for alias, has in _aliases().items() if variant in has]
 
 
@@ -278,24 +335,25 @@ def default_weights(variant: str) -> str | None:
     """The builder's default for `weights`.
 
     Args:
-        variant: The builder's name, for example `"ViT_B16"`.
+        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
 
     Returns:
         `"augreg-in21k-ft-in1k"`, or `None` where no such file was released:
         Ti32, L32, R26_B32 and R50_B16.
 
     Raises:
-        ValueError: If there is no such builder.
+        ValueError: If there is no such architecture.
     """
-    _check_variant(variant)
     alias = "augreg-in21k-ft-in1k"
-    return alias if variant in _aliases()[alias] else None
+    return alias if alias in aliases(variant) else None
 
 
-def resolve(weights: str, variant: str, resolution: int | None = None) -> str:
+def resolve(variant: str, weights: str, resolution: int | None = None) -> str:
     """The full, immutable name that an alias stands for.
 
     Args:
+        variant: Any spelling of an architecture: `"ViT_B16"`, `"B_16"`,
+            `"B/16"`.
         weights: An alias, or a full name, with or without `.npz`:
             `"augreg-in21k"`: the best by upstream validation, as
             google-research/vision_transformer recommends.
@@ -304,24 +362,22 @@ def resolve(weights: str, variant: str, resolution: int | None = None) -> str:
             `"augreg-in1k"`: pre-trained and fine-tuned on ImageNet-1k, timm's
             choice.
             `"in21k"`: the older ViT release (arXiv 2010.11929).
-        variant: The builder's name, for example `"ViT_B16"`.
         resolution: Side of the images in pixels. Where an alias has files of
             two resolutions it means the nearer one: 384 from 305 pixels on,
             224 below and for `None` (position embeddings are resampled).
 
     Returns:
-        A name for `files.fetch`: `"B_16-i21k-..."` or
-        `"imagenet21k/ViT-B_16"`.
+        A name for `download`: `"B_16-i21k-..."` or `"imagenet21k/ViT-B_16"`.
 
     Raises:
         ValueError: If the alias or the name is unknown, if the architecture
-            lacks the alias, or if the name is another architecture's.
+            lacks the alias, or if the name belongs to another architecture.
 
     Example:
-    >>> resolve("augreg-in21k", "ViT_Ti16")
+    >>> resolve("Ti/16", "augreg-in21k")
     'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
     """
-    _check_variant(variant)
+    variant = find(variant).name
     files = _aliases().get(weights)
     if files is not None:
         if variant not in files:
@@ -330,9 +386,9 @@ def resolve(weights: str, variant: str, resolution: int | None = None) -> str:
                 f"for {', '.join(files)}. Aliases of {variant}: "
                 f"{', '.join(aliases(variant)) or 'none'}."
             )
+        wanted = resolution or PRETRAINING_RESOLUTION
         return min(
-            files[variant],
-            key=lambda name: abs(_resolution(name) - (resolution or 224)),
+            files[variant], key=lambda name: abs(_resolution(name) - wanted)
         )
     name = weights.removesuffix(".npz")
     owner = table()[name]["variant"] if name in table() else parse(name).variant
@@ -365,7 +421,7 @@ def bucket_path(name: str) -> str:
         raise ValueError(
             f"{name!r} is an alias: which file it means depends on the "
             f"architecture. Give a full name, or ask for the alias's with "
-            f"keras_augreg.checkpoints.resolve({name!r}, 'ViT_B16')."
+            f"keras_augreg.checkpoints.resolve('ViT_B16', {name!r})."
         )
     if "/" in stem and stem in table():
         return f"{stem}.npz"
@@ -373,18 +429,9 @@ def bucket_path(name: str) -> str:
 
 
 def _resolution(name: str) -> int:
-    """Resolution of a file's position embeddings: pre-training is at 224."""
+    """Side of the images, in pixels, that a file's positions are for."""
     _, adapted, resolution = name.rpartition("-res_")
-    return int(resolution) if adapted else 224
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in VARIANTS:
-        near = difflib.get_close_matches(str(variant)[:_MAX_LENGTH], VARIANTS)
-        raise ValueError(
-            f"There is no architecture {variant!a}. Nearest: "
-            f"{', '.join(near or VARIANTS)}."
-        )
+    return int(resolution) if adapted else PRETRAINING_RESOLUTION
 
 
 def _unknown(name: str, problem: str) -> ValueError:

@@ -17,8 +17,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_augreg.checkpoints.names import AUGMENTS
-from keras_augreg.recipe import LEVELS
+from keras_augreg.recipe import LEVEL_OF_RELEASE, LEVELS
 from keras_augreg.study.table import IMAGES, write
 from keras_augreg.variants import VARIANTS
 
@@ -255,7 +254,7 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     runs = _mean(_upstream(table), "final_val")
     runs = _best(runs, "final_val", [*_KEYS, "aug", "do"])
     runs["recipe"] = [
-        (AUGMENTS.index(aug), do)
+        ([*LEVEL_OF_RELEASE].index(aug), do)
         for aug, do in zip(runs["aug"], runs["do"], strict=True)
     ]
     runs["accuracy"] = 100 * runs["final_val"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import doctest
 import io
+import re
 import sys
 import types
 
@@ -122,34 +123,59 @@ def test_best_first():
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"),
+    ("argument", "value", "message"),
     [
-        ("variant", "ViT_B14"),
-        ("dataset", "imagenet"),
-        ("augment", "heavy1"),
-        ("weight_decay", 0.3),
-        ("dropout", 0.5),
-        ("adapt_dataset", "pets"),
-        ("resolution", 256),
+        ("variant", "ViT_B14", "no architecture 'ViT_B14'. Nearest: ViT_B16"),
+        ("augment", "light0", "'light0' is a name of the release's files"),
+        *(
+            (argument, value, f"{argument}={value!r}: expected one of ")
+            for argument, value in [
+                ("dataset", "imagenet"),
+                ("release_augment", "heavy1"),
+                ("weight_decay", 0.3),
+                ("dropout", 0.5),
+                ("adapt_dataset", "dogs"),
+                ("resolution", 256),
+            ]
+        ),
     ],
 )
-def test_bad_filters(argument, value):
-    with pytest.raises(ValueError, match=f"{argument}={value!r}: expected one"):
+def test_bad_filters(argument, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         search(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"variant": "B_16"}, {"variant": "ViT_B16"}),
+        ({"dataset": "imagenet21k"}, {"dataset": "i21k"}),
+        ({"augment": "light"}, {"augment": "light1"}),
+        ({"augment": "light2"}, {"release_augment": "light1"}),
+        ({"adapt_dataset": "pets"}, {"adapt_dataset": "oxford_iiit_pet"}),
+        ({"adapt_dataset": "cifar-100"}, {"adapt_dataset": "cifar100"}),
+    ],
+)
+def test_every_spelling(one, other):
+    found = search(**one)
+    assert found
+    assert found == search(**other)
 
 
 def test_prints_as_a_table():
     lines = str(search("ViT_B16", dataset="i21k")).splitlines()
-    assert lines[0].split() == ["name", "size_mib", "seen", "in"]
-    best_name = names.resolve("augreg-in21k", "ViT_B16")
-    assert lines[1].split()[:2] == [best_name, "391.0"]
+    assert lines[0].split() == ["name", "augment", "size_mib", "seen", "in"]
+    best_name = names.resolve("ViT_B16", "augreg-in21k")
+    assert lines[1].split()[:3] == [best_name, "medium1", "391.0"]
     assert lines[2].endswith("unverified")
     assert lines[-2] == "... and 8 more"
     assert lines[-1] == (
         "28 checkpoints, from the release's rule, without its index"
     )
     assert len(lines) == 23
-    assert str(search("ViT_L32")).startswith("name  seen in\n0 checkpoints")
+    assert str(search("ViT_L32")).startswith(
+        "name  augment  seen in\n0 checkpoints"
+    )
 
 
 def test_to_pandas(monkeypatch):
@@ -247,7 +273,7 @@ def test_best_without_the_index():
     for variant in VARIANTS:
         if "augreg-in21k" in names.aliases(variant):
             name = best(variant)
-            assert name == names.resolve("augreg-in21k", variant)
+            assert name == names.resolve(variant, "augreg-in21k")
             assert name in names.table()
         else:
             with pytest.raises(ValueError, match="was not released for"):
@@ -262,7 +288,7 @@ def test_best_with_the_index(indexed):
     b32 = [str(name) for name in i1k if name.variant == "ViT_B32"]
     assert best("ViT_B32", "i1k") == b32[-1]
     assert best("ViT_B32", "i1k", by="best_val") == b32[0]
-    assert best("ViT_B32") == str(SOME[-1])
+    assert best("B/32", "imagenet21k") == best("ViT_B32") == str(SOME[-1])
     with pytest.raises(ValueError, match="has no final_val of a ViT_L16"):
         best("ViT_L16")
     with pytest.raises(ValueError, match="has no final_test of a ViT_B32"):
@@ -281,11 +307,15 @@ def test_best_fetches_the_index_if_it_needs_it(server):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("ViT_B14",), ("ViT_B16", "i22k"), ("ViT_B16", "i21k", "adapt_final_val")],
+    ("arguments", "message"),
+    [
+        (("ViT_B14",), "no architecture 'ViT_B14'"),
+        (("ViT_B16", "i22k"), "dataset='i22k': expected one of"),
+        (("B/16", "i21k", "adapt_final_val"), "by='adapt_final_val': expected"),
+    ],
 )
-def test_best_refuses(arguments):
-    with pytest.raises(ValueError, match="expected one of"):
+def test_best_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
         best(*arguments)
 
 
@@ -295,7 +325,7 @@ def test_docstrings():
 
 
 def test_lookup_joins_the_table_and_the_index(indexed):
-    name = names.resolve("augreg-in21k", "ViT_S16")
+    name = names.resolve("ViT_S16", "augreg-in21k")
     found = index.lookup(f"{name}.npz")
     assert found.name == name
     assert found.figures["size_mib"] == 115
@@ -303,5 +333,5 @@ def test_lookup_joins_the_table_and_the_index(indexed):
     assert "readme" in found.seen
     assert found.seen[-1] == "index"
     # One that this index lacks.
-    name = names.resolve("augreg-in21k", "ViT_Ti16")
+    name = names.resolve("ViT_Ti16", "augreg-in21k")
     assert index.lookup(name).figures == {"size_mib": 37}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_augreg.checkpoints import names
+from keras_augreg.recipe import AugReg
 from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
@@ -37,7 +38,7 @@ def test_round_trip(name):
     assert names.parse(str(name)) == name
     assert str(names.parse(f"{name}.npz")) == str(name)
     assert names.bucket_path(str(name)) == f"augreg/{name}.npz"
-    assert names.resolve(str(name), name.variant) == str(name)
+    assert names.resolve(name.variant, str(name)) == str(name)
     assert name.pretrained.adapt_dataset is None
     assert str(name).startswith(str(name.pretrained))
 
@@ -69,14 +70,14 @@ def test_fields():
         variant="ViT_B16",
         dataset="i21k",
         epochs=300,
-        lr=0.001,
+        learning_rate=0.001,
         augment="medium1",
         weight_decay=0.1,
         dropout=0.0,
         stochastic_depth=0.0,
         adapt_dataset="oxford_iiit_pet",
         adapt_steps=500,
-        adapt_lr=0.003,
+        adapt_learning_rate=0.003,
         adapt_resolution=384,
     )
 
@@ -87,6 +88,25 @@ def test_both_spellings_of_30_epochs(spelling):
     name = names.parse(text)
     assert (name.upstream, name.epochs, str(name)) == ("i21k_30", 30, text)
     assert names.parse(B16).upstream == "i21k"
+
+
+@pytest.mark.parametrize(
+    ("paper", "release"),
+    [("none", "none"), ("light1", "light0"), ("heavy2", "strong2")],
+)
+def test_the_level_has_two_names(paper, release):
+    name = names.parse(B16.replace("medium1", release))
+    assert (name.augment, name.release_augment) == (paper, release)
+    assert f"augment='{paper}'" in repr(name)
+    assert f"release_augment='{release}'" in repr(name)
+    assert AugReg.from_checkpoint(str(name)).augment == paper
+
+
+@pytest.mark.parametrize("variant", ["ViT_B16", "B_16", "B/16", "vit_b16"])
+def test_every_spelling_of_an_architecture(variant):
+    assert names.resolve(variant, "augreg-in21k") == B16
+    assert names.default_weights(variant) == "augreg-in21k-ft-in1k"
+    assert "in21k" in names.aliases(variant)
 
 
 def test_the_rule_counts_as_the_release_does():
@@ -103,18 +123,23 @@ def test_the_rule_counts_as_the_release_does():
     ("wrong", "message", "nearest"),
     [
         (B16.replace("wd_0.1", "wd_0.3"), "weight_decay=0.3", B16),
-        (B16.replace("medium1", "medium3"), "augment='medium3'", B16),
+        (B16.replace("medium1", "medium3"), "is 'medium3', not 'none'", B16),
+        (B16.replace("medium1", "heavy1"), "is 'heavy1', not 'none'", None),
         (B16.replace("sd_0.0", "sd_0.1"), "stochastic_depth=0.1", B16),
         (B16.replace("B_16", "B_14"), "variant='B_14'", B16),
         (B16.replace("i21k", "i22k"), "dataset='i22k'", B16),
         (B16.replace("300ep", "90ep"), "epochs=90", B16),
-        (B16.replace("0.001", "0.01"), "lr=0.01", B16),
-        (B16.replace("wd_0.1", "wd_0.10"), "spells it otherwise", B16),
+        (B16.replace("0.001", "0.01"), "learning_rate=0.01", B16),
+        (B16.replace("wd_0.1", "wd_0.10"), f"writes it as {B16}", B16),
         (B16 + PETS.replace("0k", "3k"), "adapt_steps=3000", B16 + PETS),
         (B16 + PETS.replace("0k", "10k"), "adapt_steps=10000", B16 + PETS),
         (B16 + PETS.replace("_pet", "_dog"), "adapt_dataset=", B16 + PETS),
         (B16 + PETS.replace("384", "448"), "adapt_resolution=448", B16 + PETS),
-        (B16 + PETS.replace("0.003", "0.3"), "adapt_lr=0.3", B16 + PETS),
+        (
+            B16 + PETS.replace("0.003", "0.3"),
+            "adapt_learning_rate=0.3",
+            B16 + PETS,
+        ),
         (B16.replace("B_16", "B_8") + PETS, "adapt_resolution=384", None),
         (B16[:-4], "not the name", B16),
         (f"gs://vit_models/augreg/{B16}.npz", "not the name", B16),
@@ -152,7 +177,7 @@ def test_the_table_is_consistent():
 
 def _chosen(alias, resolution=None):
     return {
-        variant: names.resolve(alias, variant, resolution)
+        variant: names.resolve(variant, alias, resolution)
         for variant in VARIANTS
         if alias in names.aliases(variant)
     }
@@ -209,7 +234,7 @@ def test_in21k_is_the_older_release():
     [(None, 224), (32, 224), (304, 224), (305, 384), (384, 384), (1024, 384)],
 )
 def test_an_alias_means_the_nearer_resolution(resolution, file):
-    name = names.resolve("augreg-in21k-ft-in1k", "ViT_B16", resolution)
+    name = names.resolve("ViT_B16", "augreg-in21k-ft-in1k", resolution)
     assert name.endswith(f"-res_{file}")
 
 
@@ -246,7 +271,7 @@ def test_unknown_variants_are_refused():
     with pytest.raises(ValueError, match=r"'ViT_B14'\. Nearest: .*ViT_B16"):
         names.default_weights("ViT_B14")
     with pytest.raises(ValueError, match="architecture 'x'"):
-        names.resolve("augreg-in21k", "x")
+        names.resolve("x", "augreg-in21k")
 
 
 def test_an_alias_that_an_architecture_lacks():
@@ -256,23 +281,23 @@ def test_an_alias_that_an_architecture_lacks():
         r"ViT_B16, ViT_B32\. Aliases of ViT_L16: augreg-in21k, "
         r"augreg-in21k-ft-in1k, in21k\.",
     ):
-        names.resolve("augreg-in1k", "ViT_L16")
+        names.resolve("ViT_L16", "augreg-in1k")
     with pytest.raises(ValueError, match="Aliases of ViT_Ti32: none"):
-        names.resolve("augreg-in21k", "ViT_Ti32")
+        names.resolve("ViT_Ti32", "augreg-in21k")
 
 
 def test_an_unknown_alias():
     with pytest.raises(ValueError, match="Nearest: augreg-in21k,"):
-        names.resolve("augreg-in22k", "ViT_B16")
+        names.resolve("ViT_B16", "augreg-in22k")
 
 
 @pytest.mark.parametrize("name", [B16, B16 + PETS, "imagenet21k/ViT-B_16"])
 def test_a_name_of_another_architecture(name):
-    assert names.resolve(f"{name}.npz", "ViT_B16") == name
+    assert names.resolve("ViT_B16", f"{name}.npz") == name
     with pytest.raises(
         ValueError, match="checkpoint of ViT_B16, not of ViT_S16: build"
     ):
-        names.resolve(name, "ViT_S16")
+        names.resolve("ViT_S16", name)
 
 
 def test_docstrings():
@@ -283,15 +308,19 @@ def test_docstrings():
 def test_the_documents_table_of_aliases():
     def short(name):
         fields = names.parse(name)
-        text = f"{fields.augment} {fields.weight_decay} {fields.dropout}"
+        text = fields.augment
+        if fields.release_augment != fields.augment:
+            text += f" ({fields.release_augment})"
+        text += f" {fields.weight_decay} {fields.dropout}"
         if fields.adapt_dataset:
-            text += f" / {fields.adapt_lr} @{fields.adapt_resolution}"
+            text += f" / {fields.adapt_learning_rate}"
+            text += f" @{fields.adapt_resolution}"
         return text
 
     expected = []
     for variant, pretrained in _chosen("augreg-in21k").items():
         chosen = [pretrained] + [
-            names.resolve("augreg-in21k-ft-in1k", variant, resolution)
+            names.resolve(variant, "augreg-in21k-ft-in1k", resolution)
             for resolution in (384, 224)
         ]
         others = [

@@ -126,7 +126,7 @@ def mirror(tmp_path_factory):
         for alias, side in itertools.product(
             {*names.aliases(variant.name)} - {"in21k"}, (224, 384)
         ):
-            name = checkpoints.resolve(alias, variant.name, side)
+            name = checkpoints.resolve(variant.name, alias, side)
             fields = checkpoints.parse(name)
             side = (fields.adapt_resolution or 224) // variant.stride
             arrays = _checkpoints.release(
