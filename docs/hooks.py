@@ -21,6 +21,8 @@ from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
+from keras_augreg.output import markdown_table
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md",
@@ -85,11 +87,6 @@ def _pages(path: pathlib.Path, config: Any) -> Iterable[File]:
         yield File.generated(config, f"notebooks/{name}", content=content)
 
 
-def _table(head: list[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def _models() -> str:
     from keras_augreg import checkpoints, describe
     from keras_augreg.checkpoints import names
@@ -116,7 +113,7 @@ def _models() -> str:
         )
     head = ["builder", "blocks", "units of the stem", "pixels a token"]
     head += ["parameters", "GFLOPs", "`weights=`", "`augreg-in21k` is"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _checkpoints() -> str:
@@ -132,4 +129,4 @@ def _checkpoints() -> str:
             ]
             for row in csv.DictReader(lines)
         ]
-    return _table(["name", "seen in", "timm's name", "top-1"], rows)
+    return markdown_table(["name", "seen in", "timm's name", "top-1"], rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -251,34 +251,3 @@ def _peak_memory() -> float:
     import tensorflow as tf
 
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
-def draw(rows: Sequence[dict[str, Any]]) -> Any:
-    """Draws a bar for each row over the paper's axis of cost: images/s.
-
-    Args:
-        rows: Of `measure`.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    names = [
-        f"{r['task']} {r['model']} {r['image_size']} px, batch "
-        f"{r['batch_size']}, {r['backend']} {r['dtype']}"
-        for r in rows
-    ]
-    speeds = [row["images_per_second"] for row in rows]
-    places = list(range(len(rows)))[::-1]
-    colors = [
-        {"jax": "C0", "tensorflow": "C1", "torch": "C3"}[row["backend"]]
-        for row in rows
-    ]
-    bars = axes.barh(places, speeds, color=colors)
-    axes.bar_label(bars, fmt="%.3g", padding=3)
-    axes.set(xscale="log", xlabel="images/s", yticks=places, yticklabels=names)
-    axes.margins(x=0.1)
-    return figure

@@ -26,8 +26,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from absl import app, flags
 
-from keras_augreg import benchmark
+from keras_augreg import benchmark, visualize
 from keras_augreg.atomic import replacing
+from keras_augreg.output import markdown_table
 
 _MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of builders.")
 _BACKENDS = flags.DEFINE_list("backends", None, "Default: KERAS_BACKEND's.")
@@ -84,13 +85,13 @@ def main(argv: list[str]) -> None:
         with replacing(workdir / "benchmark.json") as file:
             file.write(json.dumps(rows, indent=1).encode())
     if rows:
-        benchmark.draw(rows).savefig(workdir / "benchmark.png", dpi=120)
+        figure = visualize.plot_benchmark(rows)
+        figure.savefig(workdir / "benchmark.png", dpi=120)
     named = ("backend", *keys)
-    table = [[*named, *COLUMNS.values()], ["---"] * (len(named) + len(COLUMNS))]
-    for row in rows:
-        figures = [f"{row[c]:,.4g}" if row[c] else "-" for c in COLUMNS]
-        table.append([*(str(row[key]) for key in named), *figures])
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    text = markdown_table(
+        [*named, *COLUMNS.values()],
+        ([row[key] for key in (*named, *COLUMNS)] for row in rows),
+    )
     (workdir / "benchmark.md").write_text(text)
     print(text, file=sys.stderr)
     result = {"rows": len(rows), "failed": failed, "workdir": str(workdir)}

@@ -137,7 +137,7 @@ def finish(
     model.save(run.path / "model.keras")
     if hosts == 1:
         images, labels = map(np.asarray, next(iter(test))[:2])
-        visualize.predictions(
+        visualize.plot_predictions(
             images[:32],
             labels[:32],
             model.predict(images[:32], verbose=0),

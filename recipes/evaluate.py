@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import data
+from keras_augreg import data, visualize
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _SPLIT = flags.DEFINE_string("split", "test", "See `data.load`.")
@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
         table.writerow(["class", "name", "images", "found"])
         rows = zip(info.class_names, counts, hits, strict=True)
         table.writerows([i, *row] for i, row in enumerate(rows))
-    _draw(truth.T.astype("float32"), best[:, 0], workdir / "confusions.png")
+    figure = visualize.plot_confusions(truth, best[:, 0], info.class_names)
+    figure.savefig(workdir / "confusions.png", dpi=150)
     result = {
         "model": _MODEL.value,
         "weights": _WEIGHTS.value,
@@ -92,18 +93,6 @@ def main(argv: list[str]) -> None:
         "workdir": str(workdir),
     }
     print(json.dumps(result))
-
-
-def _draw(truth: np.ndarray, predicted: np.ndarray, file: pathlib.Path) -> None:
-    """Rows: the classes that images have; columns: what was predicted."""
-    from matplotlib.figure import Figure
-
-    confusions = truth @ np.eye(len(truth), dtype="float32")[predicted]
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(confusions / np.maximum(confusions.sum(1, keepdims=True), 1))
-    axes.set(xlabel="predicted class", ylabel="class")
-    figure.savefig(file, dpi=150)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ r"""Draws what RandAugment and the recipes of the AugReg study do to a photo.
 Hardware: any CPU. Duration: about a minute. Writes two pictures:
 
 - `operations.png`: each of the 16 operations at the study's magnitudes
-  (`keras_augreg.visualize.operation_gallery`);
+  (`keras_augreg.visualize.plot_operations`);
 - `recipes.png`: eight draws of each of the seven levels, with Mixup
-  (`keras_augreg.visualize.recipe_gallery`).
+  (`keras_augreg.visualize.plot_recipes`).
 
 Ends with one line of JSON on stdout, which names the files.
 Needs scikit-image for the photo (NASA's portrait of Eileen Collins, public
@@ -54,8 +54,8 @@ def main(_: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     photo = np.asarray(load_photo())
     figures = {
-        "operations.png": visualize.operation_gallery(photo),
-        "recipes.png": visualize.recipe_gallery(photo, seed=_SEED.value),
+        "operations.png": visualize.plot_operations(photo),
+        "recipes.png": visualize.plot_recipes(photo, seed=_SEED.value),
     }
     files = []
     for name, figure in figures.items():

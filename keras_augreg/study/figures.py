@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from keras_augreg.output import markdown_table, subplots
 from keras_augreg.recipe import LEVEL_OF_RELEASE, LEVELS
 from keras_augreg.study.table import IMAGES, write
 from keras_augreg.variants import VARIANTS
@@ -474,26 +475,13 @@ def render(
             content = io.BytesIO()
             figure.savefig(content, format=suffix, dpi=120, bbox_inches="tight")
             write(root / f"{name}.{suffix}", content.getvalue())
-        text = f"# {title}\n\n{markdown(numbers)}"
+        lines = markdown_table(numbers.columns, numbers.to_numpy(object))
+        text = f"# {title}\n\n{lines}"
         write(root / f"{name}.md", text.encode())
         index += [f"- {title} [{name}.png]({name}.png), [{name}.md]({name}.md)"]
         written.append(root / f"{name}.png")
     write(root / "README.md", ("\n".join(index) + "\n").encode())
     return written
-
-
-def markdown(numbers: pandas.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-
-    def cell(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        return "" if math.isnan(value) else f"{value:,.4g}"
-
-    lines = [[str(column) for column in numbers.columns]]
-    lines.append(["---"] * numbers.shape[1])
-    lines += [[cell(v) for v in row] for row in numbers.to_numpy(object)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _done(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -613,18 +601,9 @@ def _panels(
     same: bool = False,
 ) -> tuple[Any, list[Any]]:
     """A figure with so many axes."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib: pip install 'keras_augreg[study]'"
-        ) from error
     columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(
-        figsize=(size[0] * columns, size[1] * rows), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=same).flatten()
+    figure, axes = subplots(-(-count // columns), columns, *size, sharey=same)
+    axes = axes.flatten()
     for axis in axes[count:]:
         axis.remove()
     figure.supxlabel(xlabel, fontsize=10)

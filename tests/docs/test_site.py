@@ -108,7 +108,7 @@ def test_every_public_name_is_documented(site):
     for module in (augment, checkpoints, data, study):
         missing = {*module.__all__} - CONSTANTS - named
         assert not missing, module
-    assert f"{visualize.__name__}.attention_rollout" in anchors
+    assert f"{visualize.__name__}.plot_rollout" in anchors
 
 
 def test_tables_and_notebooks_are_there(site):
