@@ -1,15 +1,17 @@
 """The paper's figures, from a results table: sections 4.1 to 4.6.
 
-Each function takes a table (`keras_augreg.study.read` or `published`) and
-returns a matplotlib figure and the numbers in it; `render` writes all of them.
-Accuracies are top-1, in percent. Recipes are chosen on the validation split of
-the pre-training, fine-tunings on that of their own data set; what is shown is
-the test split, the mean over seeds.
+Each function of `FIGURES` takes a table (`keras_augreg.study.read` or
+`published`) and returns a matplotlib figure and its numbers as a data frame,
+or raises `NotInTableError`; `render` writes all of them. Accuracies are top-1,
+in percent, averaged over seeds. Pre-trainings are chosen by their validation
+split, fine-tunings by that of their own data set; the figures show the test
+split.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -17,26 +19,26 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from keras_augreg.dataset_names import SYNONYMS
 from keras_augreg.output import markdown_table, subplots
-from keras_augreg.recipe import LEVEL_OF_RELEASE, LEVELS
+from keras_augreg.recipe import FINETUNING_BATCH, LEVEL_OF_RELEASE
 from keras_augreg.study.table import IMAGES, write
-from keras_augreg.variants import VARIANTS
+from keras_augreg.variants import find
 
 if TYPE_CHECKING:
     import pandas
 
 Drawn = tuple[Any, "pandas.DataFrame"]
 
-# VTAB's groups of the release's fine-tuning sets (paper, section 3.1); other
-# data sets are groups of their own.
+# VTAB's groups of the release's fine-tuning sets (paper, section 3.1); every
+# other data set is a group of its own.
 GROUPS = {
-    "cifar100": "natural",
-    "oxford_iiit_pet": "natural",
+    "cifar-100": "natural",
+    "pets": "natural",
     "resisc45": "specialized",
-    "kitti": "structured",
+    "kitti-distance": "structured",
 }
-# The release's fine-tuning set that is also a pre-training set.
-SAME = {"i1k": "imagenet2012"}
+IMAGENET = "imagenet-1k"
 MINIVAL = (
     "Models pre-trained on ImageNet-21k have seen ImageNet-1k's training "
     "images,\nof which its validation split (minival) is a part: it flatters "
@@ -48,6 +50,7 @@ COLORS = (
     "#000000", "#999999", "#8C6D1F",
 )  # fmt: skip
 MARKERS = "osD^vP*Xd"
+_CANONICAL = {name: row[0] for row in SYNONYMS for name in row}
 _RECIPE = ["name", "ds", "epochs", "fraction", "aug", "wd", "do", "sd"]
 _SEEN = ["images", "seen"]
 _KEYS = ["name", "ds", "epochs", *_SEEN]
@@ -55,7 +58,7 @@ _SPEED = "infer_samples_per_sec"
 
 
 class NotInTableError(ValueError):
-    """The table has no rows that a figure is about."""
+    """The table lacks the rows that a figure needs."""
 
 
 def data_size(table: pandas.DataFrame) -> Drawn:
@@ -65,15 +68,6 @@ def data_size(table: pandas.DataFrame) -> Drawn:
     images), a colour for each size of the training set. The accuracy is that
     on ImageNet-1k after fine-tuning where the table has it, otherwise that on
     the pre-training's own test split.
-
-    Args:
-        table: Of `keras_augreg.study.read` or `published`.
-
-    Returns:
-        The figure and its numbers.
-
-    Raises:
-        NotInTableError: If the table has no such rows.
     """
     runs = _accuracy(table)
     plain = (runs["aug"] == "none") & (runs["do"] == 0)
@@ -81,35 +75,28 @@ def data_size(table: pandas.DataFrame) -> Drawn:
     runs.loc[runs["aug"].isna(), "recipe"] = "best recipe"
     best = _best(runs, "chosen", [*_KEYS, "recipe"])
     best = best.sort_values(["name", "images", "seen"])
-    names = _by_accuracy(best)
-    figure, axes = _panels(
-        len(names),
+    best["data"] = _format("{}, {} images", _dataset(best), _count(best))
+    best["line"] = best["data"] + ", " + best["recipe"]
+    sizes = best.sort_values(["images", "data"])["data"].unique()
+    styles: dict[str, dict[str, Any]] = {}
+    for data, color in zip(sizes, itertools.cycle(COLORS), strict=False):
+        styles[f"{data}, AugReg"] = {"color": color, "marker": "o"}
+        styles[f"{data}, none"] = {
+            "color": color,
+            "marker": "o",
+            "linestyle": ":",
+            "markerfacecolor": "w",
+        }
+        styles[f"{data}, best recipe"] = styles[f"{data}, AugReg"]
+    figure, _ = _draw_lines(
+        best,
+        ("name", _by_accuracy(best)),
+        styles,
+        "seen",
         "images seen in the pre-training (M million, G billion)",
-        3,
-        same=True,
+        columns=3,
+        sharey=True,
     )
-    sizes = sorted(set(zip(best["images"], _dataset(best), strict=True)))
-    lines: dict[str, Any] = {}
-    for axis, name in zip(axes, names, strict=True):
-        axis.set_title(name)
-        _log(axis)
-        for color, (images, ds) in zip(_colors(sizes), sizes, strict=True):
-            for recipe, style in (
-                ("AugReg", "o-"),
-                ("none", "o:"),
-                ("best recipe", "o-"),
-            ):
-                rows = best[
-                    (best["name"] == name) & (best["images"] == images)
-                    & (_dataset(best) == ds) & (best["recipe"] == recipe)
-                ]  # fmt: skip
-                if len(rows):
-                    label = f"{ds}, {_count(images)} images, {recipe}"
-                    (lines[label],) = axis.plot(
-                        rows["seen"], rows["accuracy"], style, color=color,
-                        markerfacecolor="w" if recipe == "none" else color,
-                    )  # fmt: skip
-    _legend(figure, lines)
     return figure, best[[*_KEYS, "recipe", "accuracy"]]
 
 
@@ -117,69 +104,66 @@ def transfer(table: pandas.DataFrame) -> Drawn:
     """4.2: fine-tuning a model against training one from scratch.
 
     A panel for each data set that models were both pre-trained on and
-    fine-tuned on: accuracy over the cost of that training; the cost of the
-    pre-training before a fine-tuning is not counted, as in the paper. Our
-    tables have seconds; for the release's it is images seen, divided by its
-    images/s: the forward passes alone, on a V100.
-
-    Args:
-        table: Of `keras_augreg.study.read`.
-
-    Returns:
-        The figure and its numbers.
-
-    Raises:
-        NotInTableError: If no data set has both.
+    fine-tuned on: accuracy over the cost of that training; as in the paper,
+    the cost of the pre-training before a fine-tuning is not counted. Our
+    tables have seconds; for the release's, the cost is the number of images
+    seen divided by images/s: the forward passes only, on a V100.
     """
     scratch = _upstream(table).dropna(subset=["final_test"])
-    scratch = scratch.assign(target=scratch["ds"].replace(SAME), how="scratch")
+    scratch = scratch.assign(
+        how="scratch",
+        target=scratch["ds"].replace(_CANONICAL),
+        seconds=scratch["train_seconds"].fillna(
+            scratch["seen"] / scratch[_SPEED]
+        ),
+        accuracy=100 * scratch["final_test"],
+    )
     tuned = _done(table).dropna(subset=["adapt_final_test"])
-    tuned = tuned[tuned["ds"].replace(SAME) != tuned["adapt_ds"]]
-    tuned = tuned.assign(target=tuned["adapt_ds"], how="transfer")
+    tuned = tuned[tuned["ds"].replace(_CANONICAL) != tuned["adapt_ds"]]
+    seen = tuned["adapt_steps"] * FINETUNING_BATCH
+    tuned = tuned.assign(
+        how="transfer",
+        target=tuned["adapt_ds"],
+        seconds=tuned["adapt_seconds"].fillna(seen / tuned[_SPEED]),
+        accuracy=100 * tuned["adapt_final_test"],
+    )
     both = sorted({*scratch["target"]} & {*tuned["target"]})
     if not both:
         raise NotInTableError(
             "no data set was both trained on from scratch (`ds`) and "
             "fine-tuned on (`adapt_ds`)"
         )
-    seen = scratch["epochs"] * _images(scratch), tuned["adapt_steps"] * 512
-    measured = ("train_seconds", "adapt_seconds")
-    test = ("final_test", "adapt_final_test")
-    frames = []
-    for frame, images, own, accuracy in zip(
-        (scratch, tuned), seen, measured, test, strict=True
-    ):
-        cost = frame[own].fillna(images / frame[_SPEED])
-        percent = 100 * frame[accuracy]
-        frames.append(frame.assign(seconds=cost, accuracy=percent))
-    figure, axes = _panels(len(both), "seconds of training", 2, (5.6, 3.8))
-    lines: dict[str, Any] = {}
-    names = sorted({*scratch["name"], *tuned["name"]})
-    for axis, target in zip(axes, both, strict=True):
-        axis.set_title(target)
-        _log(axis)
-        for frame, color in zip(frames, COLORS, strict=False):
-            for name, marker in zip(names, MARKERS * 9, strict=False):
-                rows = frame[
-                    (frame["target"] == target) & (frame["name"] == name)
-                ]
-                if len(rows):
-                    label = f"{name}, {rows['how'].iloc[0]}"
-                    (lines[label],) = axis.plot(
-                        rows["seconds"], rows["accuracy"], marker,
-                        color=color, alpha=0.7,
-                    )  # fmt: skip
-    _legend(figure, lines)
+    runs = _stack([scratch, tuned])
+    runs = runs[runs["target"].isin(both)]
+    runs["line"] = runs["name"] + ", " + runs["how"]
+    names = sorted(runs["name"].unique())
+    styles = {
+        f"{name}, {how}": {
+            "color": color,
+            "marker": marker,
+            "linestyle": "none",
+            "alpha": 0.7,
+        }
+        for how, color in zip(("scratch", "transfer"), COLORS, strict=False)
+        for name, marker in zip(names, itertools.cycle(MARKERS), strict=False)
+    }
+    figure, _ = _draw_lines(
+        runs,
+        ("target", both),
+        styles,
+        "seconds",
+        "seconds of training",
+        columns=2,
+        size=(5.6, 3.8),
+    )
     keys = ["target", "how", "name", "ds", "epochs"]
-    groups = [f.groupby(keys, dropna=False) for f in frames]
     columns = {
         "runs": ("accuracy", "size"),
         "accuracy, best": ("accuracy", "max"),
         "accuracy, median": ("accuracy", "median"),
         "seconds, median": ("seconds", "median"),
     }
-    numbers = _stack([g.agg(**columns).reset_index() for g in groups])
-    numbers = numbers[numbers["target"].isin(both)]
+    numbers = runs.groupby(keys, dropna=False).agg(**columns).reset_index()
     return figure, numbers.sort_values(["target", "how", "name"])
 
 
@@ -189,48 +173,35 @@ def generality(table: pandas.DataFrame) -> Drawn:
     A panel for each group of tasks, a line for each model, along the
     pre-trainings in the order of images seen. The model is the best by
     upstream validation.
-
-    Args:
-        table: Of `keras_augreg.study.read` or `published`.
-
-    Returns:
-        The figure and its numbers.
-
-    Raises:
-        NotInTableError: If nothing was fine-tuned on another data set.
     """
     tuned = _tuned(table)
-    tuned = tuned[tuned["adapt_ds"] != "imagenet2012"]
-    tuned = tuned[tuned["adapt_ds"] != tuned["ds"]]
+    tuned = tuned[tuned["adapt_ds"] != IMAGENET]
+    tuned = tuned[tuned["adapt_ds"] != tuned["ds"].replace(_CANONICAL)]
     if tuned.empty:
         raise NotInTableError("nothing was fine-tuned on another data set")
     best = _best(tuned, "upstream", [*_KEYS, "adapt_ds"])
     best["group"] = best["adapt_ds"].replace(GROUPS)
-    best["pre-training"] = [
-        f"{ds}\n{_count(images)}\n{epochs:g} ep"
-        for ds, images, epochs in zip(
-            _dataset(best), best["images"], best["epochs"], strict=True
-        )
-    ]
+    best["pre-training"] = _format(
+        "{}\n{}\n{:g} ep", _dataset(best), _count(best), best["epochs"]
+    )
     keys = ["group", "name", "pre-training", "seen", "images"]
     means = best.groupby(keys)["accuracy"].mean().reset_index()
-    order = means.sort_values(["seen", "images"])["pre-training"].unique()
-    groups = sorted(means["group"].unique())
-    figure, axes = _panels(len(groups), "pre-trained on", 3, (3.8, 3.9))
-    lines: dict[str, Any] = {}
-    names = _by_accuracy(means)
-    for axis, group in zip(axes, groups, strict=True):
-        axis.set_title(group)
+    means = means.sort_values(["seen", "images"])
+    order = list(means["pre-training"].unique())
+    means["place"] = means["pre-training"].map(order.index)
+    means["line"] = means["name"]
+    figure, axes = _draw_lines(
+        means,
+        ("group", sorted(means["group"].unique())),
+        _styles(_by_accuracy(means)),
+        "place",
+        "pre-trained on",
+        columns=3,
+        size=(3.8, 3.9),
+        log=False,
+    )
+    for axis in axes:
         axis.set_xticks(range(len(order)), order, fontsize=8)
-        for color, marker, name in zip(
-            _colors(names), MARKERS * 9, names, strict=False
-        ):
-            rows = means[(means["group"] == group) & (means["name"] == name)]
-            rows = rows.set_index("pre-training").reindex(order)
-            (lines[name],) = axis.plot(
-                range(len(order)), rows["accuracy"], f"{marker}-", color=color
-            )
-    _legend(figure, lines)
     means["pre-training"] = means["pre-training"].str.replace("\n", ", ")
     columns = ["group", "name", "pre-training", "accuracy"]
     return figure, means.sort_values(["group", "name", "seen"])[columns]
@@ -242,29 +213,20 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     A map for each pre-training (with a single model, a row): upstream
     validation accuracy, coloured by its difference to the model without
     either, the better of the weight decays.
-
-    Args:
-        table: Of `keras_augreg.study.read` or `published`.
-
-    Returns:
-        The figure and its numbers.
-
-    Raises:
-        NotInTableError: If no model was trained with two recipes.
     """
     runs = _mean(_upstream(table), "final_val")
     runs = _best(runs, "final_val", [*_KEYS, "aug", "do"])
+    levels = [*LEVEL_OF_RELEASE]
     runs["recipe"] = [
-        ([*LEVEL_OF_RELEASE].index(aug), do)
-        for aug, do in zip(runs["aug"], runs["do"], strict=True)
+        *zip(runs["do"], runs["aug"].map(levels.index), strict=True)
     ]
     runs["accuracy"] = 100 * runs["final_val"]
-    runs["map"] = [
-        f"{ds}, {_count(images)} images, {epochs:g} epochs"
-        for ds, images, epochs in zip(
-            _dataset(runs), runs["images"], runs["epochs"], strict=True
-        )
-    ]
+    runs["map"] = _format(
+        "{}, {} images, {:g} epochs",
+        _dataset(runs),
+        _count(runs),
+        runs["epochs"],
+    )
     runs = runs[runs.groupby(["map", "name"])["recipe"].transform("size") > 1]
     if runs.empty:
         raise NotInTableError("no model was pre-trained with two recipes")
@@ -275,8 +237,8 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
         runs["map"] = "all pre-trainings"
         names = list(runs["name"].unique())
     maps = list(runs["map"].unique())
-    recipes = sorted(set(runs["recipe"]), key=lambda r: (r[1], r[0]))
-    labels = [f"{[*LEVELS][aug]}, {do:g}" for aug, do in recipes]
+    recipes = sorted(set(runs["recipe"]))
+    labels = {r: f"{_level(levels[r[1]])}, {r[0]:g}" for r in recipes}
     figure, axes = _panels(
         len(maps), "augmentation, dropout and stochastic depth", 1,
         (3.5 + 0.5 * len(recipes), 1.8 + 0.3 * len(names)), "",
@@ -286,14 +248,14 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
             index="name", columns="recipe", values="accuracy"
         )
         grid = grid.reindex(index=names, columns=recipes)
-        gain = grid.sub(grid.get((0, 0.0), grid.max(axis=1)), axis=0)
-        image = _heat(axis, gain, grid, names, labels)
+        gain = grid.sub(grid.get((0.0, 0), grid.max(axis=1)), axis=0)
+        image = _heat(axis, gain, grid, names, list(labels.values()))
         axis.set_title(title)
         figure.colorbar(image, ax=axis, label="gain, points")
-    runs["recipe"] = [labels[recipes.index(r)] for r in runs["recipe"]]
+    runs["recipe"] = runs["recipe"].map(labels)
     return figure, runs.pivot(
         index=["map", "name"], columns="recipe", values="accuracy"
-    )[labels].reset_index()  # fmt: skip
+    ).reindex(columns=list(labels.values())).reset_index()
 
 
 def choice(table: pandas.DataFrame) -> Drawn:
@@ -301,15 +263,6 @@ def choice(table: pandas.DataFrame) -> Drawn:
 
     Test accuracy of the model with the best upstream validation, minus that
     of the model with the best validation after fine-tuning all of them.
-
-    Args:
-        table: Of `keras_augreg.study.read`, or the release's.
-
-    Returns:
-        The figure and its numbers.
-
-    Raises:
-        NotInTableError: If there was no choice between two models.
     """
     tuned = _tuned(table)
     tuned = tuned.dropna(subset=["adapt_final_val", "upstream"])
@@ -322,13 +275,13 @@ def choice(table: pandas.DataFrame) -> Drawn:
     numbers = _best(tuned, "upstream", keys).merge(
         _best(tuned, "chosen", keys), on=keys, suffixes=("_up", "_all")
     )
-    numbers["difference"] = numbers["accuracy_up"] - numbers["accuracy_all"]
-    numbers["model"] = [
-        f"{name}, {ds}, {epochs:g} ep"
-        for name, ds, epochs in zip(
-            numbers["name"], _dataset(numbers), numbers["epochs"], strict=True
-        )
-    ]
+    numbers = numbers.rename(
+        columns={"accuracy_up": "best upstream", "accuracy_all": "best of all"}
+    )
+    numbers["difference"] = numbers["best upstream"] - numbers["best of all"]
+    numbers["model"] = _format(
+        "{}, {}, {:g} ep", numbers["name"], _dataset(numbers), numbers["epochs"]
+    )
     grid = numbers.pivot(index="model", columns="adapt_ds", values="difference")
     size = (4.5 + 1.0 * grid.shape[1], 2.2 + 0.3 * len(grid))
     figure, (axis,) = _panels(1, "fine-tuned on", 1, size, "")
@@ -337,17 +290,11 @@ def choice(table: pandas.DataFrame) -> Drawn:
     )
     axis.set_title("best upstream minus best of all")
     figure.colorbar(image, ax=axis, label="difference, points")
-    pair = numbers["ds"].str.startswith("i21k") & (
-        numbers["adapt_ds"] == "imagenet2012"
-    )
-    if pair.any():
+    seen = numbers["ds"].str.startswith("i21k")
+    if (seen & (numbers["adapt_ds"] == IMAGENET)).any():
         figure.text(0.01, -0.02, MINIVAL, va="top", fontsize=8)
-    numbers = numbers.rename(
-        columns={"accuracy_up": "best upstream", "accuracy_all": "best of all"}
-    )
-    return figure, numbers[
-        [*keys, "best upstream", "best of all", "difference"]
-    ].sort_values(keys)
+    columns = [*keys, "best upstream", "best of all", "difference"]
+    return figure, numbers[columns].sort_values(keys)
 
 
 def throughput(
@@ -357,13 +304,13 @@ def throughput(
     """4.6: larger patches against smaller models.
 
     Accuracy over images/s, a panel for each pre-training (on all of its data
-    set) and resolution, a line for each size of the patch.
+    set) and resolution, a line for each patch size.
 
     Args:
-        table: Of `keras_augreg.study.read` or `published`.
-        benchmark: Rows of `recipes/benchmark.py`, with at least `model` (a
-            builder's name) and `images_per_second`: the speed on your device
-            instead of the table's.
+        table: A results table.
+        benchmark: Rows of `recipes/benchmark.py`, with at least `model` (any
+            spelling of an architecture) and `images_per_second`: the speed on
+            your device instead of the table's.
 
     Returns:
         The figure and its numbers.
@@ -387,35 +334,31 @@ def throughput(
         raise NotInTableError(
             "no two models of the same pre-training have images/s"
         )
-    best["patch"] = "/" + best["name"].str.rpartition("/")[2]
-    best["panel"] = [
-        f"{ds}, {epochs:g} epochs" + (f", {size:g} px" if size > 0 else "")
-        for ds, epochs, size in zip(
-            _dataset(best), best["epochs"], best["resolution"], strict=True
-        )
-    ]
+    best["line"] = "patch /" + best["name"].str.rpartition("/")[2]
+    size = best["resolution"].map(lambda px: f", {px:g} px" if px > 0 else "")
+    best["panel"] = _format(
+        "{}, {:g} epochs{}", _dataset(best), best["epochs"], size
+    )
     panels = sorted(best["panel"].unique())
-    figure, axes = _panels(len(panels), unit, 2, (5.6, 3.4))
-    lines: dict[str, Any] = {}
-    patches = sorted(best["patch"].unique(), key=lambda p: int(p[1:] or 0))
+    patches = sorted(
+        best["line"].unique(), key=lambda line: int(line.split("/")[1] or 0)
+    )
+    styles = _styles(patches)
+    figure, axes = _draw_lines(
+        best, ("panel", panels), styles, _SPEED, unit, columns=2,
+        size=(5.6, 3.4),
+    )  # fmt: skip
     for axis, panel in zip(axes, panels, strict=True):
-        axis.set_title(panel)
-        _log(axis)
         axis.margins(0.18)
-        for color, marker, patch in zip(COLORS, MARKERS, patches, strict=False):
-            rows = best[(best["panel"] == panel) & (best["patch"] == patch)]
-            (lines[f"patch {patch}"],) = axis.plot(
-                rows[_SPEED], rows["accuracy"], f"{marker}-", color=color
-            )
-            for row in rows.itertuples():
-                # One line's names above it, the other's below.
-                left = patch == patches[0]
-                axis.annotate(
-                    row.name, (getattr(row, _SPEED), row.accuracy),
-                    (-5, -11) if left else (5, 5), color=color, fontsize=7.5,
-                    ha="right" if left else "left", textcoords="offset points",
-                )  # fmt: skip
-    _legend(figure, lines)
+        for row in best[best["panel"] == panel].itertuples():
+            # Below the line of the smallest patches, above the others.
+            below = row.line == patches[0]
+            axis.annotate(
+                row.name, (getattr(row, _SPEED), row.accuracy),
+                (-5, -11) if below else (5, 5), fontsize=7.5,
+                color=styles[row.line]["color"], textcoords="offset points",
+                ha="right" if below else "left",
+            )  # fmt: skip
     return figure, best[["panel", "name", _SPEED, "accuracy"]]
 
 
@@ -427,7 +370,7 @@ FIGURES: dict[str, Callable[..., Drawn]] = {
     "4.5_choice": choice,
     "4.6_throughput": throughput,
 }
-"""File name -> what draws it."""
+"""File name -> the function that draws it."""
 
 
 def render(
@@ -438,10 +381,10 @@ def render(
     """Writes every figure that a table has the rows for.
 
     Args:
-        table: Of `keras_augreg.study.read` or `published`.
-        folder: Made if there is none. Gets `NAME.png`, `NAME.svg` and
-            `NAME.md` for each of `FIGURES`, and `README.md`, which says why
-            others are missing.
+        table: From `keras_augreg.study.read` or `published`.
+        folder: Created if missing. Gets `NAME.png`, `NAME.svg` and `NAME.md`
+            for each of `FIGURES`, and `README.md`, which says why others are
+            missing.
         benchmark: A JSON file of `recipes/benchmark.py`, for 4.6.
 
     Returns:
@@ -487,14 +430,12 @@ def render(
 def _done(table: pandas.DataFrame) -> pandas.DataFrame:
     """The rows with a result, with the number of training images."""
     rows = table[table["status"].isna() | (table["status"] == "done")].copy()
-    rows["images"] = _images(rows)
+    images = rows["num_examples"].fillna(rows["ds"].map(IMAGES))
+    rows["images"] = images.astype(float)
     rows["fraction"] = rows["fraction"].fillna(1.0)
     rows["seen"] = rows["images"] * rows["epochs"]
+    rows["adapt_ds"] = rows["adapt_ds"].replace(_CANONICAL)
     return rows
-
-
-def _images(rows: pandas.DataFrame) -> pandas.Series:
-    return rows["num_examples"].fillna(rows["ds"].map(IMAGES)).astype(float)
 
 
 def _upstream(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -526,10 +467,10 @@ def _accuracy(table: pandas.DataFrame) -> pandas.DataFrame:
     """Each recipe's accuracy: on ImageNet-1k if known, or its own test's.
 
     `accuracy` is in percent, `chosen` what to choose a recipe by: upstream
-    validation, as the paper; see MINIVAL.
+    validation, as in the paper; see MINIVAL.
     """
     rows = _tuned(table, "adapt_resolution")
-    rows = rows[rows["adapt_ds"] == "imagenet2012"]
+    rows = rows[rows["adapt_ds"] == IMAGENET]
     if len(rows):
         rows["resolution"] = rows["adapt_resolution"]
         rows["chosen"] = rows["upstream"].fillna(rows["accuracy"])
@@ -563,6 +504,21 @@ def _dataset(rows: pandas.DataFrame) -> pandas.Series:
     return rows["ds"].str.removesuffix("_30")
 
 
+def _count(rows: pandas.DataFrame) -> list[str]:
+    """Training images: 1293 -> "1293", 1280000 -> "1.28M"."""
+    return [f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n:g}" for n in rows["images"]]
+
+
+def _level(release: str) -> str:
+    """A level of augmentation in the paper's spelling, and the release's."""
+    level = LEVEL_OF_RELEASE[release]
+    return level if level == release else f"{level} ({release})"
+
+
+def _format(text: str, *columns: Iterable[Any]) -> list[str]:
+    return [text.format(*row) for row in zip(*columns, strict=True)]
+
+
 def _by_accuracy(rows: pandas.DataFrame) -> list[str]:
     """The models, from the least accurate, after the longest pre-training."""
     rows = rows.sort_values(["seen", "accuracy"]).groupby("name").tail(1)
@@ -580,8 +536,7 @@ def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
                 "Each row of a benchmark has `model` and `images_per_second`. "
                 f"Received: {row!r}"
             )
-        variant = VARIANTS.get(row["model"])
-        name = variant.paper_name if variant else row["model"]
+        name = find(row["model"]).paper_name
         if name in speeds:
             raise ValueError(
                 f"The benchmark has several rows of {row['model']!r}, for "
@@ -592,17 +547,64 @@ def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return speeds
 
 
+def _styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
+    return {
+        line: {"color": color, "marker": marker}
+        for line, (color, marker) in zip(lines, styles, strict=False)
+    }
+
+
+def _draw_lines(
+    rows: pandas.DataFrame,
+    panels: tuple[str, Sequence[str]],
+    styles: Mapping[str, Mapping[str, Any]],
+    x: str,
+    xlabel: str,
+    columns: int,
+    size: tuple[float, float] = (3.8, 3.0),
+    log: bool = True,
+    sharey: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Plots accuracy over column `x`.
+
+    `panels` are a column and its values, each a panel; `styles` has the
+    values of column "line", each a line with arguments of `Axes.plot`.
+    """
+    column, titles = panels
+    figure, axes = _panels(len(titles), xlabel, columns, size, sharey=sharey)
+    drawn: dict[str, Any] = {}
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+        if log:
+            _log(axis)
+        panel = rows[rows[column] == title]
+        for line, style in styles.items():
+            points = panel[panel["line"] == line]
+            if len(points):
+                (drawn[line],) = axis.plot(
+                    points[x], points["accuracy"], **style
+                )
+    many = len(drawn) > 9
+    figure.legend(
+        list(drawn.values()), list(drawn), fontsize=8,
+        loc="outside right upper" if many else "outside upper center",
+        ncols=1 if many else 3,
+    )  # fmt: skip
+    return figure, axes
+
+
 def _panels(
     count: int,
     xlabel: str,
     columns: int,
-    size: tuple[float, float] = (3.8, 3.0),
+    size: tuple[float, float],
     ylabel: str = "top-1 accuracy, %",
-    same: bool = False,
+    sharey: bool = False,
 ) -> tuple[Any, list[Any]]:
-    """A figure with so many axes."""
+    """A figure with `count` axes."""
     columns = min(columns, count)
-    figure, axes = subplots(-(-count // columns), columns, *size, sharey=same)
+    figure, axes = subplots(-(-count // columns), columns, *size, sharey=sharey)
     axes = axes.flatten()
     for axis in axes[count:]:
         axis.remove()
@@ -650,24 +652,6 @@ def _heat(
                     fontsize=8, color="white" if strong else "black",
                 )  # fmt: skip
     return image
-
-
-def _legend(figure: Any, lines: Mapping[str, Any]) -> None:
-    many = len(lines) > 9
-    figure.legend(
-        list(lines.values()), list(lines), fontsize=8,
-        loc="outside right upper" if many else "outside upper center",
-        ncols=1 if many else 3,
-    )  # fmt: skip
-
-
-def _colors(values: Sequence[Any]) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(len(values))]
-
-
-def _count(images: float) -> str:
-    """1293 -> "1293", 1280000 -> "1.28M"."""
-    return f"{images / 1e6:.3g}M" if images >= 1e6 else f"{images:g}"
 
 
 def _stack(parts: Sequence[pandas.DataFrame]) -> pandas.DataFrame:

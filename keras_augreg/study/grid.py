@@ -1,7 +1,8 @@
-"""What a study runs: the cells of its grids.
+"""The grids of a study, and their cells.
 
 A cell is one pre-training or one fine-tuning. Its `name` is unique, the same
-on every machine, and begins like the names of the release's files.
+on every machine, and starts like the name of a released file, with the level
+of augmentation in the release's spelling.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_augreg.checkpoints import names
-from keras_augreg.recipe import AugReg
+from keras_augreg.recipe import (
+    PRETRAINING_LEARNING_RATE,
+    PRETRAINING_RESOLUTION,
+    AugReg,
+)
 from keras_augreg.variants import VARIANTS, Sizes, Variant, find
 
 
@@ -27,8 +32,8 @@ class Source:
     """A data set of a study.
 
     Args:
-        source: What `data.load` takes: a folder, a TFDS name, `"digits"`.
-        name: What the tables call it; defaults to the last part of `source`.
+        source: A source of `data.load`: a folder, a TFDS name, `"digits"`.
+        name: Its name in the tables; by default the last part of `source`.
         train: Split to train on.
         val: Split to choose by; `None` holds out a tenth of `train`.
         test: Split for the final figures.
@@ -54,14 +59,14 @@ class Pretraining:
 
     Args:
         model: The architecture.
-        data: What it is trained on.
+        data: The data set to train on.
         recipe: Augmentation and regularisation.
-        fraction: Of the training images, above 0 and at most 1.
-        epochs: Passes over that fraction.
-        seed: Of weights, order, augmentation and dropout.
+        fraction: Share of the training images to use, in (0, 1].
+        epochs: Passes over that share.
+        seed: Seed of weights, order, augmentation and dropout.
         learning_rate: Peak of the learning rate.
         image_size: Side of the images in pixels.
-        batch_size: Images of a step.
+        batch_size: Images in a step.
         loss: `"softmax"` or `"sigmoid"`.
     """
 
@@ -78,7 +83,7 @@ class Pretraining:
 
     @functools.cached_property
     def name(self) -> str:
-        """Unique; a file's name."""
+        """Unique, usable as a file name."""
         recipe = self.recipe
         return (
             f"{self.model.release}-{self.data.name}-{self.epochs:g}ep"
@@ -89,7 +94,7 @@ class Pretraining:
         )
 
     def row(self) -> dict[str, Any]:
-        """The columns of the table that are known beforehand."""
+        """The columns of the table that are known before the run."""
         return {
             "name": self.model.paper_name,
             "ds": self.data.name,
@@ -114,12 +119,12 @@ class Finetuning:
     Args:
         upstream: The cell that trains the model, or the full name of a
             released checkpoint.
-        data: What it is fine-tuned on.
+        data: The data set to fine-tune on.
         steps: Weight updates.
         learning_rate: Peak of the learning rate.
         image_size: Side of the images in pixels.
-        batch_size: Images of a step.
-        seed: Of the order of the images.
+        batch_size: Images in a step.
+        seed: Seed of the images' order.
     """
 
     upstream: Pretraining | str
@@ -139,7 +144,7 @@ class Finetuning:
 
     @functools.cached_property
     def name(self) -> str:
-        """Unique; a file's name."""
+        """Unique, usable as a file name."""
         upstream = self.upstream
         if isinstance(upstream, Pretraining):
             upstream = upstream.name
@@ -150,7 +155,7 @@ class Finetuning:
         )
 
     def row(self) -> dict[str, Any]:
-        """The columns of the table that are known beforehand."""
+        """The columns of the table that are known before the run."""
         if isinstance(self.upstream, Pretraining):
             row = self.upstream.row()
         else:
@@ -166,7 +171,7 @@ class Finetuning:
                 "sd": fields.stochastic_depth,
                 "filename": self.upstream,
                 "fraction": 1.0,
-                "resolution": 224,
+                "resolution": PRETRAINING_RESOLUTION,
             }
         return {
             **row,
@@ -185,15 +190,17 @@ Cell = Pretraining | Finetuning
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Fine-tunings of every pre-trained model on one data set: all pairs.
+    """Fine-tunings of every pre-trained model on one data set.
 
-    The paper's own are `keras_augreg.recipe.FINETUNING_RUNS`.
+    One for each combination of steps, learning rate and image size. The
+    paper's own are `keras_augreg.recipe.FINETUNING_RUNS`.
 
     Args:
-        data: What to fine-tune on.
+        data: The data set to fine-tune on.
         steps: Weight updates.
         learning_rates: Peaks of the learning rate.
-        image_sizes: Sides of the images; `()` for the pre-training's.
+        image_sizes: Sides of the images in pixels; `()` for that of the
+            pre-training.
     """
 
     data: Source
@@ -206,27 +213,27 @@ class Transfer:
 class Grid:
     """Every combination of its lists, each pre-trained, then fine-tuned.
 
-    The paper's: nine models, `AugReg.grid()`, ImageNet-1k and ImageNet-21k,
-    batches of 4,096, peak 1e-3 (arXiv 2106.10270, section 3).
+    The paper's grid: nine models, `AugReg.grid()`, ImageNet-1k and
+    ImageNet-21k, batches of 4,096, peak 1e-3 (arXiv 2106.10270, section 3).
 
     Args:
-        datasets: What to pre-train on.
+        datasets: Data sets to pre-train on.
         models: Architectures.
         recipes: Augmentation and regularisation.
-        fractions: Of the training images, each above 0 and at most 1; a
-            smaller one is part of a larger one.
-        epochs: Passes over that fraction, above 0.
+        fractions: Shares of the training images to use, each in (0, 1]; a
+            smaller share is part of a larger one.
+        epochs: Passes over that share, above 0.
         seeds: Repetitions.
-        transfers: What each model is fine-tuned on afterwards.
-        checkpoints: Full names of released checkpoints, which are
-            fine-tuned too.
+        transfers: Fine-tunings that follow each pre-training.
+        checkpoints: Full names of released checkpoints to fine-tune as well.
         image_size: Side of the images in pixels.
-        batch_size: Images of a step.
+        batch_size: Images in a step.
         learning_rate: Peak of the learning rate in pre-training.
         loss: `"softmax"` or `"sigmoid"`, as in `compile_pretraining`.
 
     Raises:
-        ValueError: If a value is not as above.
+        ValueError: If a value is out of range, two data sets have one name,
+            or the grid has no cell.
 
     Example:
     >>> grid = Grid(
@@ -249,13 +256,13 @@ class Grid:
     checkpoints: tuple[str, ...] = ()
     image_size: int = 224
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = PRETRAINING_LEARNING_RATE
     loss: str = "softmax"
 
     def __post_init__(self) -> None:
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(
-                "`fractions` are above 0 and at most 1. Received: "
+                "`fractions` must be above 0 and at most 1. Received: "
                 f"fractions={self.fractions}"
             )
         for name, values in (
@@ -266,11 +273,11 @@ class Grid:
         ):
             if not all(value > 0 for value in values):
                 raise ValueError(
-                    f"`{name}` is above 0. Received: {name}={values}"
+                    f"`{name}` must be above 0. Received: {name}={values}"
                 )
         if self.loss not in ("softmax", "sigmoid"):
             raise ValueError(
-                "`loss` is 'softmax' or 'sigmoid'. Received: "
+                "`loss` must be 'softmax' or 'sigmoid'. Received: "
                 f"loss={self.loss!r}"
             )
         for checkpoint in self.checkpoints:
@@ -293,7 +300,7 @@ class Grid:
             )
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells; each fine-tuning comes after its pre-training."""
+        """Returns all cells, each fine-tuning after its pre-training."""
         cells: list[Cell] = []
         upstream: Pretraining | str
         for data, model, recipe, fraction, epochs, seed in itertools.product(
@@ -325,16 +332,16 @@ class Grid:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Grid:
-        """The grid that a JSON object describes.
+        """Makes the grid that a JSON object describes.
 
         Args:
-            fields: The arguments of the class. A data set is `data.load`'s
-                source or an object with the arguments of `Source`; a model is
-                a builder's name or an object with the arguments of
-                `VisionTransformer` and a `name` ending in `_PATCH`; a recipe
-                is a level or an object with the arguments of `AugReg`, and
-                `"recipes": "paper"` are the paper's 28; a transfer is an
-                object with the arguments of `Transfer`.
+            fields: The arguments of the class. A data set is a source of
+                `data.load` or an object with the arguments of `Source`; a
+                model is any spelling of an architecture, or an object with
+                the fields of `Sizes` and a `name` that ends in `_PATCH`; a
+                recipe is a level or an object with the arguments of `AugReg`,
+                and `"recipes": "paper"` stands for the paper's 28; a transfer
+                is an object with the arguments of `Transfer`.
 
         Returns:
             The grid.
@@ -356,7 +363,7 @@ class Grid:
 
 
 def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
-    """The cells of a JSON file with a grid, or a list of grids.
+    """Reads the cells of a JSON file that holds a grid or a list of grids.
 
     Args:
         path: The file; see `Grid.from_json`.
@@ -365,7 +372,10 @@ def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
         Each cell once, in the order of the file.
 
     Raises:
-        ValueError: If the file holds no such grids.
+        ValueError: If the file is not JSON or a grid in it is wrong.
+
+    Example:
+    >>> cells = read_cells("tests/benchmarks/study_grid.json")
     """
     text = pathlib.Path(path).read_text(encoding="utf-8")
     try:
@@ -380,7 +390,10 @@ def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
 
 
 def _digest(cell: Cell) -> str:
-    """Tells cells apart whose names say too little; no path is in it."""
+    """Tells apart cells that differ in what their names leave out.
+
+    Paths are left out, so that names are the same on every machine.
+    """
     fields = dataclasses.asdict(cell)
     for part in (fields, fields.get("upstream")):
         if isinstance(part, dict):

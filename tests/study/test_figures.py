@@ -212,7 +212,7 @@ def test_heat_map_is_of_upstream_validation():
     row = numbers.loc["i21k, 13M images, 300 epochs", "B/16"]
     assert row["none, 0"] == 43
     assert row["medium1, 0"] == 51
-    assert row["heavy2, 0.1"] == 48
+    assert row["heavy2 (strong2), 0.1"] == 48
 
 
 def test_choice_by_upstream_against_best_of_all(ours):

@@ -111,10 +111,10 @@ def test_a_file_of_several_grids(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fractions": [0.0]}, "`fractions` are above 0 and at most 1"),
-        ({"epochs": [0]}, r"`epochs` is above 0. Received: epochs=\(0,\)"),
+        ({"fractions": [0.0]}, "`fractions` must be above 0 and at most 1"),
+        ({"epochs": [0]}, r"`epochs` must be above 0. Received: epochs=\(0,\)"),
         ({"loss": "hinge"}, "loss='hinge'"),
-        ({"models": ["ViT_X"]}, "Unknown model 'ViT_X'"),
+        ({"models": ["ViT_X"]}, "architecture 'ViT_X'"),
         ({"models": [{"name": "x_8"}]}, "lacks depth, mlp_dim"),
         ({"models": []}, "The grid is empty"),
         ({"recipes": ["strong1"]}, "it means 'heavy1'"),
@@ -123,7 +123,7 @@ def test_a_file_of_several_grids(tmp_path):
         ({"datasets": [{"path": "x"}]}, "Expected a data set"),
         ({"transfers": [{"steps": [1]}]}, "lacks `data`"),
         ({"checkpoints": ["B_17"]}, "Unknown checkpoint"),
-        ({"lr": 0.1}, "Expected a grid: .* some of learning_rate, batch_size"),
+        ({"lr": 0.1}, "Expected a grid: .* some of batch_size, checkpoints"),
     ],
 )
 def test_messages(change, message):
