@@ -1,14 +1,16 @@
-"""What the site shows but is written elsewhere, once.
+"""Makes the site's pages and tables whose source is elsewhere.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md become pages; notebooks become
-pages (with their outputs where the environment variable EXECUTE_NOTEBOOKS is
-1: they are executed then, which takes minutes); `<!-- models -->` and
-`<!-- checkpoints -->` become tables from the package's own.
+README.md, CONTRIBUTING.md and CHANGELOG.md become pages, and so do the
+notebooks. With the environment variable EXECUTE_NOTEBOOKS=1 these are executed
+first, which takes minutes, and shown with their outputs. `<!-- sizes -->`,
+`<!-- weights -->` and `<!-- checkpoints -->` become tables of the package's
+own data.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import pathlib
 import re
@@ -21,7 +23,13 @@ from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
+# Keras takes TensorFlow otherwise, which may not be installed.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from keras_augreg import describe
+from keras_augreg.checkpoints import index, names
 from keras_augreg.output import markdown_table
+from keras_augreg.variants import VARIANTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
@@ -31,11 +39,19 @@ PAGES = {
 }
 
 
-class Examples(griffe.Extension):
-    """Shows examples as code that are written as at Python's prompt."""
+class Api(griffe.Extension):
+    """Shows examples as code, and the values of arguments' defaults."""
+
+    def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
+        """Replaces constants in a signature by their values."""
+        for parameter in func.parameters:
+            if isinstance(parameter.default, griffe.Expr):
+                module = importlib.import_module(func.module.path)
+                value = eval(str(parameter.default), vars(module))
+                parameter.default = repr(value)
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Puts a docstring's example, its last part, between fences."""
+        """Puts an example at Python's prompt, the last part, into fences."""
         if obj.docstring:
             obj.docstring.value = re.sub(
                 r"^Example:\n+(>>> .*)\Z",
@@ -51,7 +67,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         for other, its_page in PAGES.items():
             text = text.replace(f"({other})", f"({its_page})")
-        text = text.replace("(docs/", "(").replace(".ipynb)", ".md)")
+        text = _local(text.replace("(docs/", "("))
         files.append(File.generated(config, page, content=text))
     for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
         for file in _pages(notebook, config):
@@ -61,11 +77,20 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts the package's own tables in their places."""
-    for name, table in (("models", _models), ("checkpoints", _checkpoints)):
-        mark = f"<!-- {name} -->"
+    for table in (_sizes, _weights, _checkpoints):
+        mark = f"<!-- {table.__name__[1:]} -->"
         if mark in markdown:
             markdown = markdown.replace(mark, table())
     return markdown
+
+
+def _local(text: str) -> str:
+    """Makes links to notebooks lead to pages, and badges text.
+
+    Badges are pictures on another server.
+    """
+    text = re.sub(r"\[!\[(.*?)\]\(.*?\)\]", r"[\1]", text)
+    return re.sub(r"\]\((?!https:)([^)]*)\.ipynb\)", r"](\1.md)", text)
 
 
 def _pages(path: pathlib.Path, config: Any) -> Iterable[File]:
@@ -77,42 +102,55 @@ def _pages(path: pathlib.Path, config: Any) -> Iterable[File]:
     text, resources = exporter.from_notebook_node(
         notebook, {"output_files_dir": path.stem}
     )
-    # Badges are pictures on another server.
-    text = re.sub(r"\[!\[(.*?)\]\(.*?\)\]", r"[\1]", text)
-    text = text.replace(".ipynb)", ".md)")
-    # Back to the source for those whose links we just turned.
-    text = re.sub(r"(https://\S+)\.md\)", r"\1.ipynb)", text)
+    text = _local(text)
     yield File.generated(config, f"notebooks/{path.stem}.md", content=text)
     for name, content in resources["outputs"].items():
         yield File.generated(config, f"notebooks/{name}", content=content)
 
 
-def _models() -> str:
-    from keras_augreg import checkpoints, describe
-    from keras_augreg.checkpoints import names
-    from keras_augreg.variants import VARIANTS
-
+def _sizes() -> str:
+    """The architectures and what they cost."""
     rows = []
-    for name, v in VARIANTS.items():
-        costs = describe(name)
-        aliases = names.aliases(name)
-        alias = "augreg-in21k" if "augreg-in21k" in aliases else None
-        best = f"`{checkpoints.resolve(name, alias)}`" if alias else "none"
-        stem = "" if v.stages is None else " + ".join(map(str, v.stages)) or "0"
+    for name, variant in VARIANTS.items():
+        sizes, costs = variant.sizes, describe(name)
+        stem = sizes.stages and " + ".join(map(str, sizes.stages))
         rows.append(
             [
                 f"`{name}`",
-                f"{v.depth} x {v.width}, {v.num_heads} heads",
-                stem,
-                v.stride,
+                f"{sizes.depth} x {sizes.width}, {sizes.num_heads} heads",
+                "" if stem is None else stem or "0",
+                sizes.stride,
                 f"{costs.parameters:,}",
                 f"{costs.flops / 1e9:.1f}",
-                ", ".join(f"`{a}`" for a in aliases) or "none",
-                best,
             ]
         )
     head = ["builder", "blocks", "units of the stem", "pixels a token"]
-    head += ["parameters", "GFLOPs", "`weights=`", "`augreg-in21k` is"]
+    return markdown_table([*head, "parameters", "GFLOPs"], rows)
+
+
+def _weights() -> str:
+    """The aliases of each architecture, and google-research's figures."""
+    rows = []
+    for name in VARIANTS:
+        aliases = names.aliases(name)
+        shown = [f"`{alias}`" for alias in aliases] or ["none released"]
+        best, top1, speed = "", None, None
+        if "augreg-in21k" in aliases:
+            best = f"`{names.resolve(name, 'augreg-in21k')}`"
+            tuned = names.resolve(name, "augreg-in21k-ft-in1k", 384)
+            figures = index.lookup(tuned).figures
+            top1 = figures.get("adapt_final_test")
+            speed = figures.get("infer_samples_per_sec")
+        rows.append(
+            [
+                f"`{name}`",
+                "<br>".join(shown),
+                best,
+                top1 and f"{100 * top1:.2f}",
+                speed and f"{speed:,.0f}",
+            ]
+        )
+    head = ["builder", "`weights=`", "`augreg-in21k` is", "top-1", "images/s"]
     return markdown_table(head, rows)
 
 
