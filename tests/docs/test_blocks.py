@@ -1,11 +1,10 @@
 """Every code block of README, CONTRIBUTING and docs/ runs, or is checked.
 
-Python blocks run page by page and in order, each page from its own start, as
-a reader would: on small versions of the named architectures, whose released
-files are made up and lie in a mirror directory, and `fit` stops after a step.
-Blocks in bash are read: every script, module, flag and extra must exist;
-those without heavy work are run. A block under a paragraph with "not run in
-CI: REASON" is compiled or read only.
+The Python blocks of a page run in order, as a reader would run them, but on
+small versions of the named architectures, with made-up released files in a
+mirror directory, and `fit` stops after one step. In bash blocks every script,
+module, flag and extra must exist, and commands without heavy work are run. A
+block below a paragraph with "not run in CI: REASON" is only compiled or read.
 """
 
 from __future__ import annotations
@@ -46,7 +45,11 @@ NOT_RUN = re.compile(r"not run in\s+CI:\s+\w+")
 CLASSES = {"i21k": 21843, "i1k": 1000}
 # What a page takes for granted: the reader's own data and model.
 GIVEN = {
-    "README.md": "train, _ = load(image_size=224)",
+    "README.md": """
+import PIL.Image
+import skimage.data
+PIL.Image.fromarray(skimage.data.chelsea()).save("cat.jpg")
+""",
     "augmentation.md": """
 import tensorflow as tf
 images, labels, iterations, first_step = pixels(8), np.arange(8), 0, 0
@@ -70,17 +73,17 @@ rows = [{"model": "ViT_S32", "images_per_second": 12.5}]
 pathlib.Path("benchmark.json").write_text(json.dumps(rows))
 """,
 }
-# Programs of whose arguments the tests know nothing.
+# Programs whose arguments are not checked.
 KNOWN = {
     *("cd", "export", "git", "source", "ruff", "mypy", "lint-imports"),
     *("mkdocs", "jupyter", "compare.py"),
 }
-# What is light enough to be run.
+# Commands that are quick enough to be run.
 LIGHT = ("export ", "python -m keras_augreg")
 
 
 def blocks(page, language):
-    """(line, code, whether it is to be run) of a page's blocks."""
+    """Yields (line, code, whether to run it) for each block of a page."""
     text = page.read_text(encoding="utf-8")
     for found in FENCE.finditer(text):
         if found[1] == language:
@@ -101,6 +104,19 @@ def test_every_block_has_a_language():
         fences = re.findall(r"^```(\w*)$", page.read_text("utf-8"), re.M)
         assert set(fences[::2]) <= {"python", "bash", "json", "text"}, page
         assert set(fences[1::2]) <= {""}, page
+
+
+def test_blocks_fit_the_page():
+    """The column of text on the site, and a terminal, are 80 wide."""
+    wide = [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in PAGES
+        for language in ("python", "bash", "json", "text")
+        for _, code, _ in blocks(page, language)
+        for line in code.splitlines()
+        if len(line) > 80
+    ]
+    assert not wide
 
 
 # Python
@@ -219,7 +235,7 @@ def commands(code):
 
 
 def flags(script):
-    """The flags that a script of absl defines."""
+    """The names of the flags that a script defines with absl."""
     text = script.read_text(encoding="utf-8")
     return set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
 
@@ -254,7 +270,7 @@ def check(command):
             used = {w[2:].split("=")[0] for w in rest[1:] if w[:2] == "--"}
             assert used <= flags(script), command
     elif program == "pip":
-        for found in re.findall(r"\.\[([\w,-]+)\]", " ".join(rest)):
+        for found in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
             assert set(found.split(",")) <= extras(), command
     else:
         assert program in KNOWN, f"{command}: not known to tests/docs"

@@ -38,6 +38,24 @@ def test_one_address_of_the_repository():
         assert found == {address}, notebook
 
 
+def test_design_page_maps_every_module():
+    """The tree of docs/design.md has the package's folders and files."""
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^keras_augreg/\n(.*?)^recipes/", page, re.M | re.S)
+    mapped, folder = set(), ""
+    for indent, name in re.findall(r"^( +)([\w/.]+)", tree, re.MULTILINE):
+        if name.endswith("/"):
+            folder = name
+        else:
+            mapped.add(name if len(indent) == 2 else folder + name)
+    package = ROOT / "keras_augreg"
+    assert mapped == {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+
+
 def test_hooks_call_the_tools_of_ci():
     script = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
     (repository,) = read(".pre-commit-config.yaml")["repos"]

@@ -6,6 +6,7 @@ import html.parser
 import inspect
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import urllib.parse
@@ -18,9 +19,9 @@ from keras_augreg import augment, checkpoints, data, study, visualize
 pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Documented where they are used.
+# Described by the functions that take them.
 CONSTANTS = {"COLUMNS", "DATASETS", "FIGURES", "OPERATIONS"}
-# Attributes that make a browser fetch something by itself.
+# Attributes that make a browser fetch a file.
 FETCHED = {("img", "src"), ("link", "href"), ("script", "src")}
 
 
@@ -46,7 +47,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """{file: Page} of the built site."""
+    """{file: Page} of the site, which is built here."""
     folder = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("EXECUTE_NOTEBOOKS", None)
@@ -111,15 +112,40 @@ def test_every_public_name_is_documented(site):
     assert f"{visualize.__name__}.plot_rollout" in anchors
 
 
+def text_of(site, name):
+    """The text of the page `name`, given as "FOLDER/FILE"."""
+    (file,) = (f for f in site if f.as_posix().endswith(f"/{name}.html"))
+    return re.sub("<.*?>", "", file.read_text(encoding="utf-8"))
+
+
 def test_tables_and_notebooks_are_there(site):
-    text = {
-        file.stem: file.read_text(encoding="utf-8")
-        for file in site
-        if file.stem in ("models", "quickstart", "index")
-        and file.parent.name != "api"
-    }
-    assert "R50_ViT_L32" in text["models"]
-    assert "328,994,856" in text["models"]
-    assert "vit_tiny_patch16_224.augreg_in21k" in text["models"]
-    assert "Open in Colab" in text["quickstart"]
-    assert "Two commands" in text["index"]
+    (models,) = (
+        f for f in site if f.name == "models.html" if f.parent.name != "api"
+    )
+    models = models.read_text(encoding="utf-8")
+    assert "R50_ViT_L32" in models
+    assert "328,994,856" in models
+    assert "vit_tiny_patch16_224.augreg_in21k" in models
+    best = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
+    row = re.search(f"{best}</code>(.*?)</tr>", models, re.DOTALL)[1]
+    # Top-1 and images/s of B/16 in google-research's README.
+    assert "85.49" in row
+    assert "138" in row
+    assert "Open in Colab" in text_of(site, "notebooks/quickstart")
+
+
+def test_first_page_shows_pictures_before_tables(site):
+    (index,) = (f for f in site if f.name == "index.html")
+    text = index.read_text(encoding="utf-8")
+    before, _, _ = text.partition("<table>")
+    assert "predictions.png" in before
+    assert {"images/attention.png", "images/recipes.png"} <= site[index].links
+    assert "Open in Colab" in before
+
+
+def test_signatures_show_the_values_of_defaults(site):
+    training = text_of(site, "api/training")
+    assert "learning_rate=0.001," in training
+    assert "warmup_steps=10000," in training
+    # A line for each argument, so that none leaves the page.
+    assert re.search(r"^\s+total_steps,$", training, re.MULTILINE)
