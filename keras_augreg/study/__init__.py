@@ -9,7 +9,7 @@ study.render(study.read("runs/sweep/results.csv"), "figures")
 print(study.advise(5_000, device_budget_hours=2.0))
 ```
 
-`recipes/sweep.py` is the command; docs/study.md tells all of it. Figures and
+`recipes/sweep.py` is the command and docs/study.md the guide. Figures and
 tables need the extra `study` (pandas, matplotlib).
 """
 

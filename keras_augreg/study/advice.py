@@ -1,4 +1,4 @@
-"""The paper's guidance, as a reasoned suggestion for your case."""
+"""A suggestion of what to train, with reasons: the paper's guidance."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from keras_augreg.recipe import (
     FinetuningRuns,
 )
 from keras_augreg.study.table import IMAGES, published_rows
-from keras_augreg.variants import VARIANTS
+from keras_augreg.variants import find
 
 PAPER = "arXiv 2106.10270"
-# Training images of the paper's data sets (sections 3.1 and 4.2; CIFAR-100's
-# 50,000 are the data set's own) whose fine-tuning settings are taken.
+# Training images of the paper's data sets whose fine-tuning settings are
+# taken (sections 3.1 and 4.2).
 _LIKE = {"pets": 3_312, "resisc45": 31_000, "imagenet-1k": IMAGES["i1k"]}
-# A training step is counted as three forward passes: the backward pass costs
-# about two. A rule of the trade, not of the paper.
+# A training step counts as three forward passes, as the backward pass costs
+# about two: a rule of thumb, not from the paper.
 _STEP = 3.0
 
 
@@ -29,7 +29,7 @@ class Reason:
 
     Args:
         text: The sentence.
-        source: Where it comes from.
+        source: Its source.
     """
 
     text: str
@@ -41,15 +41,15 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """A suggestion, with its reasons; `print` it.
+    """A suggestion with its reasons; `print` it.
 
     Args:
-        model: The builder to fine-tune.
-        weights: The checkpoint to start from, for `weights=`.
-        steps: Weight updates of each fine-tuning to try.
+        model: Name of the builder.
+        weights: The checkpoint to start from, for the builder's `weights`.
+        steps: Numbers of weight updates to try.
         learning_rates: Peaks of the learning rate to try with each.
-        hours: Estimate of what all of these take on your device, at 224 px.
-        reasons: Why.
+        hours: Estimated hours of all these runs on your device, at 224 px.
+        reasons: The reasons.
     """
 
     model: str
@@ -80,17 +80,18 @@ def advise(
     """Suggests what to train, by the paper's rules of thumb.
 
     Args:
-        num_examples: Labelled training images that you have, at least 1.
-        device_budget_hours: Hours of your device for all of it, above 0.
-        throughput: Builder's name -> images/s of inference at 224 px on your
-            device (`recipes/benchmark.py` measures it). `None` for the
-            paper's, on a V100.
+        num_examples: Number of your labelled training images, at least 1.
+        device_budget_hours: Hours of your device for all runs, above 0.
+        throughput: Architecture (in any spelling) -> images/s of inference at
+            224 px on your device (`recipes/benchmark.py` measures it). `None`
+            for the paper's, on a V100.
 
     Returns:
-        The suggestion. Every sentence in it names its source.
+        The suggestion. Each of its sentences names a source.
 
     Raises:
-        ValueError: If an argument is not as above.
+        ValueError: If an argument is out of range, or `throughput` has a
+            model that the paper does not have.
 
     Example:
     >>> print(advise(5_000, device_budget_hours=2.0))
@@ -99,55 +100,57 @@ def advise(
     """
     if num_examples < 1:
         raise ValueError(
-            f"`num_examples` is at least 1. Received: {num_examples}"
+            "`num_examples` must be at least 1. Received: "
+            f"num_examples={num_examples}"
         )
     if not device_budget_hours > 0:
         raise ValueError(
-            f"`device_budget_hours` is above 0. Received: {device_budget_hours}"
+            "`device_budget_hours` must be above 0. Received: "
+            f"device_budget_hours={device_budget_hours}"
         )
     accuracy, speeds = _published()
     if throughput is not None:
-        unknown = set(throughput) - set(accuracy)
-        if unknown or not throughput or min(throughput.values()) <= 0:
+        speeds = {find(name).name: v for name, v in throughput.items()}
+        unknown = set(speeds) - set(accuracy)
+        if unknown or not speeds or min(speeds.values()) <= 0:
             raise ValueError(
-                "`throughput` has images/s, above 0, of some of the builders "
+                "`throughput` must hold images/s, above 0, of some of "
                 f"{', '.join(accuracy)}. Received: {dict(throughput)!r}"
             )
-        speeds = dict(throughput)
-    # The nearest by ratio.
+    # The data set with the nearest number of images, by ratio.
     like = min(_LIKE, key=lambda name: abs(
         max(num_examples, _LIKE[name]) / min(num_examples, _LIKE[name])
     ))  # fmt: skip
     whole = FINETUNING_RUNS[like]
     one = FinetuningRuns(whole.steps[:1], whole.learning_rates[1:2])
     reasons = [*_transfer(num_examples), *_choice()]
-    for sweep in (whole, one):
+    for runs in (whole, one):
         fitting = [
             model
             for model, speed in speeds.items()
-            if _hours(sweep, speed) <= device_budget_hours
+            if _hours(runs, speed) <= device_budget_hours
         ]
-        # Tiny ones are only for those who have nothing else.
-        thick = [m for m in fitting if "Ti" not in m] or fitting
-        if thick:
-            model = max(thick, key=accuracy.__getitem__)
+        # Tiny models only if nothing larger fits.
+        larger = [m for m in fitting if "Ti" not in m] or fitting
+        if larger:
+            model = max(larger, key=accuracy.__getitem__)
             break
     else:
         model = max(speeds, key=speeds.__getitem__)
         reasons.append(
             Reason(
-                "Even one run of the fastest of these models takes more than "
-                "your hours: take fewer steps, or train the classifier alone "
+                "Even one run of the fastest of these models takes longer than "
+                "your hours: take fewer steps, or train only the classifier "
                 "(compile_finetuning(freeze=True)).",
                 "our inference",
             )
         )
-    if sweep is one:
+    if runs is one:
         reasons.append(
             Reason(
-                "Your hours are not enough for all of the paper's runs, so "
-                "this is one; with a recommended checkpoint, few attempts "
-                "are likely to do.",
+                "Your hours do not suffice for all of the paper's runs, so "
+                "this is one of them; with a recommended checkpoint, few "
+                "attempts are likely to suffice.",
                 f"{PAPER}, section 4.2",
             )
         )
@@ -156,30 +159,30 @@ def advise(
     )
     reasons += [
         Reason(
-            "Steps and learning rates are those of the paper's data set that "
-            f"is nearest in size, {like} ({_LIKE[like]:,} images), in batches "
+            "Steps and learning rates are those of the paper's data set of "
+            f"the nearest size, {like} ({_LIKE[like]:,} images), in batches "
             f"of {FINETUNING_BATCH}.",
-            f"{PAPER}, table 4 and the release's index; that size decides is "
-            "our inference",
+            f"{PAPER}, table 4 and the release's index; going by size is our "
+            "inference",
         ),
         Reason(
             f"{model} does {speeds[model]:,.0f} images/s of inference at 224 "
             f"px, and a training step counts as {_STEP:g} of them.",
-            f"{speed_source}; the factor is a rule of the trade",
+            f"{speed_source}; the factor is a rule of thumb",
         ),
         Reason(
-            "Where that is too slow, take a model with larger patches (/32) "
-            "before a thinner one: the Tiny models are clearly worse than "
-            "/32 models of like speed.",
+            "If that is too slow, prefer larger patches (/32) to a thinner "
+            "model: the Tiny models are clearly worse than /32 models of "
+            "similar speed.",
             f"{PAPER}, section 4.6",
         ),
     ]
     return Advice(
         model,
         best(model),
-        sweep.steps,
-        sweep.learning_rates,
-        _hours(sweep, speeds[model]),
+        runs.steps,
+        runs.learning_rates,
+        _hours(runs, speeds[model]),
         (*reasons, *_augreg(num_examples)),
     )
 
@@ -215,13 +218,14 @@ def _transfer(num_examples: int) -> list[Reason]:
 def _choice() -> list[Reason]:
     return [
         Reason(
-            "Start from ImageNet-21k: more pre-training data gives models "
-            "that do better across very different tasks.",
+            "Start from ImageNet-21k: models pre-trained on more data do "
+            "better across very different tasks.",
             f"{PAPER}, sections 4.3 and 7",
         ),
         Reason(
             "Take the checkpoint with the best upstream validation accuracy; "
-            "fine-tuning all of them to choose afterwards is seldom better.",
+            "fine-tuning all of them and choosing afterwards is seldom "
+            "better.",
             f"{PAPER}, sections 4.5 and 7",
         ),
         Reason(
@@ -235,8 +239,8 @@ def _choice() -> list[Reason]:
 def _augreg(num_examples: int) -> list[Reason]:
     reasons = [
         Reason(
-            "Leave RandAugment, Mixup, dropout and stochastic depth out of "
-            "the fine-tuning: they did not help there.",
+            "Fine-tune without RandAugment, Mixup, dropout and stochastic "
+            "depth: they did not help there.",
             f"{PAPER}, figure 2",
         )
     ]
@@ -244,8 +248,8 @@ def _augreg(num_examples: int) -> list[Reason]:
         reasons.append(
             Reason(
                 "If you must train from scratch, use AugReg, but do not "
-                "expect it to replace the missing images: what it brings does "
-                "not hold for arbitrarily small data sets.",
+                "expect it to replace the missing images: its gain does not "
+                "hold for arbitrarily small data sets.",
                 f"{PAPER}, section 4.1",
             )
         )
@@ -262,7 +266,7 @@ def _augreg(num_examples: int) -> list[Reason]:
             Reason(
                 "If you pre-train on your own images, AugReg hurts all but "
                 "the largest models in a short training (30 epochs), and "
-                "small ones in a long one (300 epochs) too.",
+                "small models in a long one (300 epochs) too.",
                 f"{PAPER}, section 4.4",
             )
         )
@@ -277,12 +281,11 @@ def _augreg(num_examples: int) -> list[Reason]:
 
 
 def _published() -> tuple[dict[str, float], dict[str, float]]:
-    """Builder -> accuracy at 384 px and images/s at 224 px, by table 3."""
-    builders = {v.paper_name: v.name for v in VARIANTS.values()}
+    """Builder -> accuracy at 384 px; images/s at 224 px (table 3)."""
     accuracy, speeds = {}, {}
     for row in published_rows():
         if (row["ds"], row["adapt_ds"]) == ("i21k", "imagenet2012"):
-            builder = builders[row["name"]]
+            builder = find(row["name"]).name
             if row["adapt_resolution"] == "384":
                 accuracy[builder] = float(row["adapt_final_test"])
             else:
@@ -290,6 +293,6 @@ def _published() -> tuple[dict[str, float], dict[str, float]]:
     return accuracy, speeds
 
 
-def _hours(sweep: FinetuningRuns, speed: float) -> float:
-    images = sum(sweep.steps) * len(sweep.learning_rates) * FINETUNING_BATCH
+def _hours(runs: FinetuningRuns, speed: float) -> float:
+    images = sum(runs.steps) * len(runs.learning_rates) * FINETUNING_BATCH
     return images * _STEP / speed / 3600

@@ -1,15 +1,16 @@
-"""Runs the cells of a study, on one machine or many, and collects them.
+"""Runs the cells of a study on one or more machines and collects them.
 
 A working directory holds
 
-    cells/NAME.json    one record for each cell; nothing else is the truth
-    runs/NAME/         its training; `model.npz` of a pre-training
+    cells/NAME.json    a record of each cell; the only source of truth
+    runs/NAME/         its training; a pre-training leaves `model.npz`
     results.csv        all records as a table (`results.parquet` with pyarrow)
 
-Every file appears as a whole, by renaming. A record is written by the one
-process whose share the cell is in, so that nothing is locked, which network
-file systems do badly. In the end the table is written again until the records
-do not change meanwhile: the last process that ends leaves a complete one.
+Every file is written under another name and renamed. Each record is written
+by one process only, the one whose shard has the cell, so that no file has to
+be locked, which is unreliable on network file systems. At the end, the table
+is rewritten until no record changes while it is written: the last process to
+end leaves a complete table.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from typing import Any
 from keras_augreg.study import table
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining
 
-# Seconds between two writings of the table while cells are running.
+# While cells run, the table is rewritten at most this often, in seconds.
 TABLE_EVERY = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a call of `run` leaves.
+    """The outcome of a call of `run`.
 
     Args:
-        done: Cells of this share that have a result.
-        failed: Name -> error of those that failed in this call.
+        done: Number of this shard's cells that have a result.
+        failed: Name -> error of the cells that failed in this call.
         waiting: Names of fine-tunings whose pre-training failed.
         path: The table, `results.csv`.
     """
@@ -49,7 +50,7 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether every cell of this share has a result."""
+        """Whether every cell of this shard has a result."""
         return not self.failed and not self.waiting
 
 
@@ -63,46 +64,46 @@ def run(
 ) -> Summary:
     """Runs the cells that have no result yet.
 
-    Killed at any moment, the same call goes on: cells with a result are not
-    run again, the one in the middle goes on from its last checkpoint. A cell
-    that fails is recorded with its error, the others run, and the next call
-    tries it again; cells that were begun most often come last, so that one
-    which brings down the whole process does not keep others from running.
+    After a kill at any moment, the same call resumes: cells with a result are
+    not run again, and the interrupted one continues from its last checkpoint.
+    A cell that fails is recorded with its error, the others run, and the next
+    call tries it again. Cells that were started most often come last, so that
+    one that brings down the process does not keep others from running.
 
     Args:
-        cells: Of `Grid.cells` or `read_cells`.
-        workdir: Made if there is none. Several machines may share it, each
-            with its own shard.
-        train: Runs one cell in its folder: `keras_augreg.study.cell.train`.
-            Its result are columns of the table.
-        shard: (number from 0, number of shards): this process runs every
-            so-manieth pre-training and its fine-tunings. Two processes with
-            the same one would do the same work twice.
+        cells: The cells of `Grid.cells` or `read_cells`.
+        workdir: Created if missing. Several machines may share it, each with
+            a shard of its own.
+        train: Runs one cell in its folder, as `keras_augreg.study.train`
+            does, and returns columns of the table.
+        shard: (index, count): this process runs every `count`-th
+            pre-training, starting at `index`, together with its fine-tunings.
+            Two processes with the same shard repeat each other's work.
         report: Called with a line for each cell, with the time left.
 
     Returns:
-        What was done and what was not.
+        The outcome.
 
     Raises:
-        ValueError: If `shard` is not as above, or a record is damaged.
+        ValueError: If `shard` is out of range, or a record is damaged.
 
     Example:
     ```python
-    from keras_augreg.study import grid, sweep, training
+    from keras_augreg import study
 
-    cells = grid.read_cells("grid.json")
-    assert sweep.run(cells, "runs/sweep", training.train).complete
+    cells = study.read_cells("grid.json")
+    assert study.run(cells, "runs/sweep", study.train).complete
     ```
     """
-    number, count = shard
-    if not 0 <= number < count:
+    index, count = shard
+    if not 0 <= index < count:
         raise ValueError(
-            "`shard` is (number from 0, number of shards). Received: "
-            f"shard={shard}"
+            "`shard` must be (index, count) with 0 <= index < count. "
+            f"Received: shard={shard}"
         )
     root = pathlib.Path(workdir)
     (root / "cells").mkdir(parents=True, exist_ok=True)
-    mine = _share(cells, number, count)
+    mine = _mine(cells, index, count)
     records = {cell.name: _read(root, cell.name) for cell in mine}
     pending = [c for c in mine if records[c.name].get("status") != "done"]
     # Stable: a fine-tuning stays behind its pre-training.
@@ -135,7 +136,7 @@ def run(
             f"{_clock(left * (now - began) / worked)} left"
         )
         if now - written > TABLE_EVERY:
-            _tabulate(root)  # Once: others may be writing all the time.
+            _tabulate(root)  # Not `collect`: others write all the time.
             written = now
     for name, error in failed.items():
         report(f"FAILED {name}: {error}")
@@ -144,10 +145,10 @@ def run(
 
 
 def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes the table of all records, those of other shards included.
+    """Writes the table of all records, including those of other shards.
 
     Args:
-        workdir: Of `run`.
+        workdir: The directory given to `run`.
 
     Returns:
         The path of `results.csv`; `results.parquet` is beside it if pyarrow
@@ -158,15 +159,16 @@ def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """
     root = pathlib.Path(workdir)
     while _tabulate(root) != _state(root):
-        pass  # Another shard's record came meanwhile; its table may be older.
+        pass  # Another shard's record came; its table may be older.
     return root / "results.csv"
 
 
 def work(cell: Cell) -> float:
-    """How long a cell takes, compared with others: for the time left.
+    """Estimates how long a cell takes relative to others.
 
-    Multiply-adds of the blocks, forward, for each image; the number of
-    training images is not known here, and the fraction stands for it.
+    Counts the multiply-adds of the blocks' forward pass for each image. The
+    number of training images is not known here; 1,000 times the fraction
+    stands for it.
     """
     sizes = cell.model.sizes
     tokens = (cell.image_size // sizes.stride) ** 2 + 1
@@ -177,7 +179,7 @@ def work(cell: Cell) -> float:
 
 
 def _tabulate(root: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Writes the table once; the state of the records that are in it."""
+    """Writes the table once; returns the state of the records in it."""
     state = _state(root)
     rows = [_read(root, name) for name in sorted(state)]
     rows = [{k: r[k] for k in table.COLUMNS if k in r} for r in rows]
@@ -188,12 +190,12 @@ def _tabulate(root: pathlib.Path) -> dict[str, tuple[int, int]]:
     return state
 
 
-def _share(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
+def _mine(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
     """A shard's cells: a fine-tuning is where its pre-training is."""
     shards: dict[str, int] = {}
     for cell in cells:
         shards.setdefault(_root_name(cell), len(shards))
-    return [c for c in cells if shards[_root_name(c)] % count == number]
+    return [c for c in cells if shards[_root_name(c)] % count == index]
 
 
 def _root_name(cell: Cell) -> str:
@@ -203,7 +205,7 @@ def _root_name(cell: Cell) -> str:
 
 
 def _attempts(records: dict[str, dict[str, Any]], cell: Cell) -> int:
-    """How often a cell, or what it waits for, was begun in vain."""
+    """How often a cell, or its pre-training, was started without a result."""
     names = {cell.name, _root_name(cell)}
     return max(
         records[name].get("attempts", 0)
@@ -213,7 +215,7 @@ def _attempts(records: dict[str, dict[str, Any]], cell: Cell) -> int:
 
 
 def _ready(root: pathlib.Path, cell: Cell) -> bool:
-    """Whether there is what a cell starts from."""
+    """Whether the model exists that a cell starts from."""
     upstream = _root_name(cell)
     return upstream == cell.name or (
         _read(root, upstream).get("status") == "done"
@@ -225,7 +227,7 @@ def _attempt(
     cell: Cell,
     train: Callable[[Cell, pathlib.Path], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Runs one cell; its record tells how that went."""
+    """Runs one cell and records the outcome."""
     folder = root / "runs" / cell.name
     record = {
         **cell.row(),
@@ -248,7 +250,7 @@ def _attempt(
         record["traceback"] = traceback.format_exc()
     _record(root, cell, record)
     if record["status"] == "done":
-        # What only an unfinished cell needs.
+        # Only an unfinished cell needs these.
         if (folder / "checkpoints").exists():
             shutil.rmtree(folder / "checkpoints")
         (folder / "best.npz").unlink(missing_ok=True)
@@ -261,7 +263,7 @@ def _record(root: pathlib.Path, cell: Cell, record: dict[str, Any]) -> None:
 
 
 def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
-    """A cell's record, empty without one."""
+    """Returns a cell's record, empty if there is none."""
     path = root / "cells" / f"{name}.json"
     try:
         record = json.loads(path.read_text())
@@ -276,7 +278,7 @@ def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _state(root: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """What changes whenever a record does."""
+    """Name -> time and inode, which change whenever a record does."""
     state = {}
     for path in (root / "cells").glob("*.json"):
         found = path.stat()

@@ -1,8 +1,8 @@
-"""The results table: ours, the release's `index.csv`, the paper's figures.
+"""The results table: a sweep's, the release's `index.csv`, the paper's.
 
 The first columns are those of the release's index (`vit_jax_augreg.ipynb` of
 google-research/vision_transformer), in its order and spelling, so that the
-tables can be joined and put under each other; then come our own.
+tables can be joined and concatenated; ours follow.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS: dict[str, type] = {
-    # Of the release's index. Accuracies are from 0 to 1.
+    # The release's index. Accuracies are from 0 to 1.
     "name": str,  # "B/16"
     "ds": str,  # pre-training set
     "epochs": float,
     "lr": float,
-    "aug": str,  # in the release's spelling
+    "aug": str,  # level of augmentation in the release's spelling
     "wd": float,
     "do": float,
     "sd": float,
@@ -42,25 +42,25 @@ COLUMNS: dict[str, type] = {
     "adapt_final_val": float,
     "adapt_final_test": float,
     "params": int,
-    "infer_samples_per_sec": float,  # ours: on the device that trained
+    "infer_samples_per_sec": float,  # in a sweep: on the training device
     "filename": str,
     "adapt_filename": str,
     # Ours.
     "seed": int,
     "fraction": float,  # of the pre-training set
     "num_examples": int,  # pre-trained on
-    "resolution": int,  # of the pre-training, pixels
+    "resolution": int,  # image size of the pre-training, pixels
     "batch_size": int,
     "train_seconds": float,  # pre-training, with its validations
     "train_samples_per_sec": float,
     "adapt_num_examples": int,
     "adapt_seconds": float,  # fine-tuning, with its validations
     "backend": str,
-    "status": str,  # "done", "failed" or "running" (or it was killed)
+    "status": str,  # "done", "failed" or "running" (perhaps killed)
     "attempts": int,
     "error": str,
 }
-# Training images, arXiv 2106.10270, section 3.1 and figure 1.
+# Training images: arXiv 2106.10270, section 3.1 and figure 1.
 IMAGES = {"i1k": 1_280_000, "i21k_30": 13_000_000, "i21k": 13_000_000}
 
 
@@ -72,11 +72,11 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
             `index.csv` (`keras_augreg.checkpoints.search()` fetches it).
 
     Returns:
-        A data frame with all of `COLUMNS`, empty where the file has none.
+        A data frame with all of `COLUMNS`, NaN where the file has none.
 
     Raises:
         ImportError: If pandas (extra `study`) is not installed.
-        ValueError: If the file is no such table.
+        ValueError: If the file is not a results table.
 
     Example:
     >>> table = read("runs/sweep/results.csv")
@@ -84,7 +84,7 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
     """
     pandas = _pandas()
     path = pathlib.Path(path)
-    # All at once: pandas opens a Parquet file twice, and a sweep may replace
+    # Read at once: pandas opens a Parquet file twice, and a sweep may replace
     # it in between.
     content = io.BytesIO(path.read_bytes())
     if path.suffix == ".parquet":
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
         table = pandas.read_csv(content)
     if missing := {"name", "ds", "aug", "filename"} - set(table.columns):
         raise ValueError(
-            f"{path} is no results table: it lacks the columns "
+            f"{path} is not a results table: it lacks the columns "
             f"{', '.join(sorted(missing))}. Expected results.csv of a sweep "
             "or the release's index.csv."
         )
@@ -101,14 +101,14 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
 
 
 def published() -> pandas.DataFrame:
-    """The figures that the paper printed, as a table.
+    """Returns the numbers that the paper printed, as a results table.
 
     Tables 3 and 5 and figure 4 of arXiv 2106.10270v2; the asset's README says
-    how they were read. `final_val` are figure 4's upstream accuracies, the
-    better of the two weight decays. `adapt_final_test` are table 3's on
-    ImageNet-1k (`adapt_ds` "imagenet2012") and table 5's means over VTAB's
-    groups ("natural", "specialized", "structured"), each of the best recipe
-    by upstream validation; its `aug` is empty.
+    how they were read. `final_val` holds figure 4's upstream accuracies, the
+    better of the two weight decays. `adapt_final_test` holds table 3's
+    accuracies on ImageNet-1k (`adapt_ds` "imagenet2012") and table 5's means
+    over VTAB's groups ("natural", "specialized", "structured"), each for the
+    best recipe by upstream validation; `aug` is empty there.
 
     Returns:
         A data frame as from `read`.
@@ -120,17 +120,17 @@ def published() -> pandas.DataFrame:
 
 
 def read_text(text: str) -> pandas.DataFrame:
-    """As `read`, of the text of a CSV file."""
+    """As `read`, from the text of a CSV file."""
     return _pandas().read_csv(io.StringIO(text)).reindex(columns=[*COLUMNS])
 
 
 def published_rows() -> list[dict[str, str]]:
-    """As `published`, without pandas: cells are texts."""
+    """As `published`, without pandas: every value is a string."""
     return list(csv.DictReader(io.StringIO(_asset())))
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """The rows as a CSV file."""
+    """Formats rows as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -139,7 +139,7 @@ def to_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def to_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes | None:
-    """The rows as a Parquet file; `None` if pyarrow is not installed."""
+    """Formats rows as a Parquet file; `None` without pyarrow."""
     if importlib.util.find_spec("pyarrow") is None:
         return None
     import pyarrow as pa
@@ -153,16 +153,16 @@ def to_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes | None:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all.
+    """Writes a file completely or not at all, on a shared directory too.
 
     Args:
-        path: One that exists is replaced.
-        content: What it is to hold.
+        path: The file; replaced if it exists.
+        content: Its new content.
 
     Raises:
-        OSError: If it cannot be written; then it is as it was.
+        OSError: If it cannot be written; an existing file stays as it was.
     """
-    # This process's own among all machines; a cell's name may fill what a
+    # Unique among all machines; cut, as a cell's name may be as long as a
     # file system allows.
     own = f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     with replacing(path, path.with_name(f".{own[-200:]}")) as file:
@@ -179,7 +179,7 @@ def _pandas() -> Any:
         import pandas
     except ImportError as error:
         raise ImportError(
-            "Tables and figures of a study need pandas: pip install "
-            "'keras_augreg[study]'"
+            "The study's tables and figures need pandas, which is not "
+            "installed: pip install 'keras_augreg[study]'"
         ) from error
     return pandas

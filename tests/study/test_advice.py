@@ -47,14 +47,14 @@ def test_the_budget_decides_on_the_model():
         (0.003,),
     )
     assert "1 run, steps 500 x learning rates 0.003" in str(poor)
-    assert "not enough for all of the paper's runs" in str(poor)
+    assert "do not suffice for all of the paper's runs" in str(poor)
     assert "Even one run" not in str(poor)
     assert "Even one run" in str(advise(3_000, 1e-4))
 
 
 def test_larger_patches_before_smaller_models():
-    """A Tiny model is only for those for whom nothing else fits."""
-    speeds = {"ViT_Ti16": 3_000.0, "ViT_S32": 2_900.0}
+    """A Tiny model is suggested only if nothing larger fits."""
+    speeds = {"Ti/16": 3_000.0, "S_32": 2_900.0}
     assert advise(3_000, 3.0, speeds).model == "ViT_S32"
     assert advise(3_000, 3.0, {"ViT_Ti16": 3_000.0}).model == "ViT_Ti16"
 
@@ -75,12 +75,13 @@ def test_augreg_helps_or_hurts():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 1), "`num_examples` is at least 1. Received: 0"),
-        ((10, 0), "`device_budget_hours` is above 0"),
-        ((10, float("nan")), "`device_budget_hours` is above 0"),
-        ((10, 1, {"B16": 5}), "some of the builders .*ViT_B16"),
-        ((10, 1, {"ViT_B16": 0}), "above 0, of some of the builders"),
-        ((10, 1, {}), "above 0, of some of the builders"),
+        ((0, 1), "`num_examples` must be at least 1. Received: num_examples=0"),
+        ((10, 0), "`device_budget_hours` must be above 0"),
+        ((10, float("nan")), "`device_budget_hours` must be above 0"),
+        ((10, 1, {"L/32": 5}), "some of .*ViT_B16.* Received: {'L/32'"),
+        ((10, 1, {"B17": 5}), "architecture 'B17'"),
+        ((10, 1, {"ViT_B16": 0}), "above 0, of some of "),
+        ((10, 1, {}), "above 0, of some of "),
     ],
 )
 def test_messages(arguments, message):

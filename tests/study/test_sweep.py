@@ -137,12 +137,12 @@ def test_the_last_of_two_shards_leaves_the_whole_table(tmp_path, monkeypatch):
 
 def test_shards_are_disjoint_complete_and_keep_what_belongs_together():
     cells = GRID.cells()
-    shares = [sweep._share(cells, i, 3) for i in range(3)]
-    names = [cell.name for share in shares for cell in share]
+    shards = [sweep._mine(cells, i, 3) for i in range(3)]
+    names = [cell.name for shard in shards for cell in shard]
     assert sorted(names) == sorted(cell.name for cell in cells)
-    for share in shares:
-        own = {cell.name for cell in share}
-        for cell in share:
+    for shard in shards:
+        own = {cell.name for cell in shard}
+        for cell in shard:
             if isinstance(cell, Finetuning):
                 assert cell.upstream.name in own
 
