@@ -1,29 +1,31 @@
-"""Several devices: one call before the model is built.
+"""Training on several devices: one call before the model is built.
 
-What a process does on its own is in `distribute`; the functions below it are
-what the optimizers and the training step need to know of other replicas.
+`distribute` sets up this process. The functions after it let the optimizers,
+the training step and `Workdir` communicate with other replicas.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-# Of `preempted`, in this process.
+# Numbers this process's calls of `preempted`.
 _CALLS = itertools.count(1)
 KINDS = ("auto", "data", "model", "none")
 
-# The axes of a variable that may be split over the devices of one model, the
-# best first; the first that they divide is. Heads (H) and MLP columns are the
-# split of Megatron-LM (arXiv 1909.08053, section 3): one sum per attention and
-# one per MLP. A head's features (D) are the next best: Ti has 3 heads, S has 6.
+# Axes of a variable that may be split over the devices of one model, best
+# first; the first whose size the devices divide is used. Heads (H) and MLP
+# columns are the split of Megatron-LM (arXiv 1909.08053, section 3): one sum
+# per attention and one per MLP. A head's features (D) are second best, for
+# models with few heads (Ti has 3, S has 6).
 SPLIT_AXES = {
     "attention/qkv_kernel": (2, 3),  # (W, 3, H, D)
     "attention/qkv_bias": (1, 2),  # (3, H, D)
@@ -37,52 +39,88 @@ SPLIT_AXES = {
 
 
 def split_axis(path: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """The axis of a variable that is split in `parts`, `None` for none."""
+    """Returns the axis along which a variable is split, or `None`."""
     for name, axes in SPLIT_AXES.items():
         if path.endswith(f"/{name}") or path == name:
             return next((a for a in axes if shape[a] % parts == 0), None)
     return None
 
 
-class distribute:
-    """Spreads models built from now on over the devices that there are.
+class Distribution:
+    """What `distribute` set up; as a context manager, undone at its end.
 
-    Call it before anything else of Keras: `with distribute("auto") as d:`, or
-    in a notebook plainly `d = distribute("auto")`. Everything else stays as
-    on one device: batch sizes are those of all devices together, the loss is
-    the mean over the global batch, and clipping sees the gradient of all.
+    Attributes:
+        kind: `"data"`, `"model"` or `"none"`.
+        replicas: Number of parts that the global batch is split into.
+        shard: (index, count): this process and the number of processes, each
+            of which loads its part of every batch.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        replicas: int = 1,
+        shard: tuple[int, int] = (0, 1),
+        undo: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.kind = kind
+        self.replicas = replicas
+        self.shard = shard
+        self._undo = undo
+
+    def __repr__(self) -> str:
+        return (
+            f"Distribution(kind={self.kind!r}, replicas={self.replicas}, "
+            f"shard={self.shard})"
+        )
+
+    def __enter__(self) -> Distribution:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo()
+
+
+def distribute(
+    kind: str = "auto", model_devices: int | None = None
+) -> Distribution:
+    """Spreads models built from now on over the available devices.
+
+    Call it before any other Keras code: `with distribute("auto") as d:`, or
+    plainly `d = distribute("auto")` in a notebook. The rest of the code stays
+    as on one device: batch sizes are those of all devices together, the loss
+    is the mean over the global batch, and clipping sees the whole gradient.
 
     | backend | `"data"` | `"model"` |
     | --- | --- | --- |
     | JAX | `keras.distribution.DataParallel`, all hosts | `ModelParallel` |
     | TensorFlow | TPUStrategy on a TPU, else MirroredStrategy | refused |
-    | PyTorch | a process for each device, started by `torchrun` | refused |
+    | PyTorch | one process per device, started by `torchrun` | refused |
 
     JAX on several hosts: set `KERAS_DISTRIBUTION_JOB_ADDRESSES` (the address
     of process 0), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
     `KERAS_DISTRIBUTION_PROCESS_ID`. There and under `torchrun`, each process
-    loads its slice of the batch: `keras_augreg.data.load(..., host=d.host)`.
+    loads its part of every batch, `d.shard`.
 
-    Dropout and augmentation draw as on one device on JAX; elsewhere each
-    replica draws for itself, so that two replicas are not one device with
-    twice the batch, number for number.
+    On JAX, dropout and augmentation draw as on one device. On TensorFlow and
+    PyTorch each replica draws independently, so two replicas do not
+    reproduce one device with twice the batch number for number.
 
     Args:
         kind: `"data"`: every device has all weights and a part of the batch.
             `"model"`: weights are split over `model_devices` too
-            (`SPLIT_AXES`). `"none"`: one device. `"auto"`: `"data"` where
-            there are several devices, and says so on stderr.
-        model_devices: With `"model"`, devices that share one model; it
-            divides the number of devices. Defaults to all of them.
+            (`SPLIT_AXES`). `"none"`: one device. `"auto"`: `"data"` if there
+            are several devices; the choice is printed on stderr.
+        model_devices: With `"model"`, the number of devices that share one
+            model; it must divide the number of devices. `None` for all.
 
-    Attributes:
-        kind: What was chosen.
-        replicas: How many parts the global batch is split into.
-        host: (number of this process, number of processes).
+    Returns:
+        A `Distribution` with `kind`, `replicas` and `shard`, usable in
+        `with`.
 
     Raises:
-        ValueError: If `kind` is unknown, the backend cannot do it, or
-            `model_devices` does not divide the devices.
+        ValueError: `kind` is unknown, the backend lacks it, or
+            `model_devices` does not divide the number of devices.
 
     Example:
     ```python
@@ -91,138 +129,132 @@ class distribute:
         # compile, and model.fit(...)
     ```
     """
-
-    def __init__(
-        self, kind: str = "auto", model_devices: int | None = None
-    ) -> None:
-        if kind not in KINDS:
-            raise ValueError(
-                f"`kind` is one of {', '.join(KINDS)}. Received: {kind!r}"
-            )
-        if model_devices is not None and kind != "model":
-            raise ValueError(
-                "`model_devices` is for distribute('model'). Received: "
-                f"kind={kind!r}, model_devices={model_devices}"
-            )
-        backend = keras.backend.backend()
-        if kind == "model" and backend != "jax":
-            raise ValueError(
-                "Keras can split a model over devices on JAX alone, and the "
-                f"backend is {backend}. Set KERAS_BACKEND=jax, or use "
-                "distribute('data')."
-            )
-        self.kind = kind
-        self.replicas = 1
-        self.host = (0, 1)
-        self._undo = contextlib.ExitStack()
-        start = {
-            "jax": self._start_jax,
-            "tensorflow": self._start_tensorflow,
-            "torch": self._start_torch,
-        }[backend]
-        if kind != "none":
-            devices = start(model_devices)
-            if kind == "auto":
-                print(
-                    f"keras_augreg.distribute: {self.kind} ({devices})",
-                    file=sys.stderr,
-                )
-
-    def __enter__(self) -> distribute:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._undo.close()
-
-    def _start_jax(self, model_devices: int | None) -> str:
-        import jax
-
-        lib = keras.distribution
-        if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
-            lib.initialize()
-        devices = lib.list_devices()
-        count = len(devices)
-        if self.kind == "auto":
-            self.kind = "data" if count > 1 else "none"
-        self.host = (jax.process_index(), jax.process_count())
-        self._undo.callback(lib.set_distribution, lib.distribution())
-        if self.kind == "data":
-            self.replicas = count
-            chosen = lib.DataParallel(devices=devices, auto_shard_dataset=False)
-            lib.set_distribution(chosen)
-        elif self.kind == "model":
-            parts = model_devices or count
-            if parts < 1 or count % parts:
-                raise ValueError(
-                    "`model_devices` divides the number of devices, "
-                    f"{count}. Received: model_devices={model_devices}"
-                )
-            self.replicas = count // parts
-            mesh = lib.DeviceMesh(
-                (self.replicas, parts), ("batch", "model"), devices
-            )
-            lib.set_distribution(_split_over(mesh))
-        return f"JAX, {count} x {jax.devices()[0].platform}"
-
-    def _start_tensorflow(self, _: int | None) -> str:
-        import tensorflow as tf
-
-        cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get(
-            "cluster", {}
+    if kind not in KINDS:
+        raise ValueError(
+            f"`kind` must be one of {', '.join(map(repr, KINDS))}. Received: "
+            f"kind={kind!r}"
         )
-        if len(cluster.get("worker", ())) > 1:
-            raise ValueError(
-                "TF_CONFIG names several workers, and `fit` of Keras 3 fails "
-                "under MultiWorkerMirroredStrategy (keras-team/keras issue "
-                "20585). Use KERAS_BACKEND=jax for several hosts, or one "
-                "worker with several GPUs."
-            )
-        strategy = None
-        try:
-            strategy = tf.distribute.TPUStrategy(
-                tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-            )
-        except (ValueError, tf.errors.NotFoundError):  # No TPU answers.
-            devices = tf.config.list_logical_devices("GPU")
-            devices = devices or tf.config.list_logical_devices("CPU")
-            if len(devices) > 1 or self.kind == "data":
-                strategy = tf.distribute.MirroredStrategy(
-                    [device.name for device in devices]
-                )
-        if strategy is None:
-            self.kind = "none"
-            return "TensorFlow, one device"
-        self.kind = "data"
-        self.replicas = strategy.num_replicas_in_sync
-        self._undo.enter_context(strategy.scope())
-        return f"TensorFlow, {type(strategy).__name__} x {self.replicas}"
-
-    def _start_torch(self, _: int | None) -> str:
-        import torch
-
-        launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if not launched:
-            if self.kind == "data":
-                raise ValueError(
-                    "On PyTorch every device has a process of its own. Start "
-                    "the script with `torchrun --nproc-per-node=DEVICES "
-                    "SCRIPT`."
-                )
-            self.kind = "none"
-            return "PyTorch, not started by torchrun"
-        self.kind = "data"
-        gpu = torch.cuda.is_available()
-        if gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if gpu else "gloo")
-            self._undo.callback(torch.distributed.destroy_process_group)
-        self.host = (
-            torch.distributed.get_rank(),
-            torch.distributed.get_world_size(),
+    if model_devices is not None and kind != "model":
+        raise ValueError(
+            "`model_devices` only applies to distribute('model'). Received: "
+            f"kind={kind!r}, model_devices={model_devices}"
         )
-        self.replicas = self.host[1]
-        return f"PyTorch, {self.replicas} processes"
+    backend = keras.backend.backend()
+    if kind == "model" and backend != "jax":
+        raise ValueError(
+            "Keras splits a model over devices only on JAX. Received: "
+            f"kind='model' on {backend}. Set KERAS_BACKEND=jax, or use "
+            "distribute('data')."
+        )
+    if kind == "none":
+        return Distribution("none")
+    if backend == "jax":
+        chosen, devices = _start_jax(kind, model_devices)
+    elif backend == "tensorflow":
+        chosen, devices = _start_tensorflow(kind)
+    else:
+        chosen, devices = _start_torch(kind)
+    if kind == "auto":
+        print(
+            f"keras_augreg.distribute: {chosen.kind} ({devices})",
+            file=sys.stderr,
+        )
+    return chosen
+
+
+def _start_jax(
+    kind: str, model_devices: int | None
+) -> tuple[Distribution, str]:
+    import jax
+
+    lib = keras.distribution
+    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
+        lib.initialize()
+    devices = lib.list_devices()
+    count = replicas = len(devices)
+    if kind == "auto":
+        kind = "data" if count > 1 else "none"
+    before = lib.distribution()
+    if kind == "data":
+        lib.set_distribution(
+            lib.DataParallel(devices=devices, auto_shard_dataset=False)
+        )
+    elif kind == "model":
+        parts = model_devices or count
+        if parts < 1 or count % parts:
+            raise ValueError(
+                "`model_devices` must divide the number of devices, "
+                f"{count}. Received: model_devices={model_devices}"
+            )
+        replicas = count // parts
+        mesh = lib.DeviceMesh((replicas, parts), ("batch", "model"), devices)
+        lib.set_distribution(_split_over(mesh))
+    chosen = Distribution(
+        kind,
+        replicas if kind != "none" else 1,
+        (jax.process_index(), jax.process_count()),
+        functools.partial(lib.set_distribution, before),
+    )
+    return chosen, f"JAX, {count} x {jax.devices()[0].platform}"
+
+
+def _start_tensorflow(kind: str) -> tuple[Distribution, str]:
+    import tensorflow as tf
+
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    if len(cluster.get("worker", ())) > 1:
+        raise ValueError(
+            "TF_CONFIG names several workers, and `fit` of Keras 3 fails "
+            "under MultiWorkerMirroredStrategy (keras-team/keras issue "
+            "20585). Use KERAS_BACKEND=jax for several hosts, or one "
+            "worker with several GPUs."
+        )
+    strategy = None
+    try:
+        strategy = tf.distribute.TPUStrategy(
+            tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        )
+    except (ValueError, tf.errors.NotFoundError):  # There is no TPU.
+        devices = tf.config.list_logical_devices("GPU")
+        devices = devices or tf.config.list_logical_devices("CPU")
+        if len(devices) > 1 or kind == "data":
+            strategy = tf.distribute.MirroredStrategy(
+                [device.name for device in devices]
+            )
+    if strategy is None:
+        return Distribution("none"), "TensorFlow, one device"
+    undo = contextlib.ExitStack()
+    undo.enter_context(strategy.scope())
+    replicas = strategy.num_replicas_in_sync
+    return (
+        Distribution("data", replicas, undo=undo.close),
+        f"TensorFlow, {type(strategy).__name__} x {replicas}",
+    )
+
+
+def _start_torch(kind: str) -> tuple[Distribution, str]:
+    import torch
+
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        if kind == "data":
+            raise ValueError(
+                "On PyTorch every device has its own process. Start the "
+                "script with `torchrun --nproc-per-node=DEVICES SCRIPT`."
+            )
+        return Distribution("none"), "PyTorch, not started by torchrun"
+    distributed = torch.distributed
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    undo: Callable[[], object] = lambda: None  # noqa: E731
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if gpu else "gloo")
+        undo = distributed.destroy_process_group
+    shard = distributed.get_rank(), distributed.get_world_size()
+    return (
+        Distribution("data", shard[1], shard, undo),
+        f"PyTorch, {shard[1]} processes",
+    )
 
 
 def _split_over(mesh: Any) -> Any:
@@ -244,8 +276,15 @@ def _split_over(mesh: Any) -> Any:
     )
 
 
+def on_cpu() -> bool:
+    """Whether models compute on a CPU."""
+    if keras.backend.backend() == "torch":
+        return bool(keras.ops.zeros(()).device.type == "cpu")
+    return bool(keras.distribution.list_devices()[0].startswith("cpu"))
+
+
 def _torch() -> Any:
-    """torch.distributed, if this process is one of several; else `None`."""
+    """`torch.distributed` if this is one of several processes, else `None`."""
     if keras.backend.backend() != "torch":
         return None
     distributed = sys.modules["torch"].distributed
@@ -255,10 +294,10 @@ def _torch() -> Any:
 
 
 def replica() -> tuple[Any, int]:
-    """The number of the replica that this code runs for, and how many.
+    """(index, count): the replica that this code runs for.
 
-    On JAX a step is written for the whole batch: always (0, 1). On TensorFlow
-    the number is a tensor inside a strategy's step.
+    On JAX a step covers the whole batch, so this is (0, 1). On TensorFlow the
+    index is a tensor inside a strategy's step.
     """
     if keras.backend.backend() == "tensorflow":
         context = sys.modules["tensorflow"].distribute.get_replica_context()
@@ -272,7 +311,7 @@ def replica() -> tuple[Any, int]:
 
 
 def process() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
+    """(index, count): this process and the number of processes."""
     distributed = _torch()
     if distributed is not None:
         return distributed.get_rank(), distributed.get_world_size()
@@ -288,22 +327,22 @@ def jax_hosts() -> bool:
 
 
 def preempted() -> bool:
-    """Whether JAX's hosts end here, as one of them received SIGTERM.
+    """Whether all JAX hosts stop here because one received SIGTERM.
 
     Every host calls this before each step, and all get `True` in the same
-    call. JAX's preemption service hears the signal, from `distribute` on: a
-    handler that Python sets afterwards takes it away from JAX
+    call. JAX's preemption service, which `distribute` starts, handles the
+    signal; a Python handler set afterwards would hide it from JAX
     (`jax.experimental.multihost_utils.reached_preemption_sync_point`).
     """
     from jax.experimental import multihost_utils
 
-    # Calls, not steps: the service chooses the number after the highest one
-    # that it has seen, which a run that goes on at step 500 would not reach.
+    # Counts calls, not steps: the service stops at the number after the
+    # highest it has seen, which a run resumed at step 500 would skip.
     return multihost_utils.reached_preemption_sync_point(next(_CALLS))
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called this."""
     distributed = _torch()
     if distributed is not None:
         distributed.barrier()
@@ -314,8 +353,8 @@ def barrier() -> None:
 
 
 def to_numpy(variable: Any) -> Any:
-    """The whole value of a variable, also where processes share it."""
-    # A tensor, as TensorFlow's variables of several replicas are no arrays.
+    """The whole value of a variable, even if split over processes."""
+    # As a tensor first: TensorFlow's mirrored variables are not arrays.
     value = keras.ops.convert_to_tensor(variable)
     if jax_hosts():
         from jax.experimental import multihost_utils
@@ -326,7 +365,7 @@ def to_numpy(variable: Any) -> Any:
 
 
 def mean_over_processes(tensors: list[Any]) -> list[Any]:
-    """The mean over `torchrun`'s processes of each tensor, in one message."""
+    """Averages tensors over `torchrun`'s processes, in one message."""
     distributed = _torch()
     if distributed is None:
         return tensors
@@ -339,7 +378,7 @@ def mean_over_processes(tensors: list[Any]) -> list[Any]:
 
 
 def copy_from_first_process(variables: list[Any]) -> None:
-    """Gives all processes the values of the first, of what all of them have."""
+    """Copies the first process's values to all, except of split variables."""
     distributed = _torch()
     if distributed is not None:
         for variable in variables:
@@ -355,7 +394,7 @@ def copy_from_first_process(variables: list[Any]) -> None:
 
 @contextlib.contextmanager
 def summed_over_processes(variables: list[Any]) -> Iterator[None]:
-    """Inside, `torchrun`'s processes see the sums of their variables.
+    """While active, variables hold their sums over `torchrun`'s processes.
 
     For metrics, whose variables are sums (a total and a count).
     """

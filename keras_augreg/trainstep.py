@@ -53,6 +53,7 @@ class TrainStep(keras.Model):
     """A model whose `compile` knows logits and augmentation."""
 
     _options = _Options()
+    _on_host = False  # where `fit` augments, of "auto" decided for its data
 
     def compile(
         self,
@@ -74,13 +75,16 @@ class TrainStep(keras.Model):
             augment: A layer that maps images (B, H, W, 3), labels and `step`
                 to images and labels, in `fit` alone.
             augment_on: `"device"`: inside the compiled training step;
-                `"host"`: inside the `tf.data.Dataset` given to `fit`.
+                `"host"`: inside the `tf.data.Dataset` given to `fit`;
+                `"auto"`: on the host if `fit` gets such a data set and the
+                device is a CPU, else on the device.
             remat: Whether blocks compute their activations again for the
                 backward pass instead of keeping them.
             **kwargs: Of `keras.Model.compile`.
         """
         super().compile(*args, **kwargs)
         self._options = _Options(on_logits, augment, augment_on, remat)
+        self._on_host = augment_on == "host"
         for layer in self.layers:
             if hasattr(layer, "remat"):
                 layer.remat = remat
@@ -102,7 +106,7 @@ class TrainStep(keras.Model):
     def train_step(self, *args: Any) -> Any:
         *state, data = args  # JAX: (state, data); the others: (data,)
         options = self._options
-        if options.augment is not None and options.augment_on == "device":
+        if options.augment is not None and not self._on_host:
             data = self._augmented(data, self._batches_seen(*state))
         with _logits(options.on_logits):
             return super().train_step(*state, data)
@@ -146,8 +150,8 @@ class TrainStep(keras.Model):
         distribution.copy_from_first_process(
             self.variables + self.optimizer.variables
         )
-        options = self._options
-        if options.augment is not None and options.augment_on == "host":
+        self._augment_where(_is_dataset(x) and distribution.on_cpu())
+        if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
             x, count = self._augmented_dataset(x)
@@ -157,17 +161,28 @@ class TrainStep(keras.Model):
             kwargs["callbacks"] = [count, *callbacks]
         return super().fit(x, *args, **kwargs)
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._augment_where(host=False)
+        return super().train_on_batch(*args, **kwargs)
+
+    def _augment_where(self, host: bool) -> None:
+        """Decides `augment_on="auto"`; the compiled step depends on it."""
+        if self._options.augment_on == "auto" and self._on_host != host:
+            self._on_host = host
+            self.train_function = None
+
     def _augmented_dataset(self, dataset: Any) -> tuple[Any, Any]:
         """The data set, augmented, and the callback that counts for it."""
-        tf = sys.modules.get("tensorflow")
-        if tf is None or not isinstance(dataset, tf.data.Dataset):
+        if not _is_dataset(dataset):
             raise TypeError(
-                "augment='host' augments a `tf.data.Dataset` of batches of "
-                "images and labels. Received: x of type "
+                "With augment_on='host', `fit` expects a `tf.data.Dataset` of "
+                "batches of images and labels. Received: x of type "
                 f"{type(dataset).__name__}. Pass such a data set, or compile "
-                "with augment='device'."
+                "with augment_on='device'."
             )
-        # Read whenever a pass begins: resumed and later epochs draw anew.
+        tf = sys.modules["tensorflow"]
+        index, processes = distribution.process()
+        # Read when a pass begins, so that every epoch has its own draws.
         first = tf.Variable(0, dtype="int64")
 
         def on_epoch_begin(epoch: int, logs: Any = None) -> None:
@@ -176,9 +191,9 @@ class TrainStep(keras.Model):
         def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
             if len(data) > 2:
                 self._check_weights()
-            images, labels = self._options.augment(
-                data[0], data[1], step=tf.cast(step, "int32")
-            )
+            # Processes should not share their draws, as in `_augmented`.
+            step = tf.cast(step, "int32") * processes + index
+            images, labels = self._options.augment(*data[:2], step=step)
             return (images, labels, *data[2:])
 
         numbered = tf.data.Dataset.from_tensors(0).flat_map(
@@ -198,3 +213,8 @@ class TrainStep(keras.Model):
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
             return super().get_metrics_result()
+
+
+def _is_dataset(x: Any) -> bool:
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(x, tf.data.Dataset)

@@ -465,7 +465,7 @@ def plot_recipes(
         augment = AugRegAugment(recipe, 2, seed=seed)
         images, _ = augment(batch, labels, step=0)
         for axis, image in zip(row, ops.convert_to_numpy(images), strict=True):
-            axis.imshow(_pixels(image))
+            axis.imshow(image / 255)
         drawn = recipe.randaugment
         layers = "({}, {})".format(*drawn) if drawn else "no"
         row[0].set_ylabel(

@@ -29,7 +29,7 @@ def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
     Returns:
         The run.
     """
-    if devices.kind == "model" and devices.host[1] > 1:
+    if devices.kind == "model" and devices.shard[1] > 1:
         raise app.UsageError(
             "The scripts save a model from one host, which has a part of it "
             "under --distribute=model. Use --distribute=data, or one host."
@@ -105,7 +105,7 @@ def tensorboard(run: Workdir, batches: Any, recipe: Any, info: Any) -> list:
         with tf.summary.create_file_writer(str(path / "inputs")).as_default():
             tf.summary.image(
                 "inputs of the first step",
-                (keras.ops.convert_to_numpy(shown[:16]) + 1) / 2,
+                keras.ops.convert_to_numpy(shown[:16]) / 255,
                 step=0,
                 max_outputs=16,
             )
@@ -131,7 +131,7 @@ def finish(
             picture from several, which would have to predict together.
         result: What the line says.
     """
-    index, hosts = devices.host
+    index, hosts = devices.shard
     if index:
         return
     model.save(run.path / "model.keras")

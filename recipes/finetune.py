@@ -29,7 +29,6 @@ import keras
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg.recipe import finetuning_warmup
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
             _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
-            host=devices.host,
+            host=devices.shard,
         )
         model = getattr(keras_augreg, _MODEL.value)(
             weights=_WEIGHTS.value,
@@ -71,16 +70,12 @@ def main(argv: list[str]) -> None:
             model,
             total_steps=_STEPS.value,
             learning_rate=_LEARNING_RATE.value,
-            # The study's, but for runs shorter than the study's.
-            warmup_steps=min(
-                finetuning_warmup(_STEPS.value), _STEPS.value // 5
-            ),
             freeze=_FREEZE.value,
         )
         # Only now: a command that failed before leaves no directory behind.
         run = common.open_run(_WORKDIR.value, ELSEWHERE, devices)
         callbacks = []
-        if _TENSORBOARD.value and devices.host[0] == 0:
+        if _TENSORBOARD.value and devices.shard[0] == 0:
             callbacks = common.tensorboard(
                 run, train(0, 1), keras_augreg.AugReg("none"), info
             )

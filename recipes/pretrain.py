@@ -29,6 +29,7 @@ import keras
 from absl import app, flags
 
 import keras_augreg
+from keras_augreg.recipe import pretraining_warmup
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "Or train[:10%].")
@@ -45,7 +46,6 @@ _DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pretrain", "Output folder.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow.")
 
-WARMUP_SHARE = 0.1  # of the run; the study's 10,000 steps are 3% to 10%
 ELSEWHERE = ("workdir", "tensorboard")  # flags that change no result
 
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
-            host=devices.host,
+            host=devices.shard,
         )
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
         recipe = keras_augreg.AugReg(
@@ -77,14 +77,14 @@ def main(argv: list[str]) -> None:
             recipe,
             total_steps=total_steps,
             learning_rate=_LEARNING_RATE.value,
-            warmup_steps=int(WARMUP_SHARE * total_steps),
+            warmup_steps=pretraining_warmup(total_steps),
             loss=_LOSS.value,
             seed=common.SEED,
         )
         # Only now: a command that failed before leaves no directory behind.
         run = common.open_run(_WORKDIR.value, ELSEWHERE, devices)
         callbacks = []
-        if _TENSORBOARD.value and devices.host[0] == 0:
+        if _TENSORBOARD.value and devices.shard[0] == 0:
             callbacks = common.tensorboard(run, train(0, 1), recipe, info)
         run.fit(
             model,

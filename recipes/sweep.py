@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     if _GRID.value:
         cells = study.read_cells(_GRID.value)
     with keras_augreg.distribute(_DISTRIBUTE.value) as devices:
-        if devices.host[1] > 1:
+        if devices.shard[1] > 1:
             raise app.UsageError(
                 "A sweep runs in one process on each machine: start it "
                 "without the variables of a cluster, and with --shard."

@@ -246,7 +246,7 @@ def test_model_parallel_over_hosts_is_refused(monkeypatch):
     import common
     from absl import app
 
-    devices = types.SimpleNamespace(kind="model", host=(0, 2))
+    devices = types.SimpleNamespace(kind="model", shard=(0, 2))
     with pytest.raises(app.UsageError, match="--distribute=data"):
         common.open_run("nowhere", (), devices)
 

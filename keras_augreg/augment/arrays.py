@@ -55,6 +55,36 @@ def namespace(x: Any) -> Any:
     return _tensorflow_ops() if is_tensorflow(x) else keras.ops
 
 
+def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
+    """Labels as probabilities, whatever they were.
+
+    Args:
+        labels: Integers, in any dtype, of shape (batch,) or (batch, 1); or
+            probabilities (batch, classes). With one class, (batch, 1) is a
+            probability.
+        classes: Number of classes.
+        dtype: Floating dtype of the result.
+
+    Returns:
+        Probabilities (batch, classes).
+
+    Raises:
+        ValueError: The labels have another shape.
+    """
+    xp = namespace(labels)
+    shape = tuple(labels.shape)
+    if len(shape) == 2 and shape[1] == classes:
+        return xp.cast(labels, dtype)
+    if len(shape) == 1 or shape[1:] == (1,):
+        labels = xp.cast(xp.reshape(labels, (-1,)), "int32")
+        return xp.one_hot(labels, classes, dtype=dtype)
+    raise ValueError(
+        "Labels must be integers of shape (batch,), or one-hot or soft labels "
+        f"of shape (batch, {classes}), the model's classes. Received: "
+        f"shape={shape}."
+    )
+
+
 def compiled(function: Callable, library: str) -> Callable:
     """`function` compiled by XLA, or as it is on PyTorch.
 

@@ -1,4 +1,4 @@
-"""A recipe's augmentation as one layer, from uint8 images to soft labels."""
+"""A recipe's augmentation as one layer: images and labels in, the same out."""
 
 from __future__ import annotations
 
@@ -17,39 +17,43 @@ from keras_augreg.recipe import AugReg
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class AugRegAugment(AugmentationLayer):
-    """RandAugment, scaling to [-1, 1] and Mixup, as a recipe says.
+    """RandAugment, then Mixup, with a recipe's settings.
 
     Works eagerly, inside a compiled training step on JAX, TensorFlow and
     PyTorch, and inside `tf.data.Dataset.map` on any backend, with the same
-    draws for the same seed and step. RandAugment and Mixup draw as the layers
-    of that name do with this seed.
+    draws for the same seed and step. `RandAugment` and `MixUp` with the same
+    seed draw the same.
 
-    Labels may change from integers to probabilities inside the step: the
-    losses and metrics of `keras_augreg.training.losses` take both, Keras's
-    own do not.
+    Images stay in [0, 255], the range that models built with
+    `include_preprocessing=True` take. Integer labels become probabilities:
+    the losses and metrics of `keras_augreg.training.losses` take both,
+    Keras's own do not.
 
     Args:
-        recipe: A `keras_augreg.AugReg`, of which `augment` counts here.
+        recipe: A `keras_augreg.AugReg`; only its `augment` matters here.
         num_classes: Length of the one-hot labels.
-        seed: Integer in [0, 2^31). The same seed gives the same run again.
-            `None` takes one from Keras's global seed.
-        **kwargs: Of `keras.layers.Layer`.
+        seed: Integer in [0, 2^31); equal seeds draw equally. `None` takes one
+            from Keras's global seed.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
-        images: uint8 (batch, height, width, 3).
-        labels: Integer (batch,) or (batch, 1), or one-hot or soft (batch,
-            num_classes) of any dtype.
-        step: As in `RandAugment`: pass the optimizer's `iterations`, and a
-            resumed run draws what it would have drawn.
-        training: With `False`, images are scaled and labels one-hot encoded,
-            and that is all.
+        images: uint8 or float (batch, height, width, 3), values in [0, 255].
+            RandAugment rounds floats to integers.
+        labels: Integers (batch,) or (batch, 1); or one-hot or soft labels
+            (batch, num_classes) of any dtype.
+        step: As in `RandAugment`. Pass the optimizer's `iterations`, and a
+            resumed run draws what the uninterrupted run would have drawn.
+        training: With `False`, images are only cast to float32 and labels
+            only one-hot encoded.
 
     Returns:
-        float32 images in [-1, 1], and float32 labels (batch, num_classes).
+        float32 images in [0, 255], and float32 labels (batch, num_classes).
 
     Raises:
-        TypeError: `recipe` is no `AugReg`, or the images are not uint8.
-        ValueError: `num_classes`, `seed` or a shape is not as above.
+        TypeError: `recipe` is not an `AugReg`, or the images are neither
+            uint8 nor float.
+        ValueError: `num_classes`, `seed`, a shape or the images' values are
+            not as above.
 
     Example:
     >>> recipe = keras_augreg.AugReg("medium1")
@@ -59,6 +63,8 @@ class AugRegAugment(AugmentationLayer):
     >>> labels.shape
     (4, 10)
     """
+
+    check = staticmethod(ops.check_images)
 
     def __init__(
         self,
@@ -88,34 +94,12 @@ class AugRegAugment(AugmentationLayer):
         step: Any = None,
         training: bool = True,
     ) -> tuple[Any, Any]:
-        ops.check_images(images)
-        dtype = keras.backend.standardize_dtype(images.dtype)
-        if dtype != "uint8":
-            raise TypeError(
-                "`images` must be uint8, not yet scaled. Received: "
-                f"dtype={dtype}."
-            )
-        labels = self._one_hot(labels)
+        labels = arrays.soft_labels(labels, self.num_classes)
         host, library = arrays.place(images)
         recipe = self.recipe.augment if training else "none"
-        # A recipe without a draw does not count the step either.
-        drawn = recipe != "none"
-        key = self._key(images, step) if drawn else ()
+        # A recipe that draws nothing does not count the step either.
+        key = self._key(images, step) if recipe != "none" else ()
         return _compiled(library, host, recipe)(images, labels, *key)
-
-    def _one_hot(self, labels: Any) -> Any:
-        xp = arrays.namespace(labels)
-        shape = tuple(labels.shape)
-        if len(shape) == 2 and shape[1] == self.num_classes:
-            return xp.cast(labels, "float32")
-        if len(shape) == 1 or shape[1:] == (1,):
-            labels = xp.cast(xp.reshape(labels, (-1,)), "int32")
-            return xp.one_hot(labels, self.num_classes, dtype="float32")
-        raise ValueError(
-            "`labels` must be integers of shape (batch,), or of shape (batch, "
-            f"{self.num_classes}), the number of classes. Received: "
-            f"shape={shape}."
-        )
 
     def compute_output_spec(
         self, images: Any, labels: Any, *_: Any, **__: Any
@@ -147,22 +131,19 @@ def _compiled(library: str, host: bool, level: str) -> Callable:
     def augment(images: Any, labels: Any, *key: Any) -> tuple[Any, Any]:
         xp = arrays.namespace(images)
         if recipe.randaugment:
+            images = ops.to_uint8(xp, images)
             images = randaugment(images, key, *recipe.randaugment, host)
         if not recipe.mixup:
-            return _scale(xp, images), labels
+            return xp.cast(images, "float32"), labels
         share = draw_share(xp, key, recipe.mixup)
-        # Rolled as uint8, a quarter of what rolled floats take.
+        # Rolled before the cast: uint8 takes a quarter of the memory.
         partners = xp.roll(images, 1, axis=0)
 
-        def scale_and_mix(images: Any, partners: Any) -> Any:
-            return mix(_scale(xp, images), _scale(xp, partners), share)
+        def cast_and_mix(images: Any, partners: Any) -> Any:
+            images = xp.cast(images, "float32")
+            return mix(images, xp.cast(partners, "float32"), share)
 
-        images = arrays.fused(scale_and_mix, images, partners, library)
+        images = arrays.fused(cast_and_mix, images, partners, library)
         return images, mix(labels, xp.roll(labels, 1, axis=0), share)
 
     return arrays.compiled(augment, library)
-
-
-def _scale(xp: Any, images: Any) -> Any:
-    # x / 127.5 - 1 in the order that rounds once, so alike everywhere.
-    return (xp.cast(images, "float32") - 127.5) * (1 / 127.5)

@@ -30,12 +30,17 @@ class AugmentationLayer(keras.layers.Layer):
         self._dataset_steps: Any = None
         self.built = True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # In `tf.data`, on a backend other than TensorFlow, Keras would take
-        # the tensors for its own.
-        if arrays.in_dataset(args[0]):
-            return self.call(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+    @staticmethod
+    def check(images: Any) -> None:
+        """Checks images before Keras converts them; by default, nothing."""
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        self.check(images)
+        # In `tf.data`, on a backend other than TensorFlow, Keras would
+        # mistake the tensors for its own.
+        if arrays.in_dataset(images):
+            return self.call(images, *args, **kwargs)
+        return super().__call__(images, *args, **kwargs)
 
     def _key(self, images: Any, step: Any) -> tuple[Any, Any]:
         """The seed and the step that key this call's draws: int32 scalars."""

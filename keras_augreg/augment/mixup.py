@@ -9,46 +9,47 @@ import keras
 from keras_augreg.augment import arrays, draws
 from keras_augreg.augment.base import AugmentationLayer
 
-# Of which the first accepted one counts. One is accepted with probability
-# 1/2 or more (1/2 at p = 1), so that none is has probability 2^-64 or less.
+# Candidate draws; the first accepted one is used. Each is accepted with
+# probability at least 1/2 (exactly 1/2 at p = 1), so all 64 are rejected with
+# probability at most 2^-64.
 _TRIES = 64
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class MixUp(AugmentationLayer):
-    """Mixes each example with its neighbour in the batch.
+    """Mixes each example with the previous one of the batch.
 
-    One share for the whole batch, max(b, 1 - b) with b drawn from
-    Beta(p, p); the partner of an example is the one before it, and the first
-    one's is the last; images and labels are mixed alike (source: `get_mixup`
-    in `utils.py` of google-research/big_vision).
+    The whole batch shares one lambda, max(b, 1 - b) with b drawn from
+    Beta(p, p). The first example is mixed with the last. Images and labels
+    are mixed alike (source: `get_mixup` in `utils.py` of
+    google-research/big_vision).
 
     Works eagerly, in a compiled training step, and in
-    `tf.data.Dataset.map` on any backend. The share is the same everywhere, up
+    `tf.data.Dataset.map` on any backend. Lambda is the same everywhere, up
     to the rounding of a logarithm.
 
     Args:
         p: Parameter of the Beta distribution, in [0, 1]. The study used 0,
             0.2, 0.5 and 0.8; 0 mixes nothing.
-        seed: Integer in [0, 2^31). The same seed gives the same run again.
-            `None` takes one from Keras's global seed.
-        **kwargs: Of `keras.layers.Layer`.
+        seed: Integer in [0, 2^31); equal seeds draw equally. `None` takes one
+            from Keras's global seed.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         images: Float (batch, ...), in any range.
-        labels: Float (batch, classes): one-hot, or soft already.
+        labels: Float (batch, classes): one-hot or soft.
         step: As in `RandAugment`.
         training: With `False`, nothing is mixed.
 
     Returns:
-        Images and labels, in the shapes and dtypes given.
+        Images and labels, with their shapes and dtypes unchanged.
 
     Raises:
         ValueError: `p` or `seed` is not as above.
         TypeError: Images or labels are not float.
 
     Example:
-    >>> images, labels = np.random.rand(8, 4, 4, 3), np.eye(8)
+    >>> images, labels = 255 * np.random.rand(8, 4, 4, 3), np.eye(8)
     >>> layer = keras_augreg.augment.MixUp(0.2, seed=0)
     >>> mixed_images, mixed_labels = layer(images, labels)
     """
@@ -59,7 +60,7 @@ class MixUp(AugmentationLayer):
         super().__init__(seed=seed, **kwargs)
         if not 0 <= p <= 1:
             raise ValueError(
-                f"`p` must be in [0, 1]; 0 is no Mixup. Received: p={p}."
+                f"`p` must be in [0, 1]; 0 turns Mixup off. Received: p={p}."
             )
         self.p = p
 
@@ -74,9 +75,9 @@ class MixUp(AugmentationLayer):
             dtype = keras.backend.standardize_dtype(x.dtype)
             if "float" not in dtype:
                 raise TypeError(
-                    f"`{name}` must be float, so that they can be mixed: "
-                    "scaled images and one-hot labels. Received: "
-                    f"dtype={dtype}."
+                    f"`{name}` must be float: a mixture of integers is not an "
+                    f"integer. Received: dtype={dtype}. Cast images to "
+                    "float32, and one-hot encode labels."
                 )
         if not training or self.p == 0:
             return images, labels
@@ -99,16 +100,16 @@ class MixUp(AugmentationLayer):
 
 
 def mix(x: Any, partner: Any, share: Any) -> Any:
-    """`share` of `x`, and the rest of `partner`."""
+    """`share` of `x` plus `1 - share` of `partner`."""
     return share * x + (1 - share) * partner
 
 
 def draw_share(xp: Any, key: tuple[Any, ...], p: float) -> Any:
-    """max(b, 1 - b) for one b from Beta(p, p), with p in (0, 1].
+    """Draws max(b, 1 - b) with b from Beta(p, p), p in (0, 1].
 
-    Johnk's method: where u^(1/p) + v^(1/p) <= 1 for uniform u and v, the
-    first summand's share of the sum is such a b. In logarithms, since
-    1/p-th powers underflow.
+    Johnk's method: if u^(1/p) + v^(1/p) <= 1 for uniform u and v, the first
+    term's share of the sum follows Beta(p, p). In logarithms, because the
+    powers underflow.
 
     Returns:
         A float32 scalar in [0.5, 1].

@@ -554,7 +554,7 @@ def apply_op(
 
     Args:
         images: uint8 or float (batch, height, width, 3), values in
-            [0, 255]. The fractional part of float values is dropped.
+            [0, 255]. Floats are rounded to integers first.
         op: A name from the table.
         magnitude: Number in [0, 20]. The study used 0, 10, 15 and 20.
         sign: 1 or -1: the direction of Rotate, Shear* and Translate*; other
@@ -594,7 +594,7 @@ def apply_op(
         n, height, width, _ = xp.shape(images)
         each = (_INDEX[op], negative, row, column)
         choice = Choice(*(xp.arange(n) * 0 + x for x in each))
-        pixels = xp.cast(images, "uint8")
+        pixels = to_uint8(xp, images)
         this = plan(magnitude, height, width)
         result = _FAMILY_OF[op](xp, pixels, choice, this)
         return xp.cast(result, images.dtype)
@@ -603,6 +603,14 @@ def apply_op(
         # Left to itself, TensorFlow's graph optimiser reorders additions.
         apply = arrays.compiled(apply, "tensorflow")
     return apply(arrays.namespace(images).convert_to_tensor(images))
+
+
+def to_uint8(xp: Any, images: Any) -> Any:
+    """Images (uint8 or float, in [0, 255]) as uint8, floats rounded."""
+    if keras.backend.standardize_dtype(images.dtype) == "uint8":
+        return images
+    # In float32: bfloat16 would round 255.5 to 256, which wraps to 0.
+    return xp.cast(xp.floor(xp.cast(images, "float32") + 0.5), "uint8")
 
 
 def check_magnitude(magnitude: float) -> None:
@@ -615,10 +623,10 @@ def check_magnitude(magnitude: float) -> None:
 
 
 def check_images(images: Any) -> None:
-    """Raises unless `images` is a batch of RGB images in [0, 255].
+    """Raises an error unless `images` is a batch of RGB images in [0, 255].
 
-    The range is checked on values that are at hand without waiting for a
-    device: not in a compiled function.
+    The range is only checked on NumPy arrays: a tensor's values may not exist
+    yet (in a compiled function), or reading them would wait for a device.
     """
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4:
@@ -645,14 +653,10 @@ def check_images(images: Any) -> None:
             "`images` must be uint8 or float, with values in [0, 255]. "
             f"Received: dtype={dtype}. Cast them: `images.astype('uint8')`."
         )
-    if "float" in dtype and _is_concrete(images) and images.shape[0]:
+    if "float" in dtype and isinstance(images, np.ndarray) and images.size:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 255):
             raise ValueError(
                 "Float images must have values in [0, 255]. Received: values "
                 f"in [{low}, {high}]. Augment before scaling to [-1, 1]."
             )
-
-
-def _is_concrete(x: Any) -> bool:
-    return isinstance(x, np.ndarray)

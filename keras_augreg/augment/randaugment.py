@@ -71,6 +71,8 @@ class RandAugment(AugmentationLayer):
     >>> dataset = tf.data.Dataset.from_tensors(images).map(layer)
     """
 
+    check = staticmethod(ops.check_images)
+
     def __init__(
         self,
         num_layers: int = 2,
@@ -88,10 +90,6 @@ class RandAugment(AugmentationLayer):
         self.num_layers = num_layers
         self.magnitude = magnitude
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
-        ops.check_images(images)
-        return super().__call__(images, *args, **kwargs)
-
     def call(self, images: Any, step: Any = None, training: bool = True) -> Any:
         if not training:
             return images
@@ -99,7 +97,7 @@ class RandAugment(AugmentationLayer):
         host, library = arrays.place(images)
         augment = _compiled(library, host, self.num_layers, self.magnitude)
         xp = arrays.namespace(images)
-        return xp.cast(augment(xp.cast(images, "uint8"), *key), images.dtype)
+        return xp.cast(augment(ops.to_uint8(xp, images), *key), images.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

@@ -17,7 +17,7 @@ from keras_augreg import checkpoints, data
 from keras_augreg.data.loading import find
 from keras_augreg.data.sources import Examples
 from keras_augreg.models import VisionTransformer
-from keras_augreg.recipe import finetuning_warmup
+from keras_augreg.recipe import pretraining_warmup
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
 from keras_augreg.training import (
     compile_finetuning,
@@ -28,8 +28,6 @@ from keras_augreg.training.workdir import Workdir
 # Of the training images, where there is no validation split. The paper holds
 # out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
 VAL_SHARE = 0.1
-# Of the steps; the paper's 10,000 are 3% to 10% of its runs.
-WARMUP_SHARE = 0.1
 # A run is validated and saved so many times, or oftener (`save_every`).
 INTERVALS = 4
 # The split and the fractions are the same in every cell.
@@ -75,9 +73,9 @@ def train(
             cell.recipe,
             total_steps=total_steps,
             learning_rate=cell.learning_rate,
-            warmup_steps=int(WARMUP_SHARE * total_steps),
+            warmup_steps=pretraining_warmup(total_steps),
             loss=cell.loss,
-            augment=augment,
+            augment_on=augment,
             seed=cell.seed,
         )
     else:
@@ -88,7 +86,6 @@ def train(
             model,
             total_steps=total_steps,
             learning_rate=cell.learning_rate,
-            warmup_steps=min(finetuning_warmup(total_steps), total_steps // 5),
         )
     run = Workdir(folder, {"cell": cell.name}, keep=1)
     run.fit(

@@ -11,33 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-
-def soft_labels(labels: Any, logits: Any) -> Any:
-    """Labels as probabilities, whatever they were.
-
-    Args:
-        labels: Integers, in any dtype, of shape (batch,) or (batch, 1); or
-            probabilities of the logits' shape. With one class, (batch, 1) is
-            a probability.
-        logits: Float (batch, classes).
-
-    Returns:
-        Labels in the logits' shape and dtype.
-
-    Raises:
-        ValueError: The labels have another shape.
-    """
-    classes = logits.shape[-1]
-    if len(labels.shape) == 2 and labels.shape[1] == classes:
-        return ops.cast(labels, logits.dtype)
-    if len(labels.shape) == 1 or tuple(labels.shape[1:]) == (1,):
-        labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-        return ops.one_hot(labels, classes, dtype=logits.dtype)
-    raise ValueError(
-        f"Labels must be integers of shape (batch,), or of shape (batch, "
-        f"{classes}), the number of classes. Received: "
-        f"shape={tuple(labels.shape)}."
-    )
+from keras_augreg.augment.arrays import soft_labels
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -61,7 +35,7 @@ class SigmoidCrossentropy(keras.losses.Loss):
     """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = soft_labels(y_true, y_pred)
+        labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
         # log(1 + e^x) - x * label, the negative log-likelihood.
         return ops.sum(ops.softplus(y_pred) - y_pred * labels, axis=-1)
 
@@ -81,7 +55,7 @@ class SoftmaxCrossentropy(keras.losses.Loss):
     """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = soft_labels(y_true, y_pred)
+        labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
         return -ops.sum(ops.log_softmax(y_pred, axis=-1) * labels, axis=-1)
 
 
@@ -153,5 +127,5 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
 
 
 def _hits(y_true: Any, y_pred: Any) -> Any:
-    labels = soft_labels(y_true, y_pred)
+    labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
     return ops.equal(ops.argmax(labels, axis=-1), ops.argmax(y_pred, axis=-1))

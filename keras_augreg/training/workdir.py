@@ -23,7 +23,7 @@ import signal
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
@@ -83,7 +83,7 @@ class Workdir:
     def fit(
         self,
         model: Any,
-        batches: Callable[[int, int], Any],
+        train: Any,
         *,
         total_steps: int,
         interval: int,
@@ -98,9 +98,10 @@ class Workdir:
 
         Args:
             model: Compiled and built, with the run's settings.
-            batches: (first step, number of steps) -> a data set with these
-                batches of the run, which depend on nothing else. It is asked
-                for `UNREAD` more than are trained on, also beyond the last.
+            train: The training data, from `keras_augreg.data.load`; or any
+                object whose `at(step, steps)` returns the run's batches from
+                `step` on, which depend on nothing else. It is asked for
+                `UNREAD` more than are trained on, also beyond the last.
             total_steps: Batches of the whole run.
             interval: Batches from one checkpoint to the next.
             callbacks: More Keras callbacks.
@@ -111,6 +112,7 @@ class Workdir:
                 last good checkpoint stays.
             OSError: If a checkpoint cannot be written; those before it stay.
         """
+        batches = getattr(train, "at", train)
         # `fit` would build metrics on a first batch that it throws away, and
         # what is prepared in advance could use up a short pass.
         model.test_on_batch(*map(np.asarray, next(iter(batches(0, 2)))[:2]))

@@ -168,11 +168,24 @@ def test_every_operation_on_tiny_constant_images(op, size):
             np.testing.assert_array_equal(result, images)
 
 
-def test_float_images_lose_their_fraction_first():
-    images = photo().astype("float32") + 0.0
-    fractions = np.minimum(images + 0.75, 255)
-    result = numpy(apply_op(fractions, "Invert", 15))
-    np.testing.assert_array_equal(result, 255 - images)
+def test_float_images_are_rounded_first():
+    images = photo()
+    for fraction in (-0.25, 0.25):
+        floats = np.clip(images + np.float32(fraction), 0, 255)
+        result = numpy(apply_op(floats, "Invert", 15))
+        assert result.dtype == "float32"
+        np.testing.assert_array_equal(result, 255 - images)
+        np.testing.assert_array_equal(
+            numpy(RandAugment(2, 15, seed=0)(floats, step=1)),
+            numpy(RandAugment(2, 15, seed=0)(images, step=1)),
+        )
+
+
+def test_white_in_bfloat16_stays_white():
+    """255.5 rounds to 256 in bfloat16, and 256 wraps to 0 in uint8."""
+    white = keras.ops.full((1, 4, 4, 3), 255, "bfloat16")
+    result = RandAugment(0, 15, seed=0)(white)
+    assert float(keras.ops.min(result)) == 255
 
 
 def test_batch_order_is_irrelevant():

@@ -35,9 +35,15 @@ def make_model():
     model = keras_augreg.ViT_S16(
         weights=None, classes=CLASSES, classifier_activation=None
     )
-    return keras_augreg.compile_pretraining(
-        model, RECIPE, total_steps=10_000, warmup_steps=10, seed=0
+    keras_augreg.compile_pretraining(
+        model,
+        RECIPE,
+        total_steps=10_000,
+        warmup_steps=10,
+        augment_on="device",
+        seed=0,
     )
+    return model
 
 
 def bare_step(model):

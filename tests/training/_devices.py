@@ -38,7 +38,7 @@ def main(kind, model_devices):
             seed=0,
         )
         # Processes would start from weights of their own.
-        rng = np.random.default_rng(devices.host[0])
+        rng = np.random.default_rng(devices.shard[0])
         for w in model.weights:
             w.assign(w + 0.1 * rng.normal(size=w.shape).astype("float32"))
         compile_pretraining(
@@ -50,7 +50,7 @@ def main(kind, model_devices):
         )
         images = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3))
         images, labels = images.astype("uint8"), np.arange(48) % 8
-        index, hosts = devices.host
+        index, hosts = devices.shard
         # Each process has its slice of every batch of 16.
         mine = (np.arange(48) % 16) * hosts // 16 == index
         history = model.fit(

@@ -46,17 +46,9 @@ def make_model(recipe=None, **changes):
         stochastic_depth=recipe.stochastic_depth,
         seed=0,
     )
-    return compile_pretraining(
-        model,
-        recipe,
-        **{
-            "total_steps": STEPS,
-            "warmup_steps": 4,
-            "ema": 0.9,
-            "seed": 1,
-            **changes,
-        },
-    )
+    settings = {"total_steps": STEPS, "warmup_steps": 4, "ema_momentum": 0.9}
+    compile_pretraining(model, recipe, **{**settings, "seed": 1, **changes})
+    return model
 
 
 def batches(first, count):

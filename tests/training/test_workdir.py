@@ -117,7 +117,7 @@ def test_a_finished_run_is_left_alone(whole):
 def test_keeps_the_newest_and_the_best(whole, tmp_path):
     names = sorted(p.name for p in (whole[1].path / "checkpoints").iterdir())
     assert names == [f"{n:010d}.npz" for n in (12, 16, 20)]
-    model = make_model(ema=None)
+    model = make_model(ema_momentum=None)
     run = Workdir(tmp_path, {}, keep=1)
     for step, value in [(1, 0.1), (2, 0.5), (3, 0.4)]:
         model.get_layer("head").bias.assign(np.full(10, value, "float32"))
@@ -145,7 +145,7 @@ def test_changed_settings_are_refused(tmp_path):
 
 
 def test_refuses_a_checkpoint_of_another_model(whole):
-    other = make_model(ema=None)
+    other = make_model(ema_momentum=None)
     with pytest.raises(ValueError, match="of another model: for optimizer/"):
         whole[1].restore(other)
 

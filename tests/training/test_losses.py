@@ -1,0 +1,49 @@
+"""Losses and metrics on logits, with integer and soft labels."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from keras_augreg.training import losses
+
+LOGITS = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]], "float32")
+SOFT = np.array([[0.7, 0.3, 0.0], [0.0, 0.2, 0.8]], "float32")
+
+
+def test_sigmoid_loss_sums_over_classes():
+    p = 1 / (1 + np.exp(-LOGITS))
+    expected = -(SOFT * np.log(p) + (1 - SOFT) * np.log(1 - p)).sum(-1).mean()
+    loss = losses.SigmoidCrossentropy()
+    assert math.isclose(float(loss(SOFT, LOGITS)), expected, rel_tol=1e-5)
+
+
+def test_softmax_loss():
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    expected = -(SOFT * np.log(p)).sum(-1).mean()
+    loss = losses.SoftmaxCrossentropy()
+    assert math.isclose(float(loss(SOFT, LOGITS)), expected, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [losses.SigmoidCrossentropy, losses.SoftmaxCrossentropy, losses.Accuracy],
+)
+def test_integers_mean_one_hot(make):
+    labels = np.array([2, 1])
+    expected = float(make()(np.eye(3)[labels], LOGITS))
+    for given in (labels, labels[:, None], labels.astype("float32")):
+        assert float(make()(given, LOGITS)) == pytest.approx(expected)
+    config = keras.saving.serialize_keras_object(make())
+    again = keras.saving.deserialize_keras_object(config)
+    assert float(again(labels, LOGITS)) == pytest.approx(expected)
+
+
+def test_accuracy_of_soft_labels():
+    assert float(losses.Accuracy()(SOFT, LOGITS)) == 0.5
+
+
+def test_refuses_labels_of_another_number_of_classes():
+    with pytest.raises(ValueError, match="Labels must be integers of shape"):
+        losses.SigmoidCrossentropy()(np.eye(2), LOGITS)
