@@ -170,6 +170,43 @@ def test_host_augmentation_is_the_device_s():
     assert_close(*ends)
 
 
+def test_auto_augments_a_dataset_on_the_host_of_a_cpu():
+    """And never twice or not at all, whatever `fit` gets next."""
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices(batch()).batch(8)
+    ends = []
+    for where in ("auto", "device"):
+        model = pretrain(build(), augment_on=where)
+        places = []
+        for data in (dataset, batch(), dataset):
+            arrays = isinstance(data, tuple)
+            args = (*data, 8) if arrays else (data,)
+            model.fit(*args, shuffle=False, verbose=0)
+            places.append(model._on_host)
+        model.train_on_batch(*batch(8))
+        places.append(model._on_host)
+        ends.append(weights(model))
+        auto = where == "auto"
+        assert places == [auto, False, auto, False]
+    assert_close(*ends)
+
+
+def test_takes_a_loss_and_keras_s_arguments():
+    """The same as by name; what is given replaces the default metrics."""
+    named, given = build(), build()
+    pretrain(named, "none", loss="softmax")
+    pretrain(
+        given,
+        "none",
+        loss=SoftmaxCrossentropy(),
+        weighted_metrics=[],
+        metrics=[],
+    )
+    histories = [fit(named), fit(given)]
+    assert list(histories[1]) == ["loss"]
+    assert_close(weights(named), weights(given))
+
+
 def test_soft_and_integer_labels_are_the_same():
     images, labels = batch()
     ends = []
@@ -307,7 +344,7 @@ def test_refuses_another_dropout_than_the_recipe_s():
 
 def test_refuses_what_is_no_classifier():
     for model in (build(include_top=False), keras.Sequential()):
-        with pytest.raises(TypeError, match="model with classifier"):
+        with pytest.raises(TypeError, match="model with a classifier"):
             finetune(model)
 
 
