@@ -1,6 +1,6 @@
-"""What a model costs on this machine: images/s, latency, memory, FLOP/s.
+"""Measures what a model costs here: images/s, latency, memory, FLOP/s.
 
-`recipes/benchmark.py` measures every row in a process of its own.
+`recipes/benchmark.py` measures each row in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from keras_augreg import models
 from keras_augreg.describe import describe
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
-from keras_augreg.variants import VARIANTS
+from keras_augreg.variants import find
 
 TASKS = ("infer", "train")
 CLASSES = 1000
-# Sides of the matrix products that FLOP/s are compared with, doubled from the
-# smallest on; the largest are large enough to reach the device's speed.
+# Sides of the matrix products that set the FLOP/s to compare with; each is
+# twice the one before, and the largest reach the device's full speed.
 SMALLEST, LARGEST_CPU, LARGEST_ACCELERATOR = 128, 2048, 8192
-# Measurements of each figure, whose median counts.
+# Each figure is the median of this many measurements.
 REPEATS = 3
 
 
 class SameBatch(keras.utils.PyDataset):
-    """The same batch again and again, for `fit`, `evaluate` and `predict`.
+    """Repeats one batch, for `fit`, `evaluate` and `predict`.
 
     Args:
-        batch: What each step gets.
-        count: How many steps there are.
+        batch: The batch of every step.
+        count: Number of steps.
     """
 
     def __init__(self, batch: tuple[Any, ...], count: int) -> None:
@@ -60,26 +60,30 @@ def measure(
 ) -> dict[str, Any]:
     """Measures a model on the backend in use.
 
-    "infer" is `predict`, "train" is `fit` as `compile_pretraining` sets it up
-    (recipe `none`, softmax loss); uint8 batches are in memory already.
+    "infer" is `predict`; "train" is `fit` after `compile_pretraining` (recipe
+    `none`, softmax loss). The uint8 batches are in memory.
 
     Args:
-        model: Name of a builder, for example `"ViT_S16"`.
+        model: Name of an architecture, for example `"ViT_S16"`.
         task: `"infer"` or `"train"`.
-        image_size: Pixels of a side.
-        batch_size: Images of a step.
+        image_size: Side of the images in pixels.
+        batch_size: Images in a step.
         dtype: Name of a dtype policy, for example `"mixed_bfloat16"`.
-        seconds: About how long each figure is measured.
+        seconds: Approximate time for each figure.
 
     Returns:
         A dictionary of the arguments, `"backend"` and the figures:
-        `"images_per_second"`; `"latency_ms"` of one image in a batch of its
-        own (`None` in training); `"memory_mib"`, the peak of the accelerator,
-        of the process on a CPU; `"first_call_s"`, build
-        and compilation; `"gflops"`, 10^9 floating-point operations a second
-        (a training step counts as three inferences); `"share"` of what a
-        matrix product in the same dtype reaches (of up to 2048 rows on a CPU,
-        8192 on an accelerator), measured in the same process in turn.
+
+        - `"images_per_second"`;
+        - `"latency_ms"`: milliseconds for a batch of one image (`None` in
+          training);
+        - `"memory_mib"`: the accelerator's peak, or on a CPU the process's;
+        - `"first_call_s"`: seconds to build and compile;
+        - `"gflops"`: 10^9 floating-point operations per second (a training
+          step counts as three forward passes);
+        - `"share"`: that divided by the speed of a matrix product of the same
+          dtype (with sides up to 2048 on a CPU, 8192 on an accelerator),
+          measured in turn in the same process.
 
     Raises:
         ValueError: If there is no such model or task.
@@ -88,69 +92,43 @@ def measure(
     >>> row = keras_augreg.benchmark.measure("ViT_Ti16", batch_size=8)
     >>> row["images_per_second"]
     """
-    if model not in VARIANTS:
-        raise ValueError(
-            "`model` is the name of a builder, such as 'ViT_S16'. Received: "
-            f"model={model!r}"
-        )
+    model = find(model).name
     if task not in TASKS:
         raise ValueError(
-            f"`task` is 'infer' or 'train'. Received: task={task!r}"
+            f"`task` must be 'infer' or 'train'. Received: task={task!r}"
         )
     start = time.perf_counter()
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        net: Any = getattr(models, model)(
-            weights=None,
-            classes=CLASSES,
-            input_shape=(image_size, image_size, 3),
-        )
-    finally:
-        keras.config.set_dtype_policy(policy)
-    flops = describe(net).flops
+    net = _build(model, task, image_size, dtype)
+    flops = describe(net).flops * (3 if task == "train" else 1)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, image_size, image_size, 3))
-    images = images.astype("uint8")
-    labels = rng.integers(0, CLASSES, batch_size).astype("int32")
-    if task == "train":
-        flops *= 3
-        compile_pretraining(
-            net,
-            AugReg("none"),
-            total_steps=10_000,
-            warmup_steps=10,
-            loss="softmax",
-        )
+    images = rng.integers(0, 256, (batch_size, *net.image_shape), "uint8")
+    labels = rng.integers(0, CLASSES, batch_size, "int32")
 
-    def once(count: int) -> None:
+    def run(count: int) -> None:
         if task == "train":
-            net.fit(
-                SameBatch((images, labels), count), verbose=0, shuffle=False
-            )
+            batches = SameBatch((images, labels), count)
+            net.fit(batches, verbose=0, shuffle=False)
         else:
             net.predict(SameBatch((images,), count), verbose=0)
 
-    once(1)
+    def run_single(count: int) -> None:
+        for _ in range(count):
+            net.predict_on_batch(images[:1])
+
+    run(1)
     first_call = time.perf_counter() - start
     latency = None
     if task == "infer":
-        net.predict_on_batch(images[:1])
-        latency = 1e3 / _per_second(
-            lambda count: [
-                net.predict_on_batch(images[:1]) for _ in range(count)
-            ],
-            seconds / 3,
-        )
-    # In turn, as machines drift; the peak before a matrix can raise it.
-    rates: list[float] = []
-    products: list[float] = []
-    for _ in range(2):
-        rates.append(batch_size * _per_second(once, seconds))
-        if not products:
-            memory = _peak_memory()
-            product, operations = _fastest_product(dtype, seconds / 3)
-        products.append(operations * _per_second(product, seconds / 3))
+        run_single(1)
+        latency = 1e3 / _per_second(run_single, seconds / 3)
+    # In turn, because the machine's speed drifts. The peak of memory is read
+    # before the first matrix product can raise it.
+    rates = [batch_size * _per_second(run, seconds)]
+    memory = _peak_memory()
+    product, operations = _fastest_product(dtype, seconds / 3)
+    products = [operations * _per_second(product, seconds / 3)]
+    rates.append(batch_size * _per_second(run, seconds))
+    products.append(operations * _per_second(product, seconds / 3))
     rate = statistics.mean(rates)
     return {
         "model": model,
@@ -168,23 +146,45 @@ def measure(
     }
 
 
-def _per_second(once: Callable[[int], object], seconds: float) -> float:
-    """How often `once(count)` does its thing in a second, at its median.
+def _build(model: str, task: str, image_size: int, dtype: str) -> Any:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        net = getattr(models, model)(
+            weights=None,
+            classes=CLASSES,
+            input_shape=(image_size, image_size, 3),
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if task == "train":
+        compile_pretraining(
+            net,
+            AugReg("none"),
+            total_steps=10_000,
+            warmup_steps=10,
+            loss="softmax",
+        )
+    return net
 
-    `count` grows until a call's own cost, such as `fit`'s, is a small part.
+
+def _per_second(run: Callable[[int], None], seconds: float) -> float:
+    """Median number of iterations per second of `run(count)`.
+
+    `count` grows until the overhead of a call, such as `fit`'s, is small.
     """
     count, target = 1, seconds / REPEATS
-    once(count)
-    while (spent := _seconds(once, count)) < target / 2:
+    run(count)
+    while (spent := _seconds(run, count)) < target / 2:
         count = max(2 * count, min(10 * count, int(count * target / spent)))
     return count / statistics.median(
-        _seconds(once, count) for _ in range(REPEATS)
+        _seconds(run, count) for _ in range(REPEATS)
     )
 
 
-def _seconds(once: Callable[[int], object], count: int) -> float:
+def _seconds(run: Callable[[int], None], count: int) -> float:
     start = time.perf_counter()
-    once(count)
+    run(count)
     return time.perf_counter() - start
 
 
@@ -198,45 +198,45 @@ def _accelerated() -> bool:
 
 def _fastest_product(
     policy: str, seconds: float
-) -> tuple[Callable[[int], object], int]:
-    """The backend's fastest matrix product in a dtype, and its FLOPs.
+) -> tuple[Callable[[int], None], int]:
+    """Finds the side at which a square matrix product is fastest.
 
-    As `_per_second` takes it.
+    Returns:
+        A function for `_per_second`, and the FLOPs of one product.
     """
     dtype = keras.dtype_policies.get(policy).compute_dtype
 
-    def product(side: int) -> Callable[[int], object]:
+    def multiply(side: int) -> Callable[[int], None]:
         left = keras.random.normal((side, side), 0.0, side**-0.5, seed=0)
         left = ops.cast(left, dtype)
 
-        def once(count: int) -> None:
+        def run(count: int) -> None:
             product = left
             for _ in range(count):
                 product = ops.matmul(left, product)
             # Waits for the device.
             ops.convert_to_numpy(ops.cast(product[:1, :1], "float32"))
 
-        return once
+        return run
 
-    side = SMALLEST
     largest = LARGEST_ACCELERATOR if _accelerated() else LARGEST_CPU
-    found = []
+    side, best = SMALLEST, 0.0
     while side <= largest:
-        once, operations = product(side), 2 * side**3
-        once(1)
-        spent = _seconds(once, 1)
-        found.append((operations / spent, once, operations))
-        # The next one takes eight times as long: minutes in the half
-        # precision of PyTorch on a CPU without AVX-512.
+        run, operations = multiply(side), 2 * side**3
+        run(1)
+        spent = _seconds(run, 1)
+        if operations / spent > best:
+            best, fastest = operations / spent, (run, operations)
+        # The next side takes eight times as long: minutes in PyTorch's half
+        # precision on a CPU without AVX-512.
         if 8 * spent > seconds:
             break
         side *= 2
-    _, once, operations = max(found, key=lambda each: each[0])
-    return once, operations
+    return fastest
 
 
 def _peak_memory() -> float:
-    """Bytes, of the accelerator where it tells."""
+    """Bytes: the accelerator's peak, or the process's on a CPU."""
     backend = keras.config.backend()
     if not _accelerated():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
