@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from keras_augreg.checkpoints import best
@@ -72,6 +73,90 @@ class Advice:
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
 
 
+_TRANSFER = Reason(
+    "Fine-tune a pre-trained model rather than train from scratch: it is "
+    "cheaper and gives better results for most practical purposes.",
+    f"{PAPER}, section 4.2",
+)
+# With fewer images than this: what training from scratch reached.
+_FROM_SCRATCH: Mapping[float, Reason] = {
+    10_000: Reason(
+        "With some 3,000 images (Pets), no amount of training from scratch "
+        "came anywhere near.",
+        f"{PAPER}, section 4.2",
+    ),
+    300_000: Reason(
+        "With some 30,000 images (Resisc45), training from scratch came close "
+        "with two orders of magnitude more compute and a heavy search, but "
+        "not there.",
+        f"{PAPER}, section 4.2",
+    ),
+}
+_CHOICE = (
+    Reason(
+        "Start from ImageNet-21k: models pre-trained on more data do better "
+        "across very different tasks.",
+        f"{PAPER}, sections 4.3 and 7",
+    ),
+    Reason(
+        "Take the checkpoint with the best upstream validation accuracy; "
+        "fine-tuning all of them and choosing afterwards is seldom better.",
+        f"{PAPER}, sections 4.5 and 7",
+    ),
+    Reason(
+        "If your task is ImageNet-1k itself, choose by ImageNetV2: the "
+        "minival split is part of what these models were pre-trained on.",
+        f"{PAPER}, section 4.5",
+    ),
+)
+_NONE_FITS = Reason(
+    "Even one run of the fastest of these models takes longer than your "
+    "hours: take fewer steps, or train only the classifier "
+    "(compile_finetuning(freeze=True)).",
+    "our inference",
+)
+_ONE_RUN = Reason(
+    "Your hours do not suffice for all of the paper's runs, so this is one of "
+    "them; with a recommended checkpoint, few attempts are likely to suffice.",
+    f"{PAPER}, section 4.2",
+)
+_PATCHES = Reason(
+    "If that is too slow, prefer larger patches (/32) to a thinner model: the "
+    "Tiny models are clearly worse than /32 models of similar speed.",
+    f"{PAPER}, section 4.6",
+)
+_FINETUNE_WITHOUT = Reason(
+    "Fine-tune without RandAugment, Mixup, dropout and stochastic depth: they "
+    "did not help there.",
+    f"{PAPER}, figure 2",
+)
+# With fewer images than this: AugReg in your own pre-training.
+_AUGREG: Mapping[float, Reason] = {
+    IMAGES["i1k"] // 2: Reason(
+        "If you must train from scratch, use AugReg, but do not expect it to "
+        "replace the missing images: its gain does not hold for arbitrarily "
+        "small data sets.",
+        f"{PAPER}, section 4.1",
+    ),
+    IMAGES["i21k"] // 2: Reason(
+        "If you pre-train on your own images, use AugReg: at the size of "
+        "ImageNet-1k, with 300 epochs, nearly all of it helps.",
+        f"{PAPER}, section 4.4 and figure 4",
+    ),
+    math.inf: Reason(
+        "If you pre-train on your own images, AugReg hurts all but the "
+        "largest models in a short training (30 epochs), and small models in "
+        "a long one (300 epochs) too.",
+        f"{PAPER}, section 4.4",
+    ),
+}
+_AUGMENTATION_FIRST = Reason(
+    "Prefer augmentation to dropout and stochastic depth, which help less "
+    "often and mainly large models.",
+    f"{PAPER}, section 4.4 and appendix D",
+)
+
+
 def advise(
     num_examples: int,
     device_budget_hours: float,
@@ -109,7 +194,9 @@ def advise(
             f"device_budget_hours={device_budget_hours}"
         )
     accuracy, speeds = _published()
+    speed_source = f"{PAPER}, table 3, on a V100"
     if throughput is not None:
+        speed_source = "your measurement"
         speeds = {find(name).name: v for name, v in throughput.items()}
         unknown = set(speeds) - set(accuracy)
         if unknown or not speeds or min(speeds.values()) <= 0:
@@ -121,42 +208,16 @@ def advise(
     like = min(_LIKE, key=lambda name: abs(
         max(num_examples, _LIKE[name]) / min(num_examples, _LIKE[name])
     ))  # fmt: skip
-    whole = FINETUNING_RUNS[like]
-    one = FinetuningRuns(whole.steps[:1], whole.learning_rates[1:2])
-    reasons = [*_transfer(num_examples), *_choice()]
-    for runs in (whole, one):
-        fitting = [
-            model
-            for model, speed in speeds.items()
-            if _hours(runs, speed) <= device_budget_hours
-        ]
-        # Tiny models only if nothing larger fits.
-        larger = [m for m in fitting if "Ti" not in m] or fitting
-        if larger:
-            model = max(larger, key=accuracy.__getitem__)
-            break
-    else:
-        model = max(speeds, key=speeds.__getitem__)
-        reasons.append(
-            Reason(
-                "Even one run of the fastest of these models takes longer than "
-                "your hours: take fewer steps, or train only the classifier "
-                "(compile_finetuning(freeze=True)).",
-                "our inference",
-            )
-        )
-    if runs is one:
-        reasons.append(
-            Reason(
-                "Your hours do not suffice for all of the paper's runs, so "
-                "this is one of them; with a recommended checkpoint, few "
-                "attempts are likely to suffice.",
-                f"{PAPER}, section 4.2",
-            )
-        )
-    speed_source = (
-        "your measurement" if throughput else f"{PAPER}, table 3, on a V100"
-    )
+    runs = FINETUNING_RUNS[like]
+    reasons = [_TRANSFER, *_below(_FROM_SCRATCH, num_examples), *_CHOICE]
+    model = _best_within(device_budget_hours, runs, accuracy, speeds)
+    if model is None:
+        runs = FinetuningRuns(runs.steps[:1], runs.learning_rates[1:2])
+        model = _best_within(device_budget_hours, runs, accuracy, speeds)
+        if model is None:
+            model = max(speeds, key=speeds.__getitem__)
+            reasons.append(_NONE_FITS)
+        reasons.append(_ONE_RUN)
     reasons += [
         Reason(
             "Steps and learning rates are those of the paper's data set of "
@@ -170,12 +231,10 @@ def advise(
             f"px, and a training step counts as {_STEP:g} of them.",
             f"{speed_source}; the factor is a rule of thumb",
         ),
-        Reason(
-            "If that is too slow, prefer larger patches (/32) to a thinner "
-            "model: the Tiny models are clearly worse than /32 models of "
-            "similar speed.",
-            f"{PAPER}, section 4.6",
-        ),
+        _PATCHES,
+        _FINETUNE_WITHOUT,
+        *_below(_AUGREG, num_examples),
+        _AUGMENTATION_FIRST,
     ]
     return Advice(
         model,
@@ -183,101 +242,25 @@ def advise(
         runs.steps,
         runs.learning_rates,
         _hours(runs, speeds[model]),
-        (*reasons, *_augreg(num_examples)),
+        tuple(reasons),
     )
 
 
-def _transfer(num_examples: int) -> list[Reason]:
-    reasons = [
-        Reason(
-            "Fine-tune a pre-trained model rather than train from scratch: it "
-            "is cheaper and gives better results for most practical purposes.",
-            f"{PAPER}, section 4.2",
-        )
-    ]
-    if num_examples < 10_000:
-        reasons.append(
-            Reason(
-                "With some 3,000 images (Pets), no amount of training from "
-                "scratch came anywhere near.",
-                f"{PAPER}, section 4.2",
-            )
-        )
-    elif num_examples < 300_000:
-        reasons.append(
-            Reason(
-                "With some 30,000 images (Resisc45), training from scratch "
-                "came close with two orders of magnitude more compute and a "
-                "heavy search, but not there.",
-                f"{PAPER}, section 4.2",
-            )
-        )
-    return reasons
+def _below(reasons: Mapping[float, Reason], number: int) -> list[Reason]:
+    """The first reason whose limit is above a number, if there is one."""
+    return [reason for limit, reason in reasons.items() if number < limit][:1]
 
 
-def _choice() -> list[Reason]:
-    return [
-        Reason(
-            "Start from ImageNet-21k: models pre-trained on more data do "
-            "better across very different tasks.",
-            f"{PAPER}, sections 4.3 and 7",
-        ),
-        Reason(
-            "Take the checkpoint with the best upstream validation accuracy; "
-            "fine-tuning all of them and choosing afterwards is seldom "
-            "better.",
-            f"{PAPER}, sections 4.5 and 7",
-        ),
-        Reason(
-            "If your task is ImageNet-1k itself, choose by ImageNetV2: the "
-            "minival split is part of what these models were pre-trained on.",
-            f"{PAPER}, section 4.5",
-        ),
-    ]
-
-
-def _augreg(num_examples: int) -> list[Reason]:
-    reasons = [
-        Reason(
-            "Fine-tune without RandAugment, Mixup, dropout and stochastic "
-            "depth: they did not help there.",
-            f"{PAPER}, figure 2",
-        )
-    ]
-    if num_examples < IMAGES["i1k"] // 2:
-        reasons.append(
-            Reason(
-                "If you must train from scratch, use AugReg, but do not "
-                "expect it to replace the missing images: its gain does not "
-                "hold for arbitrarily small data sets.",
-                f"{PAPER}, section 4.1",
-            )
-        )
-    elif num_examples < IMAGES["i21k"] // 2:
-        reasons.append(
-            Reason(
-                "If you pre-train on your own images, use AugReg: at the size "
-                "of ImageNet-1k, with 300 epochs, nearly all of it helps.",
-                f"{PAPER}, section 4.4 and figure 4",
-            )
-        )
-    else:
-        reasons.append(
-            Reason(
-                "If you pre-train on your own images, AugReg hurts all but "
-                "the largest models in a short training (30 epochs), and "
-                "small models in a long one (300 epochs) too.",
-                f"{PAPER}, section 4.4",
-            )
-        )
-    reasons.append(
-        Reason(
-            "Prefer augmentation to dropout and stochastic depth, which help "
-            "less often and mainly large models.",
-            f"{PAPER}, section 4.4 and appendix D",
-        )
-    )
-    return reasons
+def _best_within(
+    hours: float,
+    runs: FinetuningRuns,
+    accuracy: Mapping[str, float],
+    speeds: Mapping[str, float],
+) -> str | None:
+    """The most accurate model whose runs fit; Tiny only if no other fits."""
+    fitting = [m for m, speed in speeds.items() if _hours(runs, speed) <= hours]
+    larger = [m for m in fitting if "Ti" not in m] or fitting
+    return max(larger, key=accuracy.__getitem__, default=None)
 
 
 def _published() -> tuple[dict[str, float], dict[str, float]]:
