@@ -3,14 +3,13 @@ r"""Measures models on this machine: images/s, latency, memory, FLOP/s.
     python recipes/benchmark.py --models=ViT_S16,ViT_B16 \
         --backends=jax,torch --dtypes=float32,mixed_bfloat16 --tasks=infer,train
 
-Every row is a process of its own; reading and augmenting images is no part
-of it. `keras_augreg.benchmark.measure` says what each figure is; the share is
-of the FLOP/s of a matrix product that the same process measures.
---workdir gets `benchmark.json` (which `keras_augreg.study` reads),
-`benchmark.md` and `benchmark.png`; the last line on stdout is JSON.
+Each row is measured in a process of its own, without reading or augmenting
+images; `keras_augreg.benchmark.measure` documents the figures. --workdir gets
+`benchmark.json` (which `keras_augreg.study` reads), `benchmark.md` and
+`benchmark.png`; the last line on stdout is JSON.
 
-Hardware: any. Duration: about half a minute for each row on two CPU cores.
-Numbers: docs/performance.md.
+Hardware: any. Duration: about half a minute a row on two CPU cores. Numbers:
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from keras_augreg import benchmark, visualize
 from keras_augreg.atomic import replacing
 from keras_augreg.output import markdown_table
 
-_MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of builders.")
-_BACKENDS = flags.DEFINE_list("backends", None, "Default: KERAS_BACKEND's.")
+_MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of architectures.")
+_BACKENDS = flags.DEFINE_list("backends", None, "KERAS_BACKEND by default.")
 _DTYPES = flags.DEFINE_list("dtypes", "float32", "Names of dtype policies.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", "16", "Images of a step.")
-_IMAGE_SIZES = flags.DEFINE_list("image_sizes", "224", "Pixels of a side.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", "16", "Images in a step.")
+_IMAGE_SIZES = flags.DEFINE_list("image_sizes", "224", "Sides in pixels.")
 _TASKS = flags.DEFINE_list("tasks", "infer", "infer, train or both.")
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "Of each measurement.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "For each measurement.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Output folder.")
-_ROW = flags.DEFINE_string("row", None, "Of the script itself.")
+_ROW = flags.DEFINE_string("row", None, "For internal use.")
 
 COLUMNS = {
     "images_per_second": "images/s",
@@ -46,12 +45,12 @@ COLUMNS = {
     "memory_mib": "peak memory, MiB",
     "first_call_s": "build and first call, s",
     "gflops": "GFLOP/s",
-    "share": "of a matrix product",
+    "share": "share of a matrix product",
 }
 
 
 def main(argv: list[str]) -> None:
-    """Measures every row in a new process, writes what they print."""
+    """Measures each row in a new process and writes the table."""
     del argv
     if _ROW.value:
         print(json.dumps(benchmark.measure(**json.loads(_ROW.value))))
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
             check=False,
             text=True,
         )
-        if done.returncode:  # Its own message is on stderr.
+        if done.returncode:  # Its message is on stderr.
             failed.append({"backend": backend, **row})
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))

@@ -1,18 +1,18 @@
-r"""Draws what RandAugment and the recipes of the AugReg study do to a photo.
+r"""Plots what RandAugment and the recipes of the AugReg study do to a photo.
 
     python recipes/show_augmentation.py --output=docs/images
 
-Hardware: any CPU. Duration: about a minute. Writes two pictures:
+writes two pictures:
 
 - `operations.png`: each of the 16 operations at the study's magnitudes
   (`keras_augreg.visualize.plot_operations`);
-- `recipes.png`: eight draws of each of the seven levels, with Mixup
+- `recipes.png`: eight samples of each of the seven levels, with Mixup
   (`keras_augreg.visualize.plot_recipes`).
 
-Ends with one line of JSON on stdout, which names the files.
-Needs scikit-image for the photo (NASA's portrait of Eileen Collins, public
-domain), matplotlib and Pillow. No number to reproduce: the operations are the
-original's to the byte, which `tests/augment` shows.
+Hardware: any CPU. Duration: about a minute. Needs matplotlib, and scikit-image
+for the photo (NASA's portrait of Eileen Collins, public domain). There are no
+numbers to reproduce: `tests/augment` shows that the operations equal the
+original's byte for byte. The last line on stdout is JSON and names the files.
 """
 
 import io
@@ -29,12 +29,12 @@ from keras_augreg import visualize
 _OUTPUT = flags.DEFINE_string("output", ".", "Folder to write to.")
 _PHOTO = flags.DEFINE_string("photo", None, "Another photo, an image file.")
 _SIZE = flags.DEFINE_integer("size", 224, "Side of the photo, in pixels.")
-_DPI = flags.DEFINE_integer("dpi", 80, "Dots an inch; a tile has 1.5 inches.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the recipes' draws.")
+_DPI = flags.DEFINE_integer("dpi", 80, "Dots per inch; a tile has 1.5 inches.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 
 
 def load_photo() -> Image.Image:
-    """The photo, cropped to a square of `--size` pixels."""
+    """Loads the photo, cropped to a square of `--size` pixels."""
     if _PHOTO.value:
         photo = Image.open(_PHOTO.value).convert("RGB")
     else:
@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
     for name, figure in figures.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=_DPI.value)
-        # 256 colours are enough for a page, at a third of the bytes.
+        # 256 colours suffice for a page, at a third of the size.
         picture = Image.open(drawn).convert("RGB").quantize(256)
         picture.save(folder / name, optimize=True)
         files.append(str(folder / name))

@@ -3,21 +3,21 @@ r"""Runs the paper's study on your own data: a grid of trainings, one table.
     python recipes/sweep.py --dataset=FOLDER --workdir=runs/sweep
 
 trains ViT-S/32 and ViT-Ti/16 with four recipes on a tenth and on all of the
-images of FOLDER (or any source of `data.load`), 16 cells. Other grids are
+images of FOLDER (or any source of `data.load`): 16 cells. Other grids are
 JSON files (docs/study.md):
 
     python recipes/sweep.py --grid=tests/benchmarks/study_grid.json
 
-Killed or stopped, the same command goes on where it was; cells that failed
-are tried again. An array of jobs, or several machines with one directory:
+After a kill, the same command resumes; failed cells are tried again. For an
+array of jobs, or several machines that share a directory:
 
     python recipes/sweep.py --grid=FILE --shard=$SLURM_ARRAY_TASK_ID/16
 
 --workdir gets `results.csv` (and `.parquet`), with the columns of the
-release's `index.csv`, and `figures/`. Hardware: any. Duration: a line for
-each cell tells the time left; the study of docs/study.md took the time that
-is written there on one CPU core. Expected numbers: there as well. The last
-line on stdout is JSON; the exit status is 1 if a cell failed.
+release's `index.csv`, and `figures/`. Hardware: any. Duration: each cell's
+line tells the time left. docs/study.md has a run with its duration and
+results. The last line on stdout is JSON; the exit status is 1 if a cell
+failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
-import matplotlib  # noqa: F401 (the figures need both: fail now, not then)
+import matplotlib  # noqa: F401 (for the figures: fail now, not at the end)
 import pandas  # noqa: F401
 from absl import app, flags
 
@@ -43,8 +43,8 @@ _GRID = flags.DEFINE_string("grid", None, "JSON file, see docs/study.md.")
 _DATASET = flags.DEFINE_string("dataset", "digits", "Without --grid.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Without --grid.")
 _EPOCHS = flags.DEFINE_float("epochs", 30, "Without --grid.")
-_SHARD = flags.DEFINE_string("shard", "0/1", "NUMBER/COUNT, from 0.")
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at the latest.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "INDEX/COUNT, from 0.")
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at most.")
 _AUGMENT = flags.DEFINE_enum(
     "augment", "device", ["device", "host"], "On a CPU, host is faster."
 )
@@ -53,7 +53,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Output folder.")
 
 
 def default_grid() -> study.Grid:
-    """Two models of like speed, AugReg or not, little data or all of it."""
+    """Two models of similar speed, AugReg or not, a tenth of the data or all."""
     return study.Grid(
         datasets=(study.Source(_DATASET.value),),
         models=(VARIANTS["ViT_S32"], VARIANTS["ViT_Ti16"]),
@@ -69,12 +69,12 @@ def default_grid() -> study.Grid:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the cells, writes table and figures, reports."""
+    """Runs the cells; writes the table and the figures."""
     del argv
     shard = re.fullmatch(r"(\d+)/(\d+)", _SHARD.value)
     if shard is None:
         raise app.UsageError(
-            f"--shard is NUMBER/COUNT, for example 0/16. Received: "
+            "--shard must be INDEX/COUNT, for example 0/16. Received: "
             f"{_SHARD.value!r}"
         )
     cells = default_grid().cells()
