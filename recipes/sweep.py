@@ -53,7 +53,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Output folder.")
 
 
 def default_grid() -> study.Grid:
-    """Two models of similar speed, AugReg or not, a tenth of the data or all."""
+    """Two models of similar speed, AugReg or not, with little or much data."""
     return study.Grid(
         datasets=(study.Source(_DATASET.value),),
         models=(VARIANTS["ViT_S32"], VARIANTS["ViT_Ti16"]),
