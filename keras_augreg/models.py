@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import keras
 
-from keras_augreg.checkpoints import metadata, names
+from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.load import find, load
 from keras_augreg.initialization import zero_weights
 from keras_augreg.preprocessing import preprocess_input
@@ -235,7 +235,7 @@ class VisionTransformer(TrainStep):
         self._class_names = None if names is None else tuple(names)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         height, width, _ = self.image_shape
         return height // self.sizes.stride, width // self.sizes.stride
@@ -537,8 +537,8 @@ def _build(
             head = "new"
         elif include_top:
             classes = checkpoint.classes
-        if input_shape is None and checkpoint.grid is not None:
-            rows, columns = checkpoint.grid
+        if input_shape is None and checkpoint.patch_grid is not None:
+            rows, columns = checkpoint.patch_grid
             stride = variant.sizes.stride
             input_shape = (rows * stride, columns * stride, 3)
     # A plain input of floats becomes the model's own; another stays outside.
@@ -564,8 +564,7 @@ def _build(
     if checkpoint is not None:
         load(model, checkpoint, head)
         if include_top and head == "keep":
-            path = checkpoint.archive.path
-            model.class_names = metadata.class_names(path)
+            model.class_names = checkpoint.class_names
     if derived:
         sources = keras.utils.get_source_inputs(input_tensor)
         return keras.Model(

@@ -318,7 +318,7 @@ def plot_position_embeddings(model: VisionTransformer) -> Any:
     layer = model.get_layer("posembed_input")
     x = _numpy(layer.pos_embedding)[0, int(model.class_token) :]
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    rows, columns = model.grid
+    rows, columns = model.patch_grid
     # A gap of one cell between tiles; NaN stays white.
     tiles = np.full((rows, columns, rows + 1, columns + 1), np.nan)
     tiles[:, :, :-1, :-1] = (x @ x.T).reshape(rows, columns, rows, columns)
@@ -609,7 +609,7 @@ def _patches(model: VisionTransformer, weights: np.ndarray) -> np.ndarray:
     """(..., Q, T) -> (..., rows, columns): the weights of the patches."""
     if model.class_token:
         weights = weights[..., :1, 1:]
-    return weights.mean(axis=-2).reshape(*weights.shape[:-2], *model.grid)
+    return weights.mean(axis=-2).reshape(*weights.shape[:-2], *model.patch_grid)
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_parameters_are_the_model_s(kind):
     assert found.architecture is None
     assert found.name == model.name
     assert found.classes == model.classes
-    rows, columns = model.grid
+    rows, columns = model.patch_grid
     assert found.tokens == rows * columns + model.class_token
 
 

@@ -229,7 +229,7 @@ def test_classifier_activations():
 
 def test_not_square():
     model = loaded(tiny(input_shape=(8, 20, 3)))
-    assert model.grid == (2, 5)
+    assert model.patch_grid == (2, 5)
     x = images((8, 20, 3))
     assert predict(model, x).shape == (2, CLASSES)
     # Rows and columns are not mixed up: one patch reaches one token alone.

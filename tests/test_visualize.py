@@ -195,7 +195,7 @@ def test_attention_rollout():
 def test_attention_of_a_hybrid():
     model = randomised(hybrid)
     figure = visualize.plot_rollout(model, images((32, 32, 3)))
-    assert shown(figure)[3].shape == model.grid == (4, 4)
+    assert shown(figure)[3].shape == model.patch_grid == (4, 4)
 
 
 def test_attention_says_what_is_wrong():

@@ -1,5 +1,6 @@
 """The release's checkpoints: find, choose, download, and out again."""
 
+from keras_augreg.checkpoints.archive import class_names
 from keras_augreg.checkpoints.download import DownloadError
 from keras_augreg.checkpoints.export import (
     to_hf,
@@ -10,7 +11,6 @@ from keras_augreg.checkpoints.export import (
 from keras_augreg.checkpoints.files import download
 from keras_augreg.checkpoints.index import best, search
 from keras_augreg.checkpoints.load import load
-from keras_augreg.checkpoints.metadata import class_names
 from keras_augreg.checkpoints.names import parse, resolve
 
 __all__ = [

@@ -1,9 +1,21 @@
-"""Files of named arrays, opened without trusting them.
+r"""Files of named arrays, opened without trusting them.
 
-`open_archive` reads what a file declares (names, shapes, dtypes) and checks
-that the file can hold it; `Archive.read` reads one array. Nothing is
-unpickled, and no memory is taken for an array before its shape was seen, so
-that a caller can refuse an absurd one.
+`open_archive` reads what a file declares (names, shapes, dtypes, metadata)
+and checks that the file can hold it; `Archive.read` reads one array. Nothing
+is unpickled, and no memory is taken for an array before its shape was seen,
+so that a caller can refuse an absurd one.
+
+Besides its arrays a file may state class names, that is what the outputs of
+the head mean, and the patch grid, without which 7 x 28 patches look like
+14 x 14:
+
+| file | where they are |
+| --- | --- |
+| `.npz` | in the comment of the zip archive, as JSON: `numpy.load`, and so \
+the original code, sees only the arrays |
+| `.safetensors` | in the header's `__metadata__`, as JSON |
+| `.keras` | class names in the model's configuration, where Keras puts them |
+| `.weights.h5` | no class names: it holds only weights |
 """
 
 from __future__ import annotations
@@ -15,7 +27,7 @@ import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +39,10 @@ MAX_HEADER_BYTES = 2**22
 # The header of one array in a .npz; NumPy writes 128 bytes.
 _MAX_NPY_HEADER_BYTES = 10_000
 _MAX_AXES = 32
+
+# Keys of the metadata, and how a comment of ours begins.
+CLASS_NAMES, PATCH_GRID = "class_names", "patch_grid"
+_COMMENTS = tuple(f'{{"{key}"'.encode() for key in (CLASS_NAMES, PATCH_GRID))
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
 BFLOAT16 = np.dtype("V2")
@@ -70,12 +86,64 @@ class Archive:
         kind: `"npz"`, `"safetensors"` or `"h5"`.
         headers: What the file declares, by name.
         fetch: Returns the array of a name as it is stored.
+        metadata: What the file states under `CLASS_NAMES` and `PATCH_GRID`,
+            unchecked.
     """
 
     path: pathlib.Path
     kind: str
     headers: dict[str, Header]
     fetch: Callable[[str], np.ndarray]
+    metadata: Mapping[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The class names, one for each output of the head, or `None`.
+
+        Raises:
+            ValueError: If the file has something else in their place.
+        """
+        names = self.metadata.get(CLASS_NAMES)
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) for name in names
+        ):
+            raise ValueError(
+                f"{self.path}: its class names are {str(names)[:80]!a}, "
+                "expected a list of strings. Export it again."
+            )
+        return tuple(names)
+
+    def patch_grid(self, patches: int) -> tuple[int, int] | None:
+        """Returns the rows and columns of patches.
+
+        Args:
+            patches: Number of patches in the position embedding.
+
+        Returns:
+            What the file states, otherwise a square, as in the files of the
+            release and of timm. `None` if there is no such square.
+
+        Raises:
+            ValueError: If what the file states gives another number.
+        """
+        grid = self.metadata.get(PATCH_GRID)
+        if grid is None:
+            side = math.isqrt(patches)
+            return (side, side) if side**2 == patches else None
+        if (
+            not isinstance(grid, list)
+            or len(grid) != 2
+            or not all(type(side) is int and side > 0 for side in grid)
+            or math.prod(grid) != patches
+        ):
+            raise ValueError(
+                f"{self.path}: its patch grid is {str(grid)[:80]!a}, expected "
+                f"the rows and columns of its {patches:,} patches. Export it "
+                "again."
+            )
+        return grid[0], grid[1]
 
     def read(self, name: str) -> np.ndarray:
         """Returns an array as float32 (B, ...).
@@ -129,13 +197,12 @@ def open_archive(path: str | pathlib.Path) -> Archive:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is empty, truncated, of another format, or
-            declares an array that is no floating-point array of plausible
-            size.
+            declares an array of integers or of implausible size.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is no file. Expected a .npz, .safetensors, .weights.h5 "
+            f"No such file: {path}. Expected a .npz, .safetensors, .weights.h5 "
             "or .keras checkpoint."
         )
     openers = {
@@ -171,29 +238,55 @@ def open_archive(path: str | pathlib.Path) -> Archive:
     return archive
 
 
+def class_names(path: str | pathlib.Path) -> tuple[str, ...] | None:
+    """Reads the class names that a checkpoint file holds.
+
+    Args:
+        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
+
+    Returns:
+        One name for each output of the head, or `None` if the file holds
+        none, like the released files.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds something else there.
+
+    Example:
+    ```python
+    model.class_names = ["cat", "dog"]
+    keras_augreg.checkpoints.to_npz(model, "pets.npz")
+    names = keras_augreg.checkpoints.class_names("pets.npz")
+    assert names == ("cat", "dog")
+    ```
+    """
+    return open_archive(path).class_names
+
+
+def _npy_header(stream: Any) -> tuple[Header, Literal["C", "F"], int]:
+    """Reads the header of a `.npy`: what it declares, order and length."""
+    start = stream.read(12)
+    version = np.lib.format.read_magic(io.BytesIO(start))
+    # NumPy would believe any length of version 2 before it reads.
+    if version == (1, 0):
+        length = 10 + int.from_bytes(start[8:10], "little")
+        read = np.lib.format.read_array_header_1_0
+    elif version == (2, 0):
+        length = 12 + int.from_bytes(start[8:12], "little")
+        read = np.lib.format.read_array_header_2_0
+    else:
+        raise ValueError(f"unknown .npy version {version}")
+    if length > _MAX_NPY_HEADER_BYTES:
+        raise ValueError(f"its header claims {length:,} bytes")
+    start += stream.read(max(length - len(start), 0))
+    shape, fortran, dtype = read(io.BytesIO(start[8:]))
+    return Header(shape, dtype), "F" if fortran else "C", length
+
+
 def _open_npz(path: pathlib.Path) -> Archive:
     file = zipfile.ZipFile(path)
     headers: dict[str, Header] = {}
     orders: dict[str, Literal["C", "F"]] = {}
-
-    def parse(stream: Any) -> tuple[Header, Literal["C", "F"], int]:
-        start = stream.read(12)
-        version = np.lib.format.read_magic(io.BytesIO(start))
-        # NumPy would believe any length of version 2 before it reads.
-        if version == (1, 0):
-            length = 10 + int.from_bytes(start[8:10], "little")
-            read = np.lib.format.read_array_header_1_0
-        elif version == (2, 0):
-            length = 12 + int.from_bytes(start[8:12], "little")
-            read = np.lib.format.read_array_header_2_0
-        else:
-            raise ValueError(f"unknown .npy version {version}")
-        if length > _MAX_NPY_HEADER_BYTES:
-            raise ValueError(f"its header claims {length:,} bytes")
-        start += stream.read(max(length - len(start), 0))
-        shape, fortran, dtype = read(io.BytesIO(start[8:]))
-        return Header(shape, dtype), "F" if fortran else "C", length
-
     for info in file.infolist():
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in headers:
@@ -206,7 +299,7 @@ def _open_npz(path: pathlib.Path) -> Archive:
                 f"{info.compress_type}, expected none or deflate"
             )
         with _explained(path, f"array {name!r}"), file.open(info) as stream:
-            headers[name], orders[name], length = parse(stream)
+            headers[name], orders[name], length = _npy_header(stream)
             expected = length + headers[name].nbytes
         if headers[name].dtype.hasobject:
             raise ValueError(
@@ -227,7 +320,12 @@ def _open_npz(path: pathlib.Path) -> Archive:
         )
         return array.reshape(header.shape, order=orders[name])
 
-    return Archive(path, "npz", headers, fetch)
+    metadata = {}
+    # Other programs may put a comment of their own.
+    if file.comment.startswith(_COMMENTS):
+        with _explained(path, "the comment of the archive"):
+            metadata = json.loads(file.comment)
+    return Archive(path, "npz", headers, fetch, metadata)
 
 
 def _open_safetensors(path: pathlib.Path) -> Archive:
@@ -239,7 +337,13 @@ def _open_safetensors(path: pathlib.Path) -> Archive:
                 f"its header claims {length:,} bytes of {size:,} in all"
             )
         entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
+    stated = entries.pop("__metadata__", {})
+    with _explained(path, "its metadata"):
+        metadata = {
+            key: json.loads(stated[key])
+            for key in (CLASS_NAMES, PATCH_GRID)
+            if key in stated
+        }
     start = 8 + length
     headers: dict[str, Header] = {}
     offsets: dict[str, int] = {}
@@ -273,7 +377,7 @@ def _open_safetensors(path: pathlib.Path) -> Archive:
             data = file.read(header.nbytes)
         return np.frombuffer(data, header.dtype).reshape(header.shape)
 
-    return Archive(path, "safetensors", headers, fetch)
+    return Archive(path, "safetensors", headers, fetch, metadata)
 
 
 def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
@@ -293,7 +397,9 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
                 headers[name] = Header(tuple(item.shape or ()), item.dtype)
 
     h5.visititems(visit)
-    return Archive(path, "h5", headers, lambda name: np.asarray(h5[name][()]))
+    return Archive(
+        path, "h5", headers, lambda name: np.asarray(h5[name][()]), {}
+    )
 
 
 def _open_keras(path: pathlib.Path) -> Archive:
@@ -305,4 +411,10 @@ def _open_keras(path: pathlib.Path) -> Archive:
                 f"its {info.filename} claims {info.file_size:,} bytes, packed "
                 f"into {path.stat().st_size:,}"
             )
-        return _open_h5(path, io.BytesIO(file.read(info)))
+        archive = _open_h5(path, io.BytesIO(file.read(info)))
+        with _explained(path, "its config.json"):
+            info = file.getinfo("config.json")
+            if info.file_size > MAX_HEADER_BYTES:
+                raise ValueError(f"it claims {info.file_size:,} bytes")
+            names = json.loads(file.read(info))["config"].get(CLASS_NAMES)
+    return dataclasses.replace(archive, metadata={CLASS_NAMES: names})

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from keras_augreg.checkpoints import metadata
 from keras_augreg.checkpoints.archive import Archive
 from keras_augreg.variants import Sizes, identify
 
@@ -147,16 +149,32 @@ def layout(sizes: Sizes) -> list[Row]:
     return rows
 
 
-# Names that Linen gave the modules of a block, in big_vision's files, and
-# what they were called before it.
+def variables(model: Any, head: bool) -> Iterator[tuple[Row, Any]]:
+    """Yields the table's rows with the variables of a model.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`.
+        head: Whether to include those of the classifier.
+    """
+    for row in layout(model.sizes):
+        if row[0].startswith("head/") and not head:
+            continue
+        if row[0] == "posembed_input/cls" and not model.class_token:
+            continue
+        layer, *attributes = row[0].split("/")
+        yield row, functools.reduce(getattr, attributes, model.get_layer(layer))
+
+
+# Linen's module names inside a block (big_vision's files) -> the older names
+# that the release uses.
 _LINEN = {
     "LayerNorm_1/": "LayerNorm_2/",
     "MlpBlock_0/": "MlpBlock_3/",
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
 }
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
-# Their vectors have three more axes in some files.
-_GROUP_NORM = re.compile(r"(root|block\d+_unit\d+)/norm")
+# GroupNorm's vectors, which have three more axes in some files.
+GROUP_NORM = re.compile(r"(root|block\d+_unit\d+)/norm")
 # A tanh layer before the head, in the older ViT release and in big_vision.
 _HIDDEN = ("pre_logits/kernel", "pre_logits/bias")
 
@@ -195,13 +213,14 @@ class Contents:
         return int(self.class_token and not self.positions_without_class)
 
     @property
-    def grid(self) -> tuple[int, int] | None:
+    def patch_grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches, `None` if nothing tells them."""
-        patches = self.positions - self.class_row
-        if stated := metadata.grid(self.archive.path, patches):
-            return stated
-        side = math.isqrt(patches)
-        return (side, side) if side**2 == patches else None
+        return self.archive.patch_grid(self.positions - self.class_row)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the outputs of the head mean; see `Archive.class_names`."""
+        return self.archive.class_names
 
     def require(self, expected: Sizes) -> None:
         """Raises a `ValueError` if the file is of another architecture."""
@@ -328,7 +347,7 @@ def inspect(archive: Archive) -> Contents:
             f"expected {contents.class_row} for the class token and at least "
             "one for a patch."
         )
-    grid = contents.grid  # A damaged one is found here.
+    grid = contents.patch_grid  # Raises if the file states a wrong one.
     if (
         archive.kind != "h5"
         and not contents.class_token
@@ -380,7 +399,7 @@ def shapes(contents: Contents) -> dict[str, tuple[int, ...]]:
         shape = contents.archive.headers[contents.names[name]].shape
         if more:
             shape = (*shape[:-2], 1 + len(more), *shape[-2:])
-        elif _GROUP_NORM.match(key):
+        elif GROUP_NORM.match(key):
             shape = shape[-1:]
         found[key] = shape
     return found
@@ -468,7 +487,7 @@ def _file_shapes(
     if parts > 1:
         # (W, 3, H, D) and (3, H, D) are stacked from (W, H, D) and (H, D).
         return [shape[:-3] + shape[-2:]]
-    if kind == "npz" and _GROUP_NORM.match(key):
+    if kind == "npz" and GROUP_NORM.match(key):
         return [shape, (1, 1, 1, *shape)]
     return [shape]
 
@@ -508,7 +527,7 @@ def read(
     if contents.archive.kind == "h5" and array.shape == shape:
         # A file of Keras does not tell its grid, which need not be square.
         return array
-    if contents.grid is None:
+    if contents.patch_grid is None:
         raise ValueError(
             f"{contents.archive.path}: array {source[0]!r} has "
             f"{contents.positions} positions, which make no square grid; "
@@ -516,7 +535,7 @@ def read(
             "Load it at its own `input_shape`, then save and load anew."
         )
     return resample_positions(
-        array, contents.grid, grid, int(contents.class_token)
+        array, contents.patch_grid, grid, int(contents.class_token)
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +22,8 @@ import keras
 import numpy as np
 
 from keras_augreg.atomic import replacing
-from keras_augreg.checkpoints import convert, metadata
+from keras_augreg.checkpoints import convert
+from keras_augreg.checkpoints.archive import CLASS_NAMES, PATCH_GRID
 from keras_augreg.variants import Sizes, identify
 
 # timm's architectures. Those of a named variant have its sizes; a stem of
@@ -45,6 +45,9 @@ _TIMM_HYBRIDS = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
+
+
+_MAX_COMMENT = 2**16 - 1  # bytes; set by the zip format
 
 
 def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
@@ -77,7 +80,7 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
     """
     _check(model)
     path = _check_path(path, ".npz")
-    rows, columns = model.grid
+    rows, columns = model.patch_grid
     if rows != columns:
         raise ValueError(
             f"A .npz of the release holds a square grid of patches; that of "
@@ -85,7 +88,7 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
             "for another. Keep it with model.save('model.keras'), or export "
             "it with to_hf, which writes the sides too."
         )
-    comment = metadata.comment(model.class_names)
+    comment = _comment(_metadata(model))
     with (
         replacing(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
@@ -143,8 +146,7 @@ def to_timm(
         path = _check_path(path, ".safetensors")
     arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
     if path is not None:
-        described = metadata.safetensors(model.class_names, model.grid)
-        _write_safetensors(path, arrays, described)
+        _write_safetensors(path, arrays, _metadata(model))
     return arrays
 
 
@@ -296,16 +298,8 @@ def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def _weights(model: Any) -> Iterator[tuple[convert.Row, np.ndarray]]:
-    """Rows of `convert`'s table and weights of a model, as float32."""
-    for row in convert.layout(model.sizes):
-        if row[0].startswith("head/") and not model.include_top:
-            continue
-        if row[0] == "posembed_input/cls" and not model.class_token:
-            continue
-        layer, *attributes = row[0].split("/")
-        weight = model.get_layer(layer)
-        for attribute in attributes:
-            weight = getattr(weight, attribute)
+    """Rows of `convert`'s table with a model's weights in float32."""
+    for row, weight in convert.variables(model, model.include_top):
         dtype = keras.backend.standardize_dtype(weight.dtype)
         if "float" not in dtype:
             raise ValueError(
@@ -322,7 +316,7 @@ def _release(row: convert.Row, weight: np.ndarray) -> dict[str, np.ndarray]:
     if len(names) > 1:  # (W, 3, H, D) and (3, H, D): query, key and value
         parts = np.moveaxis(weight, -3, 0)
         return dict(zip(names, parts, strict=True))
-    if re.match(r"(root|block\d+_unit\d+)/norm", row[0]):
+    if convert.GROUP_NORM.match(row[0]):
         weight = weight.reshape(1, 1, 1, -1)
     return {names[0]: weight}
 
@@ -388,12 +382,39 @@ def _keras_hub(key: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     return {f"{_HUB[layer]}/{rest}": weight}
 
 
+def _metadata(model: Any) -> dict[str, Any]:
+    """What a file states besides the arrays; see `archive`."""
+    found: dict[str, Any] = {}
+    if model.class_names is not None:
+        found[CLASS_NAMES] = list(model.class_names)
+    rows, columns = model.patch_grid
+    if rows != columns:  # A square one shows in the number of patches.
+        found[PATCH_GRID] = [rows, columns]
+    return found
+
+
+def _comment(metadata: dict[str, Any]) -> bytes:
+    """The metadata as the comment of a `.npz` archive."""
+    if not metadata:
+        return b""
+    text = json.dumps(metadata, ensure_ascii=False).encode()
+    if len(text) > _MAX_COMMENT:
+        raise ValueError(
+            f"A .npz has room for {_MAX_COMMENT:,} bytes of class names; these "
+            f"take {len(text):,}. Shorten them, export with to_timm, which has "
+            "no limit, or leave them out with model.class_names = None."
+        )
+    return text
+
+
 def _write_safetensors(
     path: pathlib.Path,
     arrays: dict[str, np.ndarray],
-    described: dict[str, str],
+    metadata: dict[str, Any],
 ) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **described}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for key, value in metadata.items():
+        header["__metadata__"][key] = json.dumps(value, ensure_ascii=False)
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes

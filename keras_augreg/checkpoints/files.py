@@ -11,8 +11,6 @@ lock that other processes wait for: a file under its final name is complete.
 | `KERAS_AUGREG_MIRROR` | what replaces the release's bucket: a directory (a \
 mounted Kaggle data set, say) or the URL of a copy |
 | `KERAS_AUGREG_OFFLINE` | `1`: the network is never used |
-| `KERAS_AUGREG_CONVERTED` | `0`: converted weights are not kept; see \
-`converted.py` |
 
 The cache and a mirror are laid out as the bucket is, `augreg/NAME.npz`; a
 mirror directory may also hold plain `NAME.npz`. Sources: the bucket's address

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from keras_augreg.checkpoints import convert, converted, files, names
+from keras_augreg.checkpoints import convert, files, names
 from keras_augreg.checkpoints.archive import open_archive
 from keras_augreg.variants import Variant
 
@@ -35,7 +34,7 @@ def find(
     """
     text = str(weights)
     if text.startswith("hf://"):
-        return inspect(files.fetch(text))
+        return inspect(files.download(text))
     path = pathlib.Path(weights).expanduser()
     # What has the form of a released file's name is one, unless it is there.
     stem = text.removesuffix(".npz")
@@ -47,7 +46,7 @@ def find(
     ):
         return inspect(path)
     name = names.resolve(variant.name, text, resolution)
-    return converted.open_release(files.fetch(name))
+    return inspect(files.download(name))
 
 
 def inspect(path: str | pathlib.Path) -> convert.Contents:
@@ -117,14 +116,8 @@ def load(
             "as it is."
         )
     variables = {
-        row[0]: functools.reduce(
-            getattr,
-            row[0].split("/")[1:],
-            model.get_layer(row[0].split("/")[0]),
-        )
-        for row in convert.layout(model.sizes)
-        if (keep_head or not row[0].startswith("head/"))
-        and (model.class_token or row[0] != "posembed_input/cls")
+        row[0]: variable
+        for row, variable in convert.variables(model, keep_head)
     }
     shapes = {key: tuple(v.shape) for key, v in variables.items()}
     sources = convert.plan(contents, shapes, keep_head)
@@ -133,7 +126,7 @@ def load(
             contents,
             source,
             shapes[key],
-            model.grid if key.endswith("/pos_embedding") else None,
+            model.patch_grid if key.endswith("/pos_embedding") else None,
         )
         for key, source in sources.items()
     }

@@ -3,8 +3,7 @@
     python tests/benchmarks/startup.py --rounds=5
 
 Each measurement is a fresh process; the peers take turns. "load" is everything
-from the file to a model with its weights: build, read, assign; "again" is that
-with the converted weights of an earlier load in the cache. "memory" is the
+from the file to a model with its weights: build, read, assign. "memory" is the
 process's peak above that of one that only builds the model. Peers that are not
 installed are left out; KerasHub and kimm read no .npz.
 """
@@ -112,7 +111,7 @@ def without_torchvision():
         compare.stub_torchvision()
 
 
-def measure(peer, file, converted=False):
+def measure(peer, file):
     """Returns the figures of a new process."""
     library, _, backend = peer.partition(":")
     folder = str(pathlib.Path(file).parent)
@@ -123,7 +122,6 @@ def measure(peer, file, converted=False):
             "KERAS_BACKEND": backend,
             "KERAS_AUGREG_MIRROR": folder,
             "KERAS_AUGREG_CACHE": folder,
-            "KERAS_AUGREG_CONVERTED": str(int(converted)),
         },
         capture_output=True,
         text=True,
@@ -152,29 +150,22 @@ def main(argv):
             check=True,
         )
         print(f"B_16.npz: {file.stat().st_size / 2**20:.0f} MiB")
-        measure(peers[0], file, converted=True)
-        rows = {peer: ([], [], []) for peer in peers}
+        rows = {peer: ([], []) for peer in peers}
         for _ in range(_ROUNDS.value):
-            for peer, (bare, loaded, again) in rows.items():
+            for peer, (bare, loaded) in rows.items():
                 bare.append(measure(peer, ""))
                 if peer.startswith(READS_NPZ):
                     loaded.append(measure(peer, file))
-                if peer.startswith("keras_augreg"):
-                    again.append(measure(peer, file, converted=True))
 
     def median(runs, key):
         return statistics.median(run[key] for run in runs) if runs else None
 
-    print(
-        "| | import, s | build, s | load, s | again, s | first call, s "
-        "| memory, MiB |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for peer, (bare, loaded, again) in rows.items():
+    print("| | import, s | build, s | load, s | first call, s | memory, MiB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for peer, (bare, loaded) in rows.items():
         cells = [
             *(median(bare, key) for key in ("import", "build")),
             median(loaded, "load"),
-            median(again, "load"),
             median(bare, "first call"),
         ]
         text = ["-" if c is None else f"{c:.2f}" for c in cells]

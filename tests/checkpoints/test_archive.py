@@ -245,7 +245,7 @@ def test_other_extensions(refused, sound):
 
 
 def test_folder(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         checkpoints.load(model, tmp_path)
 
 

@@ -324,7 +324,7 @@ def test_resampled_to_any_grid(save, shape):
     model = tiny(input_shape=shape)
     checkpoints.load(model, path)
     grid = shape[0] // 4, shape[1] // 4
-    assert model.grid == grid
+    assert model.patch_grid == grid
     arrays["Transformer/posembed_input/pos_embedding"] = resample_positions(
         arrays["Transformer/posembed_input/pos_embedding"], (4, 4), grid
     )
@@ -338,7 +338,7 @@ def test_hybrids_resample_too(save):
     path = save(release(STAGES))
     model = hybrid(input_shape=(40, 24, 3))
     checkpoints.load(model, path)
-    assert model.grid == (5, 3)
+    assert model.patch_grid == (5, 3)
     found = model.get_layer("posembed_input").pos_embedding
     assert tuple(found.shape) == (1, 16, WIDTH)
 

@@ -137,18 +137,18 @@ def mirror(tmp_path_factory):
     """Made-up files of the aliases of the plain ViTs, small but complete."""
     folder = tmp_path_factory.mktemp("mirror")
     for variant in VARIANTS.values():
-        if variant.stages is not None:
+        if variant.sizes.stages is not None:
             continue
         for alias, side in itertools.product(
             {*names.aliases(variant.name)} - {"in21k"}, (224, 384)
         ):
             name = checkpoints.resolve(variant.name, alias, side)
             fields = checkpoints.parse(name)
-            side = (fields.adapt_resolution or 224) // variant.stride
+            side = (fields.adapt_resolution or 224) // variant.sizes.stride
             arrays = _checkpoints.release(
                 grid=(side, side),
                 classes=CLASSES["i1k" if fields.adapt_dataset else "i21k"],
-                patch=variant.patch_size,
+                patch=variant.sizes.patch_size,
             )
             np.savez(folder / f"{name}.npz", **arrays)
     return folder
