@@ -68,10 +68,11 @@ pretrained = keras_augreg.ViT_Ti16(
     weights="runs/pretrain/model.keras", input_shape=(32, 32, 3)
 )
 visualize.plot_predictions(
-    images[:16],
-    labels[:16],
-    pretrained.predict(images[:16]),
+    images[:12],
+    labels[:12],
+    pretrained.predict(images[:12]),
     info.class_names,
+    columns=6,
 ).savefig(FOLDER / "predictions.png", dpi=80)
 one_of_each = [np.flatnonzero(labels == digit)[0] for digit in range(10)]
 visualize.plot_rollout(train(), images[one_of_each]).savefig(
