@@ -123,13 +123,14 @@ def test_blocks_fit_the_page():
 
 
 def small(variant):
-    return dataclasses.replace(
-        variant,
+    sizes = dataclasses.replace(
+        variant.sizes,
         width=_checkpoints.WIDTH,
         depth=_checkpoints.DEPTH,
         num_heads=_checkpoints.HEADS,
         mlp_dim=_checkpoints.MLP,
     )
+    return dataclasses.replace(variant, sizes=sizes)
 
 
 @pytest.fixture(scope="session")
@@ -137,18 +138,19 @@ def mirror(tmp_path_factory):
     """Made-up files of the aliases of the plain ViTs, small but complete."""
     folder = tmp_path_factory.mktemp("mirror")
     for variant in VARIANTS.values():
-        if variant.sizes.stages is not None:
+        sizes = variant.sizes
+        if sizes.stages is not None:
             continue
         for alias, side in itertools.product(
             {*names.aliases(variant.name)} - {"in21k"}, (224, 384)
         ):
             name = checkpoints.resolve(variant.name, alias, side)
             fields = checkpoints.parse(name)
-            side = (fields.adapt_resolution or 224) // variant.sizes.stride
+            side = (fields.adapt_resolution or 224) // sizes.stride
             arrays = _checkpoints.release(
                 grid=(side, side),
                 classes=CLASSES["i1k" if fields.adapt_dataset else "i21k"],
-                patch=variant.sizes.patch_size,
+                patch=sizes.patch_size,
             )
             np.savez(folder / f"{name}.npz", **arrays)
     return folder
@@ -270,7 +272,9 @@ def check(command):
             used = {w[2:].split("=")[0] for w in rest[1:] if w[:2] == "--"}
             assert used <= flags(script), command
     elif program == "pip":
-        for found in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
+        for found in re.findall(
+            r"(?:\.|keras_augreg)\[([\w,-]+)\]", " ".join(rest)
+        ):
             assert set(found.split(",")) <= extras(), command
     else:
         assert program in KNOWN, f"{command}: not known to tests/docs"
