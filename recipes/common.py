@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -51,36 +51,27 @@ def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
 
 
 def load(
-    source: str, train_split: str, **options: Any
-) -> tuple[Callable[[int, int], Any], Any, Any]:
+    source: str, train_split: str, shard: tuple[int, int], **options: Any
+) -> tuple[Any, Any, Any]:
     """Loads both splits.
 
     Args:
-        source: Of `data.load`.
+        source: The source, as in `data.load`.
         train_split: "train" or a part of it, "train[:10%]".
-        **options: Of `data.load`, for both splits.
+        shard: (index, count) of this process.
+        **options: Further arguments of `data.load`, for both splits.
 
     Returns:
-        (train, test, info): the batches of `Workdir.fit`, the test set with
-        the training set's classes, what is known of the training set.
+        (train, test, info): the training set, the test set with the training
+        set's classes, and the training set's `data.Info`.
     """
-
-    def train(first: int, steps: int | None) -> Any:
-        return data.load(
-            source,
-            train_split,
-            training=True,
-            seed=SEED,
-            start_step=first,
-            steps=steps,
-            **options,
-        )
-
-    _, info = train(0, None)
+    train, info = data.load(
+        source, train_split, training=True, seed=SEED, **options
+    )
     test, _ = data.load(
         source, "test", training=False, class_names=info.class_names, **options
     )
-    return lambda first, steps: train(first, steps)[0], test, info
+    return train.sharded(*shard), test.sharded(*shard), info
 
 
 def tensorboard(run: Workdir, batches: Any, recipe: Any, info: Any) -> list:

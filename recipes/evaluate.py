@@ -50,9 +50,11 @@ def main(argv: list[str]) -> None:
         image_size=_IMAGE_SIZE.value,
         batch_size=_BATCH_SIZE.value,
         training=False,
-        crop=_CROP.value,
-        one_hot=_DATASET.value != "imagenet-real",  # Those are vectors.
-        pad=False,
+        preprocess=_CROP.value,
+        # ImageNet-ReaL's labels are vectors already.
+        options=data.Options(
+            one_hot=_DATASET.value != "imagenet-real", pad=False
+        ),
     )
     model = getattr(keras_augreg, _MODEL.value)(
         weights=_WEIGHTS.value,

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
-            host=devices.shard,
+            shard=devices.shard,
         )
         model = getattr(keras_augreg, _MODEL.value)(
             weights=_WEIGHTS.value,
@@ -77,11 +77,11 @@ def main(argv: list[str]) -> None:
         callbacks = []
         if _TENSORBOARD.value and devices.shard[0] == 0:
             callbacks = common.tensorboard(
-                run, train(0, 1), keras_augreg.AugReg("none"), info
+                run, train.at(0, 1), keras_augreg.AugReg("none"), info
             )
         run.fit(
             model,
-            train,
+            train.at,
             total_steps=_STEPS.value,
             interval=_SAVE_EVERY.value,
             validation_data=test,

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             _TRAIN_SPLIT.value,
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
-            host=devices.shard,
+            shard=devices.shard,
         )
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
         recipe = keras_augreg.AugReg(
@@ -85,10 +85,10 @@ def main(argv: list[str]) -> None:
         run = common.open_run(_WORKDIR.value, ELSEWHERE, devices)
         callbacks = []
         if _TENSORBOARD.value and devices.shard[0] == 0:
-            callbacks = common.tensorboard(run, train(0, 1), recipe, info)
+            callbacks = common.tensorboard(run, train.at(0, 1), recipe, info)
         run.fit(
             model,
-            train,
+            train.at,
             total_steps=total_steps,
             interval=_SAVE_EVERY.value,
             validation_data=test,

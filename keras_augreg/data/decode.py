@@ -1,16 +1,15 @@
 """From the bytes of an image file to a uint8 crop of the model's size.
 
-One plan for both routes: `Preprocess.plan` draws the crop and the flip of an
-image from its size alone, before anything is decoded. `engine_tensorflow.py`
-follows the plan with TensorFlow's operations, `crop_and_resize` here with
-OpenCV's and NumPy's, to within one grey level of each other.
+Both engines share the draws: `Cropping.window` draws the crop and the flip of
+an image from its size, before anything is decoded. `engine_tensorflow.py`
+then crops with TensorFlow's operations and `crop_and_resize` in this module
+with OpenCV's and NumPy's, to within one grey level of each other.
 
-What is done, and that resizing takes one pixel in two without smoothing and
-cuts the fraction off, is what google-research/big_vision at 0127fb6 does
-(`pp/ops_image.py`). Two things differ, so that all routes agree: JPEG files
-are decoded with the accurate inverse DCT instead of TensorFlow's fast one
-(up to 7 grey levels apart on a photo of quality 90), and a crop that is cut
-while decoding has exact edges.
+The crops, resizing without smoothing and truncating fractions follow
+google-research/big_vision at 0127fb6 (`pp/ops_image.py`). Two things differ,
+so that both engines agree: JPEG files are decoded with the accurate inverse
+DCT instead of TensorFlow's fast one (up to 7 grey levels apart on a photo of
+quality 90), and a crop that is cut while decoding has exact edges.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names the file."""
 
 
-class Plan(NamedTuple):
-    """What happens to the pixels of one image, in this order.
+class Window(NamedTuple):
+    """The part of one image that is used, in order of application.
 
     Attributes:
         box: (top, left, height, width) to cut out of the upright image.
@@ -80,8 +79,8 @@ class Plan(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """Which crop, at which size, of every image of a data set.
+class Cropping:
+    """How every image of a data set is cropped and resized.
 
     Args:
         image_size: (height, width) of the result, in pixels.
@@ -104,16 +103,16 @@ class Preprocess:
         """The method of `tf.image.resize`."""
         return "area" if self.crop == "resize_small" else "bilinear"
 
-    def plan(self, height: int, width: int, rng: random.Random) -> Plan:
-        """Plans one image.
+    def window(self, height: int, width: int, rng: random.Random) -> Window:
+        """Draws the window of one image.
 
         Args:
-            height: Of the upright image, in pixels.
-            width: Of the upright image, in pixels.
-            rng: Where a training image's crop and flip are drawn from.
+            height: Height of the upright image, in pixels.
+            width: Width of the upright image, in pixels.
+            rng: Source of randomness for training images.
 
         Returns:
-            The plan.
+            The window.
         """
         box = (0, 0, height, width)
         size = self.image_size
@@ -129,16 +128,16 @@ class Preprocess:
                 y, x = (s // 2 for s in spare)
             corner = (y, x)
         flip = self.training and self.flip and rng.random() < 0.5
-        return Plan(box, size, corner, flip)
+        return Window(box, size, corner, flip)
 
-    def stretches(self, plan: Plan) -> bool:
-        """Whether most of an enlarged image would lie outside of the crop.
+    def stretches(self, window: Window) -> bool:
+        """Whether most of an enlarged image would lie outside the crop.
 
-        Of a picture of 1 x 10,000 pixels, 100 million: only `resize_area`
-        leaves out what is not needed.
+        An image of 1 x 10,000 pixels would be enlarged to 100 million; only
+        `resize_area` computes nothing but the crop.
         """
-        pixels = math.prod(plan.size)
-        return pixels > math.prod(plan.box[2:]) and pixels > STRETCH * (
+        pixels = math.prod(window.size)
+        return pixels > math.prod(window.box[2:]) and pixels > STRETCH * (
             math.prod(self.image_size)
         )
 
@@ -418,23 +417,23 @@ def _upright_rgb(image: Any) -> Any:
 
 
 def crop_and_resize(
-    pixels: np.ndarray, plan: Plan, preprocess: Preprocess, out: np.ndarray
+    pixels: np.ndarray, window: Window, cropping: Cropping, out: np.ndarray
 ) -> None:
-    """Follows a plan, from the pixels of its box on.
+    """Resizes, crops and flips the pixels of a window's box.
 
     Args:
-        pixels: uint8 of shape (h, w, 3), the box of the plan.
-        plan: The rest of what to do.
-        preprocess: Whose plan it is.
+        pixels: uint8 of shape (h, w, 3), cut to the box already.
+        window: The rest of what to do.
+        cropping: The cropping that drew the window.
         out: uint8 of shape (*image_size, 3) to write the result to.
     """
     import cv2
 
-    if preprocess.method == "area":
-        image = resize_area(pixels, plan.size, plan.corner, out.shape[:2])
+    if cropping.method == "area":
+        image = resize_area(pixels, window.size, window.corner, out.shape[:2])
     else:
-        image = resize_bilinear(pixels, plan.size)
-    if plan.flip:
+        image = resize_bilinear(pixels, window.size)
+    if window.flip:
         image = cv2.flip(image, 1)
     out[:] = image
 

@@ -33,7 +33,8 @@ from keras_augreg.data.decode import (
     Picture,
     resize_area,
 )
-from keras_augreg.data.loading import find
+from keras_augreg.data.locate import find
+from keras_augreg.data.options import Options
 from keras_augreg.data.report import Skipped
 from keras_augreg.data.sources import line_of
 
@@ -82,7 +83,8 @@ def hash_source(
         ImageError: If a file is broken, with `on_error="raise"`.
     """
     names, hashes = [], []
-    found = find(source, split, data_dir=data_dir, on_error=on_error)
+    options = Options(on_error=on_error)
+    found = find(source, split, data_dir=data_dir, options=options)
     skipped = Skipped(found.left_out)
     reported = time.monotonic()
     for i, (name, read) in enumerate(found.pictures()):

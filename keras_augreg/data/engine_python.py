@@ -1,8 +1,8 @@
-"""The route without TensorFlow: a `keras.utils.PyDataset` on threads.
+"""The engine without TensorFlow: a `keras.utils.PyDataset` on threads.
 
-Pillow and OpenCV do most of their work outside the interpreter's lock, so that
+Pillow and OpenCV release the interpreter's lock for most of their work, so
 threads keep all cores busy; they prepare the next batches while the model
-works on this one. Grain is slower around the same operations
+works on this one. Grain is slower with the same operations
 (docs/performance.md).
 """
 
@@ -17,14 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import keras
 import numpy as np
 
-from keras_augreg.data.decode import ImageError, Preprocess, crop_and_resize
-from keras_augreg.data.order import PADDING, Batch, Order, draws
+from keras_augreg.data.decode import ImageError, crop_and_resize
+from keras_augreg.data.feed import Feed
+from keras_augreg.data.order import PADDING, Batch, draws
 from keras_augreg.data.sources import Examples
-from keras_augreg.data.targets import Targets
 
-# Batches that are prepared ahead of the one that is asked for.
+# Batches prepared ahead of the requested one.
 AHEAD = 2
-# Images of one task: few enough to spread a batch over all cores.
+# Images per task, few enough to spread a batch over all cores.
 CHUNK = 4
 
 
@@ -32,59 +32,54 @@ class Batches(keras.utils.PyDataset):
     """Batches of images and labels, for `fit`, `evaluate` and `predict`.
 
     In training, the k-th request of a pass gets the pass's k-th batch,
-    whatever its index: `fit` shuffles the indices of a `PyDataset` unless it
-    is told not to, and the order is random already. A pass that was left
-    early begins again; the pass after a complete one gets the steps after it.
+    whatever its index: `fit` shuffles the indices of a `PyDataset` by
+    default, and the order is random already. A pass that was left early
+    begins again; the pass after a complete one gets the steps after it.
 
     Args:
-        examples: What to read.
-        order: Which examples when.
-        preprocess: Which crop.
-        targets: What comes after the images of a batch.
-        first_step: The step of the run that the first batch belongs to.
-        num_batches: How many batches a pass has.
+        feed: What to read.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        order: Order,
-        preprocess: Preprocess,
-        targets: Targets,
-        first_step: int,
-        num_batches: int,
-    ) -> None:
-        # Its import is nothing for a thread in the middle of training.
+    def __init__(self, feed: Feed) -> None:
+        # Import OpenCV now rather than in a worker thread during training.
         import cv2  # noqa: F401
 
         super().__init__()
-        self._examples = examples
-        self._order = order
-        self._preprocess = preprocess
-        self._targets = targets
-        self._first_step = first_step  # of the next pass
-        self._length = num_batches
-        self._skipped = targets.skipped
+        assert isinstance(feed.examples, Examples)
+        self._feed = feed
+        self._examples = feed.examples
+        self._order = feed.order
+        self._cropping = feed.cropping
+        self._first_step = feed.first_step  # of the next pass
+        self._length = feed.num_batches
         threads = os.cpu_count() or 1
         self._lock = threading.Lock()  # Keras may have several workers.
         self._pool = ThreadPoolExecutor(threads)
         _keep_blocks(2 * threads)
-        # Of the pass that `fit` is in: its first step, its steps by the index
-        # they were asked for with, and what is under way.
-        self._begun = first_step
+        # The pass that `fit` is in: its first step, its steps by the index
+        # they were requested with, and the batches under way.
+        self._begun = feed.first_step
         self._steps: dict[int, int] = {}
         self._jobs: dict[int, _Job] = {}
+
+    def at(self, step: int, steps: int | None = None) -> Batches:
+        """Returns the run from a step on; see `load`."""
+        return Batches(self._feed.at(step, steps))
+
+    def sharded(self, index: int, count: int) -> Batches:
+        """Returns the slices of one of `count` processes; see `load`."""
+        return Batches(self._feed.sharded(index, count))
 
     def __len__(self) -> int:
         return self._length
 
     def cardinality(self) -> int:
-        """Number of batches, by the name that a `tf.data.Dataset` has."""
+        """Returns the number of batches, as a `tf.data.Dataset` does."""
         return self._length
 
     @property
     def num_batches(self) -> int:
-        # Keras asks for it whenever a pass begins.
+        # Keras reads it at the start of every pass.
         self._begin_pass()
         return self._length
 
@@ -93,7 +88,8 @@ class Batches(keras.utils.PyDataset):
             self._begin_pass()
             yield from (self[index] for index in range(self._length))
             return
-        # Not the pass that `fit` is in, which a callback may look beside.
+        # Independent of the pass that `fit` is in: a callback may look at
+        # the data in the middle of it.
         steps = range(self._first_step, self._first_step + self._length)
         jobs: dict[int, _Job] = {}
         for step in steps:
@@ -119,18 +115,18 @@ class Batches(keras.utils.PyDataset):
         return batch
 
     def _delivered(self, step: int, last: bool) -> None:
-        """Counts passes, and ends epochs, of which a pass may have many."""
+        """Counts passes and ends epochs; a pass may span many epochs."""
         if last and self._order.training:
             self._first_step += self._length
-        # An evaluation's steps may come in any order.
+        # The steps of an evaluation may come in any order.
         ended = last or (self._order.training and self._order.ends_epoch(step))
-        if ended and self._skipped:
-            self._skipped.end_epoch()
+        if ended and self._feed.skipped:
+            self._feed.skipped.end_epoch()
 
     def _batch(
         self, step: int, last: int, jobs: dict[int, _Job]
     ) -> tuple[np.ndarray, ...]:
-        """The batch of a step, from jobs of which the next ones are begun."""
+        """Returns the batch of a step and starts the jobs of the next ones."""
         wanted = range(step, min(step + AHEAD, last) + 1)
         with self._lock:
             for other in [s for s in jobs if s not in wanted]:
@@ -144,7 +140,7 @@ class Batches(keras.utils.PyDataset):
     def _start(self, step: int) -> _Job:
         batch = self._order.batch(step)
         size = len(batch.numbers)
-        images = np.zeros((size, *self._preprocess.image_size, 3), np.uint8)
+        images = np.zeros((size, *self._cropping.image_size, 3), np.uint8)
         return _Job(
             batch,
             images,
@@ -164,14 +160,16 @@ class Batches(keras.utils.PyDataset):
             rng = draws(self._order.seed, batch.epoch, batch.start + i)
             try:
                 picture = self._examples.picture(number)
-                plan = self._preprocess.plan(picture.height, picture.width, rng)
-                pixels = picture.pixels(plan.box)
+                window = self._cropping.window(
+                    picture.height, picture.width, rng
+                )
+                pixels = picture.pixels(window.box)
             except ImageError:
-                if self._skipped is None:
+                if self._feed.skipped is None:
                     raise
                 broken.append(i)
                 continue
-            crop_and_resize(pixels, plan, self._preprocess, images[i])
+            crop_and_resize(pixels, window, self._cropping, images[i])
         return broken
 
     def _finish(self, job: _Job) -> tuple[np.ndarray, ...]:
@@ -180,7 +178,7 @@ class Batches(keras.utils.PyDataset):
         for future in job.futures:
             for i in future.result():
                 broken[i] = self._examples.names[numbers[i]]
-        take, labels, weights = self._targets(
+        take, labels, weights = self._feed.targets(
             self._examples.labels[numbers],
             self._examples.weights[numbers],
             numbers == PADDING,
@@ -188,16 +186,16 @@ class Batches(keras.utils.PyDataset):
         )
         if any(broken):
             images = images[take]
-        if self._targets.has_weights:
+        if self._feed.targets.has_weights:
             return images, labels, weights
         return images, labels
 
 
 def _keep_blocks(count: int) -> None:
-    """Lets Pillow reuse the memory of images instead of asking for it anew.
+    """Lets Pillow reuse the memory of images instead of allocating it.
 
-    That is what the environment's PILLOW_BLOCKS_MAX does, which is kept if it
-    is set. Decoding takes up to 40% less time with it.
+    Has the effect of the environment variable PILLOW_BLOCKS_MAX, which wins
+    if it is set. Decoding takes up to 40% less time with it.
     """
     import PIL.Image
 

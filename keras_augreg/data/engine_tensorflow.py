@@ -1,57 +1,60 @@
-"""The route on `tf.data`, stage by stage.
+"""The engine on `tf.data`, stage by stage.
 
-    steps of a pass -> examples in order -> file's bytes and plan
+    steps of a pass -> examples in order -> file's bytes and window
       -> decode, crop, resize, flip -> batch -> prefetch -> targets
 
 Everything before decoding is cheap, everything random is drawn from the seed
-and an example's place, and the number of the pass is counted where batches
-leave: what was prepared in advance does not count.
+and the example's place, and passes are counted where batches leave the
+pipeline: what was prefetched does not count.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
+import random
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_augreg.data.decode import (
+    ArrayPicture,
+    Cropping,
     ImageError,
-    Plan,
-    Preprocess,
+    Picture,
+    Window,
     crop_and_resize,
 )
-from keras_augreg.data.order import PADDING, Order, draws
+from keras_augreg.data.feed import Feed
+from keras_augreg.data.order import PADDING, draws
 from keras_augreg.data.sources import Examples
-from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds import Records
 
-# What `_fetch` hands to `_decode`, one int32 after the other: the kind of data,
-# the window to decode, the box in it (with the channels, as `tf.slice` has it),
-# the size to resize to, the corner of the final crop (with the channels),
-# (columns, values of a column) to mirror the result in: one column changes
-# nothing.
-PLAN = {"kind": 1, "window": 4, "begin": 3, "extent": 3, "size": 2,
-        "corner": 3, "mirror": 2}  # fmt: skip
+# What Python hands to TensorFlow's operations for each example, as int32: the
+# kind of data, the rectangle to decode, the box in it (with channels, as
+# `tf.slice` takes it), the size to resize to, the corner of the final crop
+# (with channels), and (columns, values per column) for mirroring the result:
+# one column is left as it is.
+LAYOUT = {"kind": 1, "decode": 4, "begin": 3, "extent": 3, "size": 2,
+          "corner": 3, "mirror": 2}  # fmt: skip
+LAYOUT_SIZE = sum(LAYOUT.values())
 PIXELS, JPEG, SMALL_JPEG = range(3)
-# TensorFlow resizes floats twice as fast as integers: boxes of up to this many
-# times the result's pixels are made floats before. Of larger ones, the copy
-# costs more than it saves (docs/performance.md).
+# TensorFlow resizes floats twice as fast as integers, so boxes of up to this
+# many times the result's pixels are cast first. For larger ones the copy costs
+# more than it saves (docs/performance.md).
 SMALL = 4
-PLAN_SIZE = sum(PLAN.values())
-# What an example without an image becomes: one black pixel, made larger.
-NOTHING = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
-# Examples that one call from `tf.data` into Python reads, one after the other.
+# An example without an image becomes one black pixel, enlarged.
+NOTHING = (PIXELS, 0, 0, 1, 1, 0, 0, 0, 1, 1, 3)
+BLACK = b"\0\0\0"
+# Examples that one call from `tf.data` into Python reads, one after another.
 # With 16, the calls take 5% of the time (docs/performance.md); with more, the
-# first batch comes later and more files lie in memory.
+# first batch comes later and more files are in memory.
 CHUNK = 64
-# Iterations at once whose files' names are remembered.
+# Number of simultaneous iterations whose file names are remembered.
 KEPT = 4
-# Chroma of neighbouring pixels changes the edge of what is decoded: one more
-# pixel on each side makes the cut exact.
+# The chroma of neighbouring pixels changes the edge of what is decoded: one
+# more pixel on each side makes the cut exact.
 MARGIN = 1
 
 
@@ -65,50 +68,135 @@ def tensorflow() -> Any:
     return tf
 
 
-def build(
-    source: Examples | Records,
-    order: Order,
-    preprocess: Preprocess,
-    targets: Targets,
-    first_step: int,
-    num_batches: int,
-) -> Any:
-    """Builds the data set.
+class Pipeline:
+    """Builds the `tf.data.Dataset` of a feed.
 
     Args:
-        source: What to read.
-        order: Which examples when.
-        preprocess: Which crop.
-        targets: What comes after the images of a batch.
-        first_step: The step of the run that the first batch belongs to.
-        num_batches: How many batches a pass has.
-
-    Returns:
-        A `tf.data.Dataset` of (images, labels) or (images, labels, weights).
-        The pass after a complete one gets the steps after it.
+        feed: What to read.
     """
-    tf = tensorflow()
-    passes = 0
-    under_way = _UnderWay() if targets.skipped is None else None
-    if isinstance(source, Records):
-        # Once, for its cache to last from pass to pass.
-        stream = source.stream(order, num_batches)
-    else:
-        stream = functools.partial(_examples, tf, source, order, num_batches)
 
-    def begin() -> tuple[np.ndarray, np.ndarray]:
-        iteration = under_way.begin() if under_way else 0
-        step = first_step + passes * num_batches
-        return np.array(step), np.array(iteration)
+    def __init__(self, feed: Feed) -> None:
+        self._tf = tensorflow()
+        self._feed = feed
+        self._passes = 0
+        # With `on_error="skip"`, Python decodes: TensorFlow's decoder cannot
+        # leave out the images that it refuses.
+        self._under_way = _UnderWay() if feed.skipped is None else None
+        if isinstance(feed.examples, Records):
+            # Once, so that its cache lasts from pass to pass.
+            self._stream = feed.examples.stream(feed.order, feed.num_batches)
+        else:
+            self._stream = self._examples
 
-    def chunks(step: Any, iteration: Any) -> Any:
+    def dataset(self) -> Any:
+        """Builds the data set.
+
+        Returns:
+            A `tf.data.Dataset` of (images, labels) or (images, labels,
+            weights). The pass after a complete one gets the steps after it.
+        """
+        tf, feed = self._tf, self._feed
+        dataset = tf.data.Dataset.range(1).map(
+            lambda _: tf.numpy_function(self._begin, [], (tf.int64, tf.int64))
+        )
+        dataset = dataset.flat_map(self._chunks)
+        dataset = dataset.map(self._fetch, num_parallel_calls=tf.data.AUTOTUNE)
+        # Chunks follow one another; the next one starts while the last images
+        # of one are decoded.
+        dataset = dataset.interleave(
+            self._decode_chunk,
+            cycle_length=2,
+            block_length=CHUNK,
+            num_parallel_calls=2,
+            deterministic=True,
+        )
+        dataset = dataset.batch(feed.order.shard_batch)
+        if self._under_way is not None:
+            # Takes the place of a batch that has lost all its examples.
+            nothing = tf.nest.map_structure(
+                lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype),
+                dataset.element_spec,
+            )
+            dataset = dataset.concatenate(
+                tf.data.Dataset.from_tensors(nothing)
+            ).take(feed.num_batches)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.enumerate().map(self._finish)
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(feed.num_batches)
+        )
+        options = tf.data.Options()
+        options.deterministic = True
+        # Shards have their slices already.
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.OFF
+        )
+        # `_finish_arrays` counts the batches that leave.
+        options.experimental_optimization.inject_prefetch = False
+        dataset = dataset.with_options(options)
+        # Attributes rather than a subclass: a subclass of `tf.data.Dataset`
+        # would have to implement TensorFlow's private `_inputs` and to be
+        # defined inside a function, since TensorFlow is imported late. What
+        # `map`, `take` and so on return rightly lacks them.
+        dataset.at = lambda step, steps=None: Pipeline(
+            feed.at(step, steps)
+        ).dataset()
+        dataset.sharded = lambda index, count: Pipeline(
+            feed.sharded(index, count)
+        ).dataset()
+        return dataset
+
+    def _first_step(self) -> int:
+        return self._feed.first_step + self._passes * self._feed.num_batches
+
+    def _begin(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts an iteration; returns its first step and its number."""
+        iteration = self._under_way.begin() if self._under_way else 0
+        return np.array(self._first_step()), np.array(iteration)
+
+    def _chunks(self, step: Any, iteration: Any) -> Any:
+        """Groups the examples of a pass for calls into Python."""
         return (
-            stream(step)
+            self._stream(step)
             .batch(CHUNK)
             .map(lambda number, example: (iteration, number, *example))
         )
 
-    def fetch(
+    def _examples(self, first: Any) -> Any:
+        """Returns what `Records.stream`'s function returns."""
+        tf, examples, order = self._tf, self._feed.examples, self._feed.order
+        assert isinstance(examples, Examples)
+
+        def columns_of(step: Any, first: Any) -> Any:
+            batch = order.batch(int(step))
+            number = np.arange(len(batch.numbers))
+            place = batch.start + number
+            place[batch.numbers == PADDING] = PADDING
+            return (
+                (step - first) * order.shard_batch + number,
+                np.full(len(place), batch.epoch, np.int64),
+                place,
+                batch.numbers,
+                examples.labels[batch.numbers],
+                examples.weights[batch.numbers],
+            )
+
+        def examples_of(step: Any) -> Any:
+            columns = tf.numpy_function(
+                columns_of, [step, first], [tf.int64] * 5 + [tf.float32]
+            )
+            for column in columns:
+                column.set_shape([None])
+            number, epoch, place, example, label, weight = columns
+            return tf.data.Dataset.from_tensor_slices(
+                (number, (epoch, place, (example,), label, weight))
+            )
+
+        steps = tf.data.Dataset.range(first, first + self._feed.num_batches)
+        return steps.flat_map(examples_of)
+
+    def _fetch(
+        self,
         iteration: Any,
         number: Any,
         epoch: Any,
@@ -116,154 +204,229 @@ def build(
         what: Any,
         *more: Any,
     ) -> Any:
-        data, plan, place, broken = tf.numpy_function(
-            lambda *a: _fetch(source, order, preprocess, under_way, *a),
+        tf = self._tf
+        data, layout, place, broken = tf.numpy_function(
+            self._fetch_arrays,
             [iteration, number, epoch, place, *what],
             [tf.string, tf.int32, tf.int64, tf.string],
         )
         data.set_shape([None])
-        plan.set_shape([None, PLAN_SIZE])
+        layout.set_shape([None, LAYOUT_SIZE])
         place.set_shape([None, 3])
         broken.set_shape([None])
-        return data, plan, *more, place, broken
+        return data, layout, *more, place, broken
 
-    def decode(data: Any, plan: Any, *more: Any) -> Any:
-        return _decode(tf, data, plan, preprocess), *more
+    def _fetch_arrays(
+        self,
+        iteration: int,
+        numbers: np.ndarray,
+        epochs: np.ndarray,
+        places: np.ndarray,
+        *what: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Reads the examples of a chunk and draws their windows.
 
-    def decoded(*chunk: Any) -> Any:
+        Returns:
+            The bytes of JPEG files, the pixels of others; their layouts;
+            (iteration, number, place) of each; and for each what is broken: a
+            name if broken images are skipped, else an error message, else "".
+        """
+        feed, under_way = self._feed, self._under_way
+        cropping = feed.cropping
+        contents = [BLACK] * len(places)
+        broken = np.full(len(places), b"", object)
+        layouts = np.zeros((len(places), LAYOUT_SIZE), np.int32)
+        layouts[:] = (*NOTHING, *cropping.image_size, 0, 0, 0,
+                      *_mirror(cropping, False))  # fmt: skip
+        for i, place in enumerate(places.tolist()):
+            if place == PADDING:
+                continue
+            example = [column[i] for column in what]
+            try:
+                picture = feed.examples.picture(*example)
+                rng = draws(feed.seed, int(epochs[i]), place)
+                contents[i], layouts[i] = _prepare(
+                    picture, rng, cropping, under_way is not None
+                )
+            except ImageError as error:
+                message = str(error)
+                if under_way is None:
+                    message = feed.examples.name(*example)
+                # File names need not be UTF-8.
+                broken[i] = os.fsencode(message)
+                continue
+            if under_way is not None and layouts[i, 0] != PIXELS:
+                under_way.add(int(iteration), int(numbers[i]), picture.name)
+        where = np.stack(
+            [np.full(len(places), iteration), numbers, places], axis=1
+        )
+        # As objects: NumPy's own strings lose zeros at the end.
+        return np.array(contents, object), layouts, where, broken
+
+    def _decode_chunk(self, *chunk: Any) -> Any:
+        tf = self._tf
         examples = tf.data.Dataset.from_tensor_slices(chunk)
-        examples = examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        if under_way is None:
+        examples = examples.map(
+            self._decode, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        if self._under_way is None:
             return examples
-        # `finish` raises. Of this dataset, and not of one that reads: tf.data
-        # would try a file that has been deleted for ever.
+        # Errors are dropped here and reported by `_finish_arrays`. Only the
+        # decoding data set ignores errors: in one that reads files, tf.data
+        # would retry a deleted file forever.
         return examples.ignore_errors(log_warning=True)
 
-    label_shape = source.labels.shape[1:]
-    int_labels = not targets.one_hot and not label_shape
-
-    def finish(k: Any, batch: Any) -> Any:
-        images, labels, weights, *more = batch
-
-        def on_arrays(k: Any, *arrays: Any) -> Any:
-            nonlocal passes
-            labels, weights, place, broken = arrays
-            iteration, number, place = place.T
-            names = [os.fsdecode(name) for name in broken]
-            last = k == num_batches - 1
-            if under_way:
-                under_way.arrived(
-                    iteration, number, names, k, order.host_batch, last
-                )
-            done = targets(labels, weights, place == PADDING, names)
-            step = first_step + passes * num_batches + int(k)
-            passes += last and order.training
-            if targets.skipped and (last or order.ends_epoch(step)):
-                targets.skipped.end_epoch()
-            return done
-
-        take, labels, weights = tf.numpy_function(
-            on_arrays,
-            [k, labels, weights, *more],
-            [tf.int64, tf.int32 if int_labels else tf.float32, tf.float32],
+    def _decode(self, data: Any, layout: Any, *more: Any) -> Any:
+        """Decodes, crops, resizes and flips with TensorFlow's operations."""
+        tf, cropping = self._tf, self._feed.cropping
+        parts = dict(
+            zip(LAYOUT, tf.split(layout, list(LAYOUT.values())), strict=True)
         )
-        if targets.skipped is not None:
+        shape = [*cropping.image_size, 3]
+
+        def raw() -> Any:
+            pixels = tf.io.decode_raw(data, tf.uint8)
+            return tf.reshape(pixels, parts["extent"])
+
+        def jpeg() -> Any:
+            image = tf.io.decode_and_crop_jpeg(
+                data, parts["decode"], channels=3, dct_method="INTEGER_ACCURATE"
+            )
+            return tf.slice(image, parts["begin"], parts["extent"])
+
+        def resize(image: Any) -> Any:
+            return tf.image.resize(image, parts["size"], cropping.method)
+
+        branches = {
+            PIXELS: lambda: resize(raw()),
+            JPEG: lambda: resize(jpeg()),
+            SMALL_JPEG: lambda: resize(tf.cast(jpeg(), tf.float32)),
+        }
+        image = tf.switch_case(parts["kind"][0], branches)
+        if cropping.crop == "resize_small":
+            image = tf.slice(image, parts["corner"], shape)
+        image = tf.cast(image, tf.uint8)
+        if cropping.training and cropping.flip:
+            # Reversing a fixed axis copies rows; for one column it copies
+            # everything at once. An axis known only at run time costs 0.07 ms
+            # even where nothing is flipped.
+            columns = tf.concat([shape[:1], parts["mirror"]], axis=0)
+            image = tf.reverse(tf.reshape(image, columns), axis=[1])
+        return tf.reshape(image, shape), *more
+
+    def _finish(self, k: Any, batch: Any) -> Any:
+        tf, feed = self._tf, self._feed
+        order, targets = feed.order, feed.targets
+        images, labels, weights, *more = batch
+        integers = not targets.one_hot and not feed.examples.label_shape
+        take, labels, weights = tf.numpy_function(
+            self._finish_arrays,
+            [k, labels, weights, *more],
+            [tf.int64, tf.int32 if integers else tf.float32, tf.float32],
+        )
+        if feed.skipped is not None:
             images = tf.gather(images, take)
-        size = order.host_batch if order.training or order.pad else None
-        # After the check above, which knows the name of what is missing.
+        size = order.shard_batch if order.training or order.pad else None
+        # After the check above, which names the file that is missing.
         with tf.control_dependencies([take]):
-            images = tf.ensure_shape(images, [size, *preprocess.image_size, 3])
-        vector = [] if int_labels else [targets.num_classes]
-        labels.set_shape([size, *vector])
+            shape = [size, *feed.cropping.image_size, 3]
+            images = tf.ensure_shape(images, shape)
+        labels.set_shape([size] if integers else [size, targets.num_classes])
         weights.set_shape([size])
         if targets.has_weights:
             return images, labels, weights
         return images, labels
 
-    dataset = tf.data.Dataset.range(1)
-    dataset = dataset.map(
-        lambda _: tf.numpy_function(begin, [], (tf.int64, tf.int64))
-    )
-    dataset = dataset.flat_map(chunks)
-    dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
-    # One chunk after the other; while the last images of one are decoded, the
-    # next one is begun.
-    dataset = dataset.interleave(
-        decoded,
-        cycle_length=2,
-        block_length=CHUNK,
-        num_parallel_calls=2,
-        deterministic=True,
-    )
-    dataset = dataset.batch(order.host_batch)
-    if under_way is not None:
-        # In the place of a batch that has lost all of its examples.
-        nothing = tf.nest.map_structure(
-            lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype),
-            dataset.element_spec,
-        )
-        dataset = dataset.concatenate(
-            tf.data.Dataset.from_tensors(nothing)
-        ).take(num_batches)
-    dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    dataset = dataset.enumerate().map(finish)
-    dataset = dataset.apply(
-        tf.data.experimental.assert_cardinality(num_batches)
-    )
-    options = tf.data.Options()
-    options.deterministic = True
-    # Hosts have their slices already.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
-    # `finish` counts what leaves.
-    options.experimental_optimization.inject_prefetch = False
-    return dataset.with_options(options)
+    def _finish_arrays(
+        self,
+        k: Any,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        where: np.ndarray,
+        broken: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Finishes the k-th batch of a pass, which leaves the pipeline."""
+        order, skipped = self._feed.order, self._feed.skipped
+        iteration, number, place = where.T
+        names = [os.fsdecode(name) for name in broken]
+        last = bool(k == self._feed.num_batches - 1)
+        if self._under_way:
+            self._under_way.arrived(
+                iteration, number, names, k, order.shard_batch, last
+            )
+        done = self._feed.targets(labels, weights, place == PADDING, names)
+        step = self._first_step() + int(k)
+        self._passes += last and order.training
+        if skipped and (last or order.ends_epoch(step)):
+            skipped.end_epoch()
+        return done
 
 
-def _examples(
-    tf: Any, source: Examples, order: Order, num_batches: int, first: Any
-) -> Any:
-    """As what `Records.stream` returns."""
+def _prepare(
+    picture: Picture | ArrayPicture,
+    rng: random.Random,
+    cropping: Cropping,
+    by_tensorflow: bool,
+) -> tuple[bytes, tuple[int, ...]]:
+    """Prepares one example for TensorFlow's operations.
 
-    def of_step(step: Any, first: Any) -> Any:
-        batch = order.batch(int(step))
-        number = np.arange(len(batch.numbers))
-        place = batch.start + number
-        place[batch.numbers == PADDING] = PADDING
-        return (
-            (step - first) * order.host_batch + number,
-            np.full(len(place), batch.epoch, np.int64),
-            place,
-            batch.numbers,
-            source.labels[batch.numbers],
-            source.weights[batch.numbers],
-        )
+    Args:
+        picture: The image.
+        rng: Source of randomness for its window.
+        cropping: Draws the window.
+        by_tensorflow: Whether TensorFlow's decoder may be used.
 
-    def examples(step: Any) -> Any:
-        columns = tf.numpy_function(
-            of_step, [step, first], [tf.int64] * 5 + [tf.float32]
-        )
-        for column in columns:
-            column.set_shape([None])
-        number, epoch, place, example, label, weight = columns
-        return tf.data.Dataset.from_tensor_slices(
-            (number, (epoch, place, (example,), label, weight))
-        )
+    Returns:
+        The bytes and the layout.
 
-    return tf.data.Dataset.range(first, first + num_batches).flat_map(examples)
+    Raises:
+        ImageError: If the file is broken.
+    """
+    size = cropping.image_size
+    window = cropping.window(picture.height, picture.width, rng)
+    small = math.prod(window.box[2:]) <= SMALL * math.prod(window.size)
+    stretches = cropping.stretches(window)
+    y, x, height, width = window.box
+    if picture.plain_jpeg and by_tensorflow and not stretches:
+        kind, content = SMALL_JPEG if small else JPEG, picture.data
+        top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
+        bottom = min(y + height + MARGIN, picture.height)
+        right = min(x + width + MARGIN, picture.width)
+    else:
+        kind, pixels = PIXELS, picture.pixels(window.box)
+        if stretches or not small:
+            # A chunk of large images would fill the memory. The result equals
+            # TensorFlow's to within one grey level.
+            result = np.empty((*size, 3), np.uint8)
+            crop_and_resize(pixels, window, cropping, result)
+            pixels = result
+            window = Window((0, 0, *size), size, (0, 0), flip=False)
+        content = pixels.tobytes()
+        y, x, height, width = window.box
+        top, left, bottom, right = y, x, y + height, x + width
+    return content, (
+        kind, top, left, bottom - top, right - left,
+        y - top, x - left, 0, height, width, 3,
+        *window.size, *window.corner, 0,
+        *_mirror(cropping, window.flip),
+    )  # fmt: skip
+
+
+def _mirror(cropping: Cropping, flip: bool) -> tuple[int, int]:
+    width = cropping.image_size[1]
+    return (width, 3) if flip else (1, 3 * width)
 
 
 class _UnderWay:
-    """Files whose decoder is TensorFlow's, which does not know their names.
+    """The files that TensorFlow's decoder, which knows no names, works on.
 
-    What it refuses is dropped; that a number is missing in what arrives then
-    tells which file it was.
+    Images that it refuses are dropped. The number that is missing among those
+    that arrive then tells which file it was.
     """
 
     def __init__(self) -> None:
-        # By iteration and number. An iteration that was left early may go on
-        # for a while in TensorFlow's threads, beside the next one.
+        # By iteration and number. An iteration that was left early may
+        # continue for a while in TensorFlow's threads, beside the next one.
         self._files: dict[int, dict[int, str]] = {}
         self._begun = 0
 
@@ -293,15 +456,15 @@ class _UnderWay:
         """Raises if an example of a batch is broken or missing.
 
         Args:
-            iterations: From `begin`, for each example of the batch.
-            numbers: Of the examples.
-            broken: What is wrong with each of them, "" for nothing.
-            k: The batch's number in the pass.
-            size: How many examples a batch has; the last one may have fewer.
+            iterations: The iteration of each example of the batch.
+            numbers: The number of each example in the pass.
+            broken: The error message of each example, "" for none.
+            k: Number of the batch in the pass.
+            size: Examples per batch; the last one may have fewer.
             last: Whether it is the last batch of the pass.
 
         Raises:
-            ImageError: It names the file.
+            ImageError: If one is; the message names the file.
         """
         for message in filter(None, broken):
             raise ImageError(message)
@@ -320,116 +483,3 @@ class _UnderWay:
                 "refuses it, its warning says why. Replace or remove the "
                 'file, or pass on_error="skip" to leave out such files.'
             )
-
-
-def _fetch(
-    source: Examples | Records,
-    order: Order,
-    preprocess: Preprocess,
-    under_way: _UnderWay | None,
-    iteration: int,
-    numbers_in_pass: np.ndarray,
-    epochs: np.ndarray,
-    places: np.ndarray,
-    *what: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Reads examples and plans their crops.
-
-    Returns:
-        The bytes of JPEG files, of other files their pixels; what `_decode` has
-        to know; (iteration, number, place) of each; "" or, of examples that are
-        broken, their names if `under_way` is `None`, else error messages.
-    """
-    contents = [b"\0\0\0"] * len(places)
-    broken = np.full(len(places), b"", object)
-    numbers = np.zeros((len(places), PLAN_SIZE), np.int32)
-    numbers[:, : len(NOTHING)] = NOTHING
-    size = preprocess.image_size
-    numbers[:, len(NOTHING) : len(NOTHING) + 2] = size
-    mirrored, as_it_is = (size[1], 3), (1, 3 * size[1])
-    numbers[:, -2:] = as_it_is
-    for i, place in enumerate(places.tolist()):
-        if place == PADDING:
-            continue
-        example = [column[i] for column in what]
-        try:
-            picture = source.picture(*example)
-            rng = draws(order.seed, int(epochs[i]), place)
-            plan = preprocess.plan(picture.height, picture.width, rng)
-            small = math.prod(plan.box[2:]) <= SMALL * math.prod(plan.size)
-            stretches = preprocess.stretches(plan)
-            # What TensorFlow's decoder refuses cannot be left out, so that
-            # Python decodes where it should be.
-            by_tensorflow = (
-                picture.plain_jpeg and under_way is not None and not stretches
-            )
-            if not by_tensorflow:
-                kind, pixels = PIXELS, picture.pixels(plan.box)
-                if stretches or not small:
-                    # A chunk of large pictures would fill the memory. The
-                    # result is TensorFlow's to within one grey level.
-                    result = np.empty((*size, 3), np.uint8)
-                    crop_and_resize(pixels, plan, preprocess, result)
-                    pixels = result
-                    plan = Plan((0, 0, *size), size, (0, 0), flip=False)
-                contents[i] = pixels.tobytes()
-        except ImageError as error:
-            skip = under_way is None
-            message = source.name(*example) if skip else str(error)
-            # File names may hold what is no UTF-8.
-            broken[i] = os.fsencode(message)
-            continue
-        y, x, height, width = plan.box
-        top, left, bottom, right = y, x, y + height, x + width
-        if under_way and by_tensorflow:
-            kind, contents[i] = SMALL_JPEG if small else JPEG, picture.data
-            number = int(numbers_in_pass[i])
-            under_way.add(int(iteration), number, picture.name)
-            top, left = max(y - MARGIN, 0), max(x - MARGIN, 0)
-            bottom = min(bottom + MARGIN, picture.height)
-            right = min(right + MARGIN, picture.width)
-        numbers[i] = (
-            kind, top, left, bottom - top, right - left,
-            y - top, x - left, 0, height, width, 3,
-            *plan.size, *plan.corner, 0,
-            *(mirrored if plan.flip else as_it_is),
-        )  # fmt: skip
-    # As objects: NumPy's own strings lose zeros at the end.
-    where = np.stack(
-        [np.full(len(places), iteration), numbers_in_pass, places], axis=1
-    )
-    return np.array(contents, object), numbers, where, broken
-
-
-def _decode(tf: Any, data: Any, numbers: Any, preprocess: Preprocess) -> Any:
-    """Follows a plan with TensorFlow's operations."""
-    plan = dict(zip(PLAN, tf.split(numbers, list(PLAN.values())), strict=True))
-    shape = [*preprocess.image_size, 3]
-
-    def raw() -> Any:
-        return tf.reshape(tf.io.decode_raw(data, tf.uint8), plan["extent"])
-
-    def jpeg() -> Any:
-        image = tf.io.decode_and_crop_jpeg(
-            data, plan["window"], channels=3, dct_method="INTEGER_ACCURATE"
-        )
-        return tf.slice(image, plan["begin"], plan["extent"])
-
-    def resize(image: Any) -> Any:
-        return tf.image.resize(image, plan["size"], preprocess.method)
-
-    branches = {
-        PIXELS: lambda: resize(raw()),
-        JPEG: lambda: resize(jpeg()),
-        SMALL_JPEG: lambda: resize(tf.cast(jpeg(), tf.float32)),
-    }
-    image = tf.switch_case(plan["kind"][0], branches)
-    if preprocess.crop == "resize_small":
-        image = tf.slice(image, plan["corner"], shape)
-    image = tf.cast(image, tf.uint8)
-    if preprocess.training and preprocess.flip:
-        # One fixed axis is reversed by copying rows, of one column at once.
-        # Axes that are known only now take 0.07 ms even where none is.
-        columns = tf.concat([shape[:1], plan["mirror"]], axis=0)
-        image = tf.reverse(tf.reshape(image, columns), axis=[1])
-    return tf.reshape(image, shape)

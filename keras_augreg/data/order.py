@@ -1,7 +1,7 @@
-"""Which example comes when: the order of batches, by arithmetic alone.
+"""Which example comes when: the order of batches, by arithmetic only.
 
-Nothing is remembered from batch to batch, so that a run can start at any
-step and every host finds its own slice of a global batch.
+No state is kept between batches, so a run can start at any step and every
+shard finds its own slice of a global batch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PADDING = -1
 
 
 class Batch(NamedTuple):
-    """One host's slice of a batch.
+    """One shard's slice of a batch.
 
     Attributes:
         epoch: The pass over the data that it belongs to, from 0.
-        start: Its first example's place in the order of that pass.
+        start: Place of its first example in the order of that pass.
         numbers: int64, the examples; `PADDING` where there is none.
     """
 
@@ -35,14 +35,13 @@ class Order:
     """The order of a data set's examples.
 
     Args:
-        num_examples: Of all hosts together.
-        batch_size: Of all hosts together.
-        training: A new random order for every epoch, whose last partial
-            batch is dropped; otherwise the source's order, and all of it.
-        seed: Of the random orders.
-        pad: Whether the last batch of an evaluation is filled up.
-        host: This host's number, from 0.
-        hosts: How many hosts there are.
+        num_examples: Number of examples over all shards.
+        batch_size: Examples per step over all shards.
+        training: Whether every epoch has a new random order and drops its
+            last partial batch; otherwise the source's order, all of it.
+        seed: Seed of the random orders.
+        pad: Whether to fill up the last batch of an evaluation.
+        shard: (index, count): which of `count` slices of every batch.
     """
 
     num_examples: int
@@ -50,17 +49,16 @@ class Order:
     training: bool
     seed: int
     pad: bool = False
-    host: int = 0
-    hosts: int = 1
+    shard: tuple[int, int] = (0, 1)
 
     @property
-    def host_batch(self) -> int:
-        """Examples of a batch that this host reads."""
-        return self.batch_size // self.hosts
+    def shard_batch(self) -> int:
+        """Examples per step of this shard."""
+        return self.batch_size // self.shard[1]
 
     @property
     def steps(self) -> int:
-        """Batches of one epoch, the same for every host."""
+        """Batches per epoch, the same for every shard."""
         if self.training:
             return self.num_examples // self.batch_size
         return -(-self.num_examples // self.batch_size)
@@ -70,13 +68,13 @@ class Order:
         return (step + 1) % self.steps == 0
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from the first step of the run."""
+        """Returns the batch of a step, counted from the start of the run."""
         epoch, step = divmod(step, self.steps)
-        start = step * self.batch_size + self.host * self.host_batch
+        start = step * self.batch_size + self.shard[0] * self.shard_batch
         if self.training:
             order = _shuffled(self.num_examples, self.seed, epoch)
-            return Batch(epoch, start, order[start : start + self.host_batch])
-        numbers = np.arange(start, start + self.host_batch)
+            return Batch(epoch, start, order[start : start + self.shard_batch])
+        numbers = np.arange(start, start + self.shard_batch)
         numbers[numbers >= self.num_examples] = PADDING
         if not self.pad:
             numbers = numbers[numbers != PADDING]
@@ -90,5 +88,5 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def draws(seed: int, epoch: int, place: int) -> random.Random:
-    """Where the crop and flip of the example at a place are drawn from."""
+    """Returns the generator of the crop and flip of the example at a place."""
     return random.Random(f"{seed}/{epoch}/{place}")

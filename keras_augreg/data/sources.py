@@ -58,6 +58,11 @@ class Examples:
     def __post_init__(self) -> None:
         self.weights = np.ones(len(self.names), np.float32)
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """The shape of one label."""
+        return self.labels.shape[1:]
+
     def __len__(self) -> int:
         return len(self.names)
 

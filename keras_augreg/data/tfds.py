@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import Picture
+from keras_augreg.data.options import Options
 from keras_augreg.data.order import PADDING, Order
 from keras_augreg.data.report import none_excluded
 
@@ -24,36 +26,65 @@ Part = tuple[str, int, int]
 
 @dataclasses.dataclass
 class Records:
-    """The examples of a split, and this host's share of its files.
+    """The examples of a split, and one shard's share of its files.
 
     Attributes:
-        num_examples: Of all hosts together.
-        largest_share: Examples of the host that has most of them.
-        smallest_share: Examples of the host that has fewest.
-        labels: An empty array of the labels' dtype and shape.
-        class_names: What each label means.
-        parts: What this host reads.
+        class_names: The name of each label.
+        parts: The parts of files that make up the split.
         parse: A serialised record -> the image file's bytes, the label and
             the weight, as tensors.
-        excluded: Names of examples to leave out.
-        shuffle_buffer: Records among which training draws the next one.
-        cache: Whether to keep all records in memory.
-        brightness: What to multiply pixel values by.
-        left_out: As `Examples` has it.
+        label_shape: The shape of one label: () or (num_classes,).
+        options: `exclude`, `shuffle_buffer` and `cache` of `load`.
+        brightness: Factor that pixel values are multiplied by.
+        shard: (index, count): which share of the records is read.
     """
 
-    num_examples: int
-    largest_share: int
-    smallest_share: int
-    labels: np.ndarray
     class_names: list[str]
     parts: list[Part]
     parse: Callable[[Any], tuple[Any, Any, Any]]
-    excluded: frozenset[str]
-    shuffle_buffer: int
-    cache: bool
-    brightness: int
+    label_shape: tuple[int, ...]
+    options: Options
+    brightness: int = 1
+    shard: tuple[int, int] = (0, 1)
+    # As `Examples` has them: labels are in the files, nothing is left out.
+    labels = None
     left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._excluded = self.options.excluded
+        self._share = _share(self.parts, *self.shard)
+        self._length = _count(self.parts, self._excluded)
+
+    def __len__(self) -> int:
+        """Number of examples over all shards."""
+        return self._length
+
+    @property
+    def names(self) -> list[str]:
+        """Names (TFDS's `tfds_id`) of the split's examples, in order."""
+        names = (
+            f"{os.path.basename(path)}__{i}"
+            for path, first, count in self.parts
+            for i in range(first, first + count)
+        )
+        return [name for name in names if name not in self._excluded]
+
+    def in_order(self, training: bool) -> int:
+        """Number of places in an epoch, the same for every shard.
+
+        Args:
+            training: Whether shards drop what the smallest one lacks;
+                otherwise all are padded to the largest one.
+
+        Returns:
+            The number over all shards.
+        """
+        count = self.shard[1]
+        shares = [
+            _count(_share(self.parts, i, count), self._excluded)
+            for i in range(count)
+        ]
+        return (min(shares) if training else max(shares)) * count
 
     def name(self, data: bytes, name: bytes) -> str:
         """What error messages call an example: TFDS's `tfds_id`."""
@@ -64,10 +95,10 @@ class Records:
         return Picture(data, self.name(data, name), self.brightness)
 
     def pictures(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
-        """All examples' names, and how to read each, in the files' order."""
+        """Yields each example's name and how to read it, in order."""
         import tensorflow as tf
 
-        for record, name in self._read(tf, self.parts):
+        for record, name in self._read(tf):
             data, name = self.parse(record)[0].numpy(), name.numpy()
             yield name.decode(), functools.partial(self.picture, data, name)
 
@@ -75,8 +106,8 @@ class Records:
         """Makes a function from a pass's first step to its examples.
 
         Args:
-            order: Of the batches.
-            num_batches: How many batches a pass has.
+            order: The order of batches.
+            num_batches: Batches per pass.
 
         Returns:
             A function from an int64 tensor to a `tf.data.Dataset` of (number
@@ -85,18 +116,18 @@ class Records:
         """
         import tensorflow as tf
 
-        size = order.host_batch
-        # Outside of any epoch, which would each have a cache of its own.
-        kept = self._read(tf, self.parts).cache() if self.cache else None
+        size = order.shard_batch
+        # Outside the epochs, or each would have a cache of its own.
+        kept = self._read(tf).cache() if self.options.cache else None
 
         def epoch_records(epoch: Any) -> Any:
-            # Of this function alone, whatever `tf.random.set_seed` says;
-            # not 0, which `shuffle` compares with a tensor.
+            # Seeds this function only, independently of `tf.random.set_seed`.
+            # Must not be 0: `shuffle` compares 0 with a tensor.
             tf.compat.v1.set_random_seed(1)
             records, buffer = kept, len(self)
             if records is None:
-                records = self._read(tf, self.parts, order.seed, epoch)
-                buffer = self.shuffle_buffer
+                records = self._read(tf, order.seed, epoch)
+                buffer = self.options.shuffle_buffer
             records = records.shuffle(
                 max(buffer, 1),
                 seed=order.seed * 1_000_003 + epoch,
@@ -107,7 +138,7 @@ class Records:
 
         def parse(epoch: Any, i: Any, record: Any, name: Any) -> Any:
             data, label, weight = self.parse(record)
-            place = i * order.hosts + order.host
+            place = i * order.shard[1] + order.shard[0]
             return epoch, place, (data, name), label, weight
 
         def training(step: Any) -> Any:
@@ -118,14 +149,15 @@ class Records:
             return records.take(num_batches * size).map(parse).enumerate()
 
         def evaluation(step: Any) -> Any:
-            records = self._read(tf, self.parts) if kept is None else kept
+            records = self._read(tf) if kept is None else kept
             zero = tf.zeros([], tf.int64)
             records = records.enumerate()
             records = records.map(lambda i, r: parse(zero, i, *r))
             if not order.pad:
                 return records.enumerate()
             nothing = (zero, zero + PADDING, (tf.constant(""),) * 2)
-            label = tf.zeros(self.labels.shape[1:], self.labels.dtype)
+            dtype = tf.float32 if self.label_shape else tf.int64
+            label = tf.zeros(self.label_shape, dtype)
             padding = tf.data.Dataset.from_tensors(
                 (*nothing, label, tf.zeros([]))
             )
@@ -134,13 +166,9 @@ class Records:
 
         return training if order.training else evaluation
 
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def _read(
-        self, tf: Any, parts: list[Part], seed: int = 0, epoch: Any = None
-    ) -> Any:
-        """(record, name), in a random order of files if there is an epoch."""
+    def _read(self, tf: Any, seed: int = 0, epoch: Any = None) -> Any:
+        """(record, name); with an epoch, files come in a random order."""
+        parts = self._share
         columns = [
             tf.constant([part[i] for part in parts], dtype)
             for i, dtype in enumerate((tf.string, tf.int64, tf.int64))
@@ -174,10 +202,10 @@ class Records:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        if self.excluded:
+        if self._excluded:
             table = tf.lookup.StaticHashTable(
                 tf.lookup.KeyValueTensorInitializer(
-                    sorted(self.excluded), [1] * len(self.excluded)
+                    sorted(self._excluded), [1] * len(self._excluded)
                 ),
                 0,
             )
@@ -303,60 +331,103 @@ def part_of(builder: Any, split: str, part: str) -> str:
 
 
 def open_records(
-    builder: Any,
-    split: str,
-    *,
-    label: str | Callable[[Any], Any] | None,
-    label_features: Iterable[str],
-    num_classes: int | None,
-    sample_weight: str | None,
-    excluded: frozenset[str],
-    host: int,
-    hosts: int,
-    shuffle_buffer: int,
-    cache: bool,
-    brightness: int = 1,
+    builder: Any, split: str, row: PaperDataset, options: Options
 ) -> Records:
-    """Opens a split for one host.
+    """Opens a split.
 
     Args:
-        builder: Of the data set.
-        split: In TFDS's syntax.
-        label: The feature that is the label (a class or a sequence of
-            classes), or a function that makes it of an example; `None` for
-            the data set's own.
-        label_features: The features that such a function needs.
-        num_classes: How many classes such a function makes.
-        sample_weight: The feature that weighs an example, if any.
-        excluded: Names of examples (`tfds_id`) to leave out.
-        host: This host's number, from 0.
-        hosts: How many hosts there are.
-        shuffle_buffer: As `Records` has it.
-        cache: As `Records` has it.
-        brightness: As `Records` has it.
+        builder: The data set's builder.
+        split: A split in TFDS's syntax.
+        row: Which feature is the label, and the brightness.
+        options: The options of `load`.
 
     Returns:
         The records.
 
     Raises:
-        ValueError: If the split or a feature does not exist.
+        ValueError: If the split or a feature does not exist or has the wrong
+            type.
     """
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
     image, own_label = _keys(tfds, builder)
-    label = label or own_label
+    label = row.label or own_label
     if label is None:
         raise ValueError(
             f"Cannot tell which feature of {builder.name!r} is the label: "
-            f"expected one class label in {list(features)}"
+            f"expected one class label in {list(builder.info.features)}"
         )
-    wanted = [image, *label_features]
+    wanted = [image, *row.label_features]
     if isinstance(label, str):
         wanted.append(label)
-    if sample_weight is not None:
-        wanted.append(sample_weight)
+    weight = options.sample_weight
+    if weight is not None and not isinstance(weight, str):
+        raise ValueError(
+            "For a TFDS data set, `sample_weight` must be the name of a "
+            f"feature. Received: {type(weight).__name__}"
+        )
+    if weight is not None:
+        wanted.append(weight)
+    _check_features(builder, image, wanted)
+    class_names = [str(i) for i in range(row.num_classes)]
+    several = False
+    if isinstance(label, str):
+        class_names, several = _classes(tfds, builder, label)
+    try:
+        found = builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{builder.name!r} has no split {split!r}: {error} It has: "
+            f"{sorted(builder.info.splits)}"
+        ) from error
+    partial = tfds.decode.PartialDecoding(dict.fromkeys(wanted, True))
+    features = partial.extract_features(builder.info.features)
+    skip = {image: tfds.decode.SkipDecoding()}
+    count = len(class_names)
+
+    def parse(record: Any) -> tuple[Any, Any, Any]:
+        example = features.deserialize_example(record, decoders=skip)
+        own = example[weight] if weight else 1.0
+        return example[image], *_target(example, label, own, count)
+
+    records = Records(
+        class_names=class_names,
+        parts=[(f.filename, f.skip, f.take) for f in found.file_instructions],
+        parse=parse,
+        label_shape=(count,) if several else (),
+        options=options,
+        brightness=row.brightness,
+    )
+    excluded = options.excluded
+    if excluded and len(records) == found.num_examples:
+        none_excluded(excluded)
+    return records
+
+
+def _target(
+    example: Mapping[str, Any],
+    label: str | Callable[[Any], Any],
+    weight: Any,
+    num_classes: int,
+) -> tuple[Any, Any]:
+    """Returns the label and the weight of a parsed example."""
+    import tensorflow as tf
+
+    weight = tf.cast(weight, tf.float32)
+    if callable(label):
+        return tf.cast(label(example), tf.int64), weight
+    target = example[label]
+    if target.shape.rank == 1:
+        # Examples without any label do not count.
+        target = tf.reduce_sum(tf.one_hot(target, num_classes), axis=0)
+        target = tf.minimum(target, 1.0)
+        weight *= tf.reduce_max(target)
+    return target, weight
+
+
+def _check_features(builder: Any, image: str, wanted: list[str]) -> None:
+    """Raises if the image is not of integers or a feature is missing."""
+    features = builder.info.features
     stored = np.dtype(features[image].np_dtype)
     if stored.kind != "u":
         raise ValueError(
@@ -369,76 +440,30 @@ def open_records(
             f"{builder.name!r} has no feature {missing[0]!r}. It has: "
             f"{sorted(features)}"
         )
-    class_names = [str(i) for i in range(num_classes or 0)]
-    several = False
-    if isinstance(label, str):
-        feature = features[label]
-        several = isinstance(feature, tfds.features.Sequence)
-        feature = feature.feature if several else feature
-        if not isinstance(feature, tfds.features.ClassLabel):
-            raise ValueError(
-                f"Feature {label!r} of {builder.name!r} is no class label: "
-                f"{feature}"
-            )
-        class_names = list(feature.names)
-    count = len(class_names)
-    partial = tfds.decode.PartialDecoding(dict.fromkeys(wanted, True))
-    decoded = partial.extract_features(features)
-    skip = {image: tfds.decode.SkipDecoding()}
 
-    def parse(record: Any) -> tuple[Any, Any, Any]:
-        example = decoded.deserialize_example(record, decoders=skip)
-        weight = tf.ones([])
-        if sample_weight is not None:
-            weight = tf.cast(example[sample_weight], tf.float32)
-        if callable(label):
-            return example[image], tf.cast(label(example), tf.int64), weight
-        target = example[label]
-        if several:
-            # Examples without any label do not count.
-            target = tf.reduce_sum(tf.one_hot(target, count), axis=0)
-            target = tf.minimum(target, 1.0)
-            weight *= tf.reduce_max(target)
-        return example[image], target, weight
 
-    try:
-        found = builder.info.splits[split]
-    except (KeyError, ValueError) as error:
+def _classes(tfds: Any, builder: Any, label: str) -> tuple[list[str], bool]:
+    """Returns the class names of a label, and whether it is a sequence."""
+    feature = builder.info.features[label]
+    several = isinstance(feature, tfds.features.Sequence)
+    feature = feature.feature if several else feature
+    if not isinstance(feature, tfds.features.ClassLabel):
         raise ValueError(
-            f"{builder.name!r} has no split {split!r}: {error} It has: "
-            f"{sorted(builder.info.splits)}"
-        ) from error
-    parts = [(f.filename, f.skip, f.take) for f in found.file_instructions]
-    shares = [_share(parts, i, hosts) for i in range(hosts)]
-    counts = [_count(share, excluded) for share in shares]
-    if excluded and sum(counts) == _count(parts, frozenset()):
-        none_excluded(excluded)
-    return Records(
-        num_examples=sum(counts),
-        largest_share=max(counts),
-        smallest_share=min(counts),
-        labels=np.zeros((0, count), np.float32)
-        if several
-        else np.zeros(0, np.int64),
-        class_names=class_names,
-        parts=shares[host],
-        parse=parse,
-        excluded=excluded,
-        shuffle_buffer=shuffle_buffer,
-        cache=cache,
-        brightness=brightness,
-    )
+            f"Feature {label!r} of {builder.name!r} is not a class label: "
+            f"{feature}"
+        )
+    return list(feature.names), several
 
 
 def _keys(tfds: Any, builder: Any) -> tuple[str, str | None]:
-    """The names of a data set's image and label."""
+    """Returns the names of a data set's image and label."""
     features = builder.info.features
     images, labels = (
         [key for key, feature in features.items() if isinstance(feature, kind)]
         for kind in (tfds.features.Image, tfds.features.ClassLabel)
     )
     supervised = builder.info.supervised_keys or ()
-    # What the data set calls its input and target comes first, if it fits.
+    # Prefer what the data set declares as its input and target, if it fits.
     image = [key for key in supervised if key in images] or images
     label = [key for key in supervised if key in labels] or labels
     if len(image) != 1:
@@ -449,21 +474,21 @@ def _keys(tfds: Any, builder: Any) -> tuple[str, str | None]:
     return image[0], label[0] if len(label) == 1 else None
 
 
-def _share(parts: list[Part], host: int, hosts: int) -> list[Part]:
-    """What one of several hosts reads, in the same order."""
-    total = sum(count for _, _, count in parts)
-    start, stop = total * host // hosts, total * (host + 1) // hosts
+def _share(parts: list[Part], index: int, count: int) -> list[Part]:
+    """Returns the parts that one of `count` shards reads, in order."""
+    total = sum(length for _, _, length in parts)
+    start, stop = total * index // count, total * (index + 1) // count
     share, before = [], 0
-    for path, first, count in parts:
-        low, high = (min(max(x - before, 0), count) for x in (start, stop))
+    for path, first, length in parts:
+        low, high = (min(max(x - before, 0), length) for x in (start, stop))
         if high > low:
             share.append((path, first + low, high - low))
-        before += count
+        before += length
     return share
 
 
 def _count(parts: list[Part], excluded: frozenset[str]) -> int:
-    """How many examples are left."""
+    """Returns how many examples are left."""
     ranges: dict[str, list[tuple[int, int]]] = {}
     for path, first, count in parts:
         name = os.path.basename(path)

@@ -14,8 +14,6 @@ import keras
 import numpy as np
 
 from keras_augreg import checkpoints, data
-from keras_augreg.data.loading import find
-from keras_augreg.data.sources import Examples
 from keras_augreg.models import VisionTransformer
 from keras_augreg.recipe import pretraining_warmup
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
@@ -133,7 +131,7 @@ def hold_out(
     """Divides a training split, the same way whenever it is asked.
 
     Args:
-        found: Of `keras_augreg.data.loading.find`.
+        found: The examples, as `keras_augreg.data.find` returns them.
         fraction: Of what is not held out, above 0 and at most 1.
         val_share: What to hold out, at least 0 and below 1.
 
@@ -144,14 +142,8 @@ def hold_out(
         for each part; TFDS data sets, whose labels are in their files, as a
         whole.
     """
-    if isinstance(found, Examples):
-        names, labels = np.array(found.names), found.labels
-    else:
-        names = np.array([
-            f"{os.path.basename(path)}__{i}"
-            for path, first, count in found.parts
-            for i in range(first, first + count)
-        ])  # fmt: skip
+    names, labels = np.array(found.names), found.labels
+    if labels is None:
         labels = np.zeros(len(names), int)
     train, val, rest = [], [], []
     for label in np.unique(labels):

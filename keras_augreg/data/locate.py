@@ -1,0 +1,188 @@
+"""From what the user calls a data set to its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_augreg import dataset_names
+from keras_augreg.data import sources, tfds
+from keras_augreg.data.datasets import DATASETS, PaperDataset
+from keras_augreg.data.options import Options
+from keras_augreg.data.report import none_excluded
+from keras_augreg.data.sources import Examples
+from keras_augreg.data.tfds import Records
+from keras_augreg.labels import _classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a data set is.
+
+    Attributes:
+        row: Its row in `DATASETS`; a row without splits and classes if it is
+            not one of the paper's data sets.
+        path: A folder, or a name of TensorFlow Datasets.
+        kind: "bundled", "folder" or "tfds".
+        data_dir: TFDS's directory, if the user named one.
+    """
+
+    row: PaperDataset
+    path: str
+    kind: str
+    data_dir: str | None = None
+
+    def read(
+        self,
+        split: str,
+        class_names: Sequence[str] | None,
+        options: Options,
+    ) -> Examples | Records:
+        """Lists the examples of a split; the arguments are `load`'s."""
+        if self.kind == "tfds":
+            return self._records(split, options)
+        name, percent = sources.part(split)
+        if self.kind == "bundled":
+            found = sources.digits(name, options.split_seed)
+        else:
+            if self.row.num_classes and class_names is None:
+                # The release's order.
+                class_names = [n for n, _ in _classes(self.row.num_classes)]
+            found = sources.folder(
+                self.path,
+                name,
+                options.split_seed,
+                class_names,
+                options.on_error,
+            )
+        if percent != (0, 100):
+            found = sources.take(found, percent, options.split_seed)
+        if excluded := options.excluded:
+            everything = len(found)
+            found = found.subset(
+                i
+                for i, name in enumerate(found.names)
+                if excluded.isdisjoint((name, sources.line_of(name)))
+            )
+            if len(found) == everything:
+                none_excluded(excluded)
+        if options.sample_weight is not None:
+            weights = np.asarray(options.sample_weight)
+            if (
+                weights.shape != (len(found),)
+                or weights.dtype.kind not in "fiub"
+            ):
+                raise ValueError(
+                    "`sample_weight` must have one number for each of the "
+                    f"{len(found)} examples. Received: "
+                    f"{options.sample_weight!r}"
+                )
+            found.weights = weights.astype(np.float32)
+        if options.cache:
+            found.read = functools.cache(found.read)
+        return found
+
+    def _records(self, split: str, options: Options) -> Records:
+        builder = tfds.open_builder(self.path, self.data_dir)
+        split = "+".join(self._in_tfds(builder, s) for s in split.split("+"))
+        records = tfds.open_records(builder, split, self.row, options)
+        expected, received = self.row.num_classes, len(records.class_names)
+        if expected and received != expected:
+            raise ValueError(
+                f"{self.row.name!r} has {expected} classes, but what was "
+                f"found at {self.path!r} has {received}."
+            )
+        return records
+
+    def _in_tfds(self, builder: Any, split: str) -> str:
+        """Returns TFDS's expression for a row's split, or a part of one."""
+        name, bracket, part = split.partition("[")
+        if name not in self.row.splits:
+            return split
+        # TFDS's split of the same name may hold the row's test set.
+        split = self.row.splits[name]
+        if "{p}" in split:
+            count = builder.info.splits["train"].num_examples
+            first = self.row.held_out * count // 100
+            split = split.format(p=first, p200=first + 200)
+        return tfds.part_of(builder, split, part) if bracket else split
+
+
+def locate(
+    source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
+) -> Location:
+    """Finds a data set; the arguments are `load`'s.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+        if "://" not in source:
+            # A `Path` is always a folder; the "./" prefix marks it as one.
+            source = os.path.join(".", source)
+    directory = None if data_dir is None else str(data_dir)
+    if source in sources.BUNDLED:
+        row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
+        return Location(row, source, "bundled")
+    known = dataset_names.lookup(source, DATASETS)
+    row = DATASETS[known] if known else PaperDataset(source, None, {}, 0)
+    if row.tfds is not None:
+        return Location(row, row.tfds, "tfds", directory)
+    path = source
+    if known:
+        if directory is None:
+            raise ValueError(
+                f"{known!r} has no public TFDS data set: pass `data_dir`, a "
+                "folder of class folders or a directory that TFDS wrote."
+            )
+        path = directory
+    if tfds.is_prepared_directory(path):
+        return Location(row, path, "tfds", directory)
+    looks_like_path = path.startswith((".", "/", "~")) or "://" in path
+    # Where TFDS's directory is given, a name is one of TFDS's.
+    a_name = directory is not None and not known and not looks_like_path
+    if pathlib.Path(path).is_dir() and not a_name:
+        return Location(row, path, "folder")
+    if looks_like_path or known:
+        raise ValueError(
+            f"No folder {path!r}. Expected a folder of class folders, or a "
+            "directory that TFDS wrote (with dataset_info.json)."
+        )
+    return Location(row, path, "tfds", directory)
+
+
+def find(
+    source: str | os.PathLike[str],
+    split: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+) -> Examples | Records:
+    """Lists the examples of a split without reading them.
+
+    Args:
+        source: As in `load`.
+        split: As in `load`.
+        class_names: As in `load`.
+        data_dir: As in `load`.
+        options: As in `load`.
+
+    Returns:
+        An object with `names` (as `Options.exclude` takes them), `labels`
+        (int64 of shape (n,), or `None` for a TFDS data set, whose labels are
+        in its files) and `class_names`.
+
+    Raises:
+        ValueError: If the source or the split does not exist.
+    """
+    return locate(source, data_dir).read(
+        split, class_names, options or Options()
+    )

@@ -1,0 +1,259 @@
+"""The settings of `load` that most users leave alone, checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_augreg.data.datasets import PaperDataset
+from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Cropping
+from keras_augreg.data.sources import read_names
+
+ENGINES = ("auto", "tensorflow", "python")
+ON_ERROR = ("raise", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How images become square: the argument `preprocess` of `load`.
+
+    Args:
+        crop: `"inception"` (training only: 5% to 100% of the area, width over
+            height 0.75 to 1.33), `"resize_small"` (resize the smaller side to
+            `smaller_side`, then take a random or, in evaluation, the central
+            crop) or `"resize"` (resize to `image_size` without cropping).
+            `None` takes the crop of the source's row in `DATASETS`; other
+            sources get `"inception"` in training and `"resize_small"` in
+            evaluation, digits get `"resize"`.
+        flip: Whether to mirror half of the training images. `None` means yes,
+            except for digits and where the source's row says otherwise.
+        smaller_side: Smaller side before the crop of `"resize_small"`, in
+            pixels; `None` for 256/224 of the smaller side of `image_size`.
+            big_vision fine-tunes at 384 with 448.
+
+    Raises:
+        ValueError: If an argument is not as described.
+
+    Example:
+    >>> Preprocess("resize_small", flip=False).crop
+    'resize_small'
+    """
+
+    crop: str | None = None
+    flip: bool | None = None
+    smaller_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and self.crop not in CROPS:
+            raise ValueError(
+                f"`crop` must be one of {CROPS}. Received: crop={self.crop!r}"
+            )
+        if self.smaller_side is not None and (
+            not is_integer(self.smaller_side)
+            or self.crop not in (None, "resize_small")
+        ):
+            raise ValueError(
+                '`smaller_side` is an integer and requires crop="resize_small".'
+                f" Received: smaller_side={self.smaller_side!r}, "
+                f"crop={self.crop!r}"
+            )
+
+    def cropping(
+        self,
+        image_size: int | tuple[int, int],
+        training: bool,
+        row: PaperDataset,
+    ) -> Cropping:
+        """Fills in what is `None`.
+
+        Args:
+            image_size: As in `load`.
+            training: As in `load`.
+            row: The source's row.
+
+        Returns:
+            The crop of every image.
+
+        Raises:
+            ValueError: If the crop does not fit the other arguments.
+        """
+        size = _sides(image_size)
+        crop = self.crop or (row.crop if training else row.eval_crop)
+        if crop == "inception" and not training:
+            raise ValueError(
+                'crop="inception" draws random crops, for training only. '
+                'Evaluate with "resize_small" or "resize".'
+            )
+        smaller_side = self.smaller_side
+        if smaller_side is None:
+            smaller_side = round(SMALLER_SIDE * min(size))
+        elif crop != "resize_small" or smaller_side < min(size):
+            raise ValueError(
+                '`smaller_side` requires crop="resize_small" and must be at '
+                "least the smaller side of `image_size`. Received: "
+                f"smaller_side={smaller_side}, crop={crop!r}, "
+                f"image_size={image_size}"
+            )
+        flip = row.flip if self.flip is None else self.flip
+        return Cropping(size, crop, training, flip, smaller_side)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Further settings of `load`.
+
+    Args:
+        one_hot: Labels as float32 vectors (batch, num_classes).
+        sample_weight: One weight for each example of the split (folders and
+            digits), in the order of evaluation and without the examples that
+            `exclude` names; or the name of a feature (TFDS). Batches become
+            (images, labels, weights).
+        split_seed: Seeds the split of sources that have none (use the same
+            for "train" and "test") and the parts of folders' and digits'
+            splits, from 0 to 2**32 - 1.
+        exclude: Names of examples to leave out (`CLASS/file.jpg`, or TFDS's
+            `tfds_id`), or a file with one name per line, as
+            `keras_augreg.data.dedup` writes it.
+        cache: Whether to keep the encoded files in memory.
+        shuffle_buffer: Number of TFDS training records in memory among which
+            the next one is drawn. Other sources are shuffled as a whole.
+        pad: Whether to fill up the last evaluation batch with examples of
+            weight 0. Batches are then (images, labels, weights), and metrics
+            belong in `compile(weighted_metrics=...)`. `None` pads sharded
+            data and where a `keras.distribution` is set.
+        on_error: `"raise"`: a broken file is an error that names it.
+            `"skip"`: it is left out (in training, the next image of the batch
+            takes its place), counted in `info.skipped`, and reported in a
+            warning at the end of the epoch. A batch without any readable
+            image is an error unless it is padded. The TensorFlow engine is
+            slower with `"skip"`: it decodes whole images in Python.
+        engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
+            `keras.utils.PyDataset`, needs no TensorFlow) or `"auto"`: Python
+            where TensorFlow is not installed, and for digits where it is not
+            the backend. Python is refused in the scope of a `tf.distribute`
+            strategy.
+
+    Raises:
+        ValueError: If an argument is not as described.
+
+    Example:
+    >>> Options(on_error="skip").engine
+    'auto'
+    """
+
+    one_hot: bool = False
+    sample_weight: str | Sequence[float] | None = None
+    split_seed: int = 0
+    exclude: str | os.PathLike[str] | Iterable[str] = ()
+    cache: bool = False
+    shuffle_buffer: int = 10_000
+    pad: bool | None = None
+    on_error: str = "raise"
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("on_error", self.on_error, ON_ERROR)
+        check_choice("engine", self.engine, ENGINES)
+        check_seed("split_seed", self.split_seed)
+        if not is_integer(self.shuffle_buffer) or self.shuffle_buffer < 1:
+            raise ValueError(
+                "`shuffle_buffer` must be an integer of at least 1. Received: "
+                f"shuffle_buffer={self.shuffle_buffer!r}"
+            )
+        if not isinstance(self.exclude, (str, os.PathLike)):
+            # An iterator could be read only once.
+            object.__setattr__(self, "exclude", frozenset(self.exclude))
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The names that `exclude` gives or that its file holds."""
+        if isinstance(self.exclude, (str, os.PathLike)):
+            return frozenset(read_names(self.exclude))
+        return frozenset(self.exclude)
+
+
+def choose_engine(engine: str, kind: str, path: str) -> str:
+    """Chooses the engine.
+
+    Args:
+        engine: One of `ENGINES`.
+        kind: "bundled", "folder" or "tfds".
+        path: The source, for error messages.
+
+    Returns:
+        "tensorflow" or "python".
+
+    Raises:
+        ValueError: If the Python engine cannot be used here.
+        ImportError: If TensorFlow is not installed.
+    """
+    installed = importlib.util.find_spec("tensorflow") is not None
+    if engine == "auto":
+        if kind == "tfds":
+            return "tensorflow"
+        fits = kind == "folder" or keras.backend.backend() == "tensorflow"
+        return "tensorflow" if installed and fits else "python"
+    if engine == "python" and kind == "tfds":
+        raise ValueError(
+            f"{path!r} is read through TensorFlow Datasets, which "
+            'engine="python" cannot do. Pass engine="tensorflow" or a folder.'
+        )
+    if engine == "python" and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "In the scope of a tf.distribute strategy, Keras loses batches "
+                "of a PyDataset: it starts a pass while another is unfinished. "
+                'Pass engine="tensorflow" or "auto". Received: engine="python"'
+            )
+    if engine == "tensorflow" and not installed:
+        raise ImportError(
+            'engine="tensorflow" needs `pip install tensorflow`; '
+            'engine="python" does not.'
+        )
+    return engine
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number and not a bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` if the value is not one of the choices."""
+    if value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {choices}. Received: "
+            f"{argument}={value!r}"
+        )
+
+
+def check_seed(argument: str, value: Any) -> None:
+    """Raises a `ValueError` if the value is not a seed of NumPy's."""
+    if not is_integer(value) or not 0 <= value < 2**32:
+        raise ValueError(
+            f"`{argument}` must be an integer from 0 to 2**32 - 1. Received: "
+            f"{argument}={value!r}"
+        )
+
+
+def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as Python's integers."""
+    sides: tuple[Any, ...] = (
+        image_size if isinstance(image_size, Sequence) else (image_size,) * 2
+    )
+    if len(sides) != 2 or not all(
+        is_integer(side) and side >= 1 for side in sides
+    ):
+        raise ValueError(
+            "`image_size` must be one side or (height, width), in pixels. "
+            f"Received: image_size={image_size}"
+        )
+    return int(sides[0]), int(sides[1])
