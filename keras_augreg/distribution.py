@@ -100,7 +100,8 @@ def distribute(
     JAX on several hosts: set `KERAS_DISTRIBUTION_JOB_ADDRESSES` (the address
     of process 0), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
     `KERAS_DISTRIBUTION_PROCESS_ID`. There and under `torchrun`, each process
-    loads its part of every batch, `d.shard`.
+    loads its slice of the batch: `train.sharded(*d.shard)` with the data set
+    that `keras_augreg.data.load` returns.
 
     On JAX, dropout and augmentation draw as on one device. On TensorFlow and
     PyTorch each replica draws independently, so two replicas do not

@@ -128,7 +128,12 @@ def load(
     ```
     """
     check_seed("seed", seed)
-    options = options or Options()
+    options = Options() if options is None else options
+    if not isinstance(options, Options):
+        raise TypeError(
+            "`options` must be a `keras_augreg.data.Options`. Received: "
+            f"options={options!r}"
+        )
     if not isinstance(preprocess, Preprocess):
         preprocess = Preprocess(preprocess)
     location = locate(source, data_dir)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -165,42 +165,56 @@ def hold_out(
 def _load(
     cell: Cell, fraction: float, engine: dict[str, str]
 ) -> tuple[Any, Any, Any, data.Info]:
-    """Batches to train on, to validate and to test with, and what they are."""
+    """Returns the data to train on, to validate, to test, and their info."""
     source: Source = cell.data
-    found = find(
-        source.source, source.train, data_dir=source.options.get("data_dir")
+    arguments, options = _arguments({**source.options, **engine})
+    found = data.find(
+        source.source,
+        source.train,
+        data_dir=arguments.get("data_dir"),
+        options=data.Options(**options),
     )
     train, val, rest = hold_out(
         found, fraction, VAL_SHARE if source.val is None else 0.0
     )
-    load = functools.partial(
-        data.load,
-        source.source,
-        image_size=cell.image_size,
-        batch_size=cell.batch_size,
-        **{**source.options, **engine},
+
+    def load(split: str, exclude: Sequence[str] = (), **more: Any) -> Any:
+        return data.load(
+            source.source,
+            split,
+            image_size=cell.image_size,
+            batch_size=cell.batch_size,
+            options=data.Options(**{**options, "exclude": exclude}),
+            **{**arguments, **more},
+        )
+
+    batches, info = load(
+        source.train, [*val, *rest], training=True, seed=cell.seed
     )
-    to_train = functools.partial(
-        load,
-        source.train,
-        training=True,
-        seed=cell.seed,
-        exclude=[*val, *rest],
-    )
-    info = to_train()[1]
     evaluation = functools.partial(
         load, training=False, class_names=info.class_names
     )
     if source.val is None:
-        validation = evaluation(source.train, exclude=[*train, *rest])[0]
+        validation = evaluation(source.train, [*train, *rest])[0]
     else:
         validation = evaluation(source.val)[0]
-    return (
-        lambda first, steps: to_train(start_step=first, steps=steps)[0],
-        validation,
-        evaluation(source.test)[0],
-        info,
+    return batches.at, validation, evaluation(source.test)[0], info
+
+
+def _arguments(
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sorts a source's settings into arguments of `load` and of `Options`."""
+    crop, options = (
+        {f.name for f in dataclasses.fields(kind)}
+        for kind in (data.Preprocess, data.Options)
     )
+    arguments = {
+        k: v for k, v in settings.items() if k not in crop and k not in options
+    }
+    if chosen := {k: v for k, v in settings.items() if k in crop}:
+        arguments["preprocess"] = data.Preprocess(**chosen)
+    return arguments, {k: v for k, v in settings.items() if k in options}
 
 
 def _build(cell: Cell, classes: int) -> Any:

@@ -37,7 +37,8 @@ class Source:
         train: Split to train on.
         val: Split to choose by; `None` holds out a tenth of `train`.
         test: Split for the final figures.
-        options: Further arguments of `data.load`, for example
+        options: Further arguments of `data.load`, `data.Preprocess` and
+            `data.Options`, for example
             `{"data_dir": "/data", "flip": False}`.
     """
 

@@ -95,16 +95,17 @@ def main() -> None:
             "image_size": SIZE,
             "batch_size": BATCH,
             "training": True,
-            "steps": EPOCHS * len(list(root.glob("*/*.jpg"))) // BATCH,
         }
+        steps = EPOCHS * len(list(root.glob("*/*.jpg"))) // BATCH
         pipelines = {
             "bare": bare(root, "INTEGER_ACCURATE"),
             "bare, fast DCT": bare(root, ""),
         }
         for engine in ("tensorflow", "python"):
-            pipelines[engine], _ = data.load(
-                root, "all", engine=engine, **options
+            dataset, _ = data.load(
+                root, "all", options=data.Options(engine=engine), **options
             )
+            pipelines[engine] = dataset.at(0, steps)
         first = {name: [] for name in pipelines}
         seconds = {name: [] for name in pipelines}
         processor = {name: [] for name in pipelines}

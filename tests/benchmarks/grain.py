@@ -24,7 +24,6 @@ from absl import flags
 
 from keras_augreg import data
 from keras_augreg.data.decode import crop_and_resize
-from keras_augreg.data.loading import find
 from keras_augreg.data.order import draws
 
 BATCH, EPOCHS, SIZE = 64, 10, 224
@@ -33,16 +32,18 @@ BATCH, EPOCHS, SIZE = 64, 10, 224
 class Read(grain.transforms.Map):
     """What `Batches` does with an image."""
 
-    def __init__(self, examples, preprocess):
-        self.examples, self.preprocess = examples, preprocess
+    def __init__(self, examples, cropping):
+        self.examples, self.cropping = examples, cropping
 
     def map(self, place):
         number = place % len(self.examples)
         rng = draws(0, place // len(self.examples), number)
         picture = self.examples.picture(number)
-        plan = self.preprocess.plan(picture.height, picture.width, rng)
+        window = self.cropping.window(picture.height, picture.width, rng)
         image = np.empty((SIZE, SIZE, 3), np.uint8)
-        crop_and_resize(picture.pixels(plan.box), plan, self.preprocess, image)
+        crop_and_resize(
+            picture.pixels(window.box), window, self.cropping, image
+        )
         return image, self.examples.labels[number]
 
 
@@ -50,18 +51,18 @@ def main() -> None:
     """Measures and prints."""
     flags.FLAGS(sys.argv[:1])  # Grain's processes ask for them.
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    examples = find(sys.argv[1], "all")
+    examples = data.find(sys.argv[1], "all")
     ours, _ = data.load(
         sys.argv[1],
         "all",
         image_size=SIZE,
         batch_size=BATCH,
         training=True,
-        engine="python",
-        steps=EPOCHS * len(examples) // BATCH,
+        options=data.Options(engine="python"),
     )
+    ours = ours.at(0, EPOCHS * len(examples) // BATCH)
     places = grain.MapDataset.range(EPOCHS * len(examples)).shuffle(seed=0)
-    images = places.map(Read(examples, ours._preprocess))
+    images = places.map(Read(examples, ours._cropping))
     cores = os.cpu_count() or 1
 
     def threads(count):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 
 import numpy as np
 import PIL.Image
 import skimage.data
+
+from keras_augreg import data
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 
@@ -42,6 +45,30 @@ def write_folder(root, count=6, size=(96, 72), splits=("train", "test")):
                 file = folder / f"{i:02}.{'png' if i % 3 == 2 else 'jpg'}"
                 file.write_bytes(encode(image, kind))
     return root
+
+
+def fields(kind, arguments):
+    """Takes the fields of a dataclass out of a dict of arguments."""
+    names = {field.name for field in dataclasses.fields(kind)} & {*arguments}
+    return kind(**{name: arguments.pop(name) for name in names})
+
+
+def load(source, split, **arguments):
+    """`data.load`, with the fields of `Preprocess` and `Options` unpacked."""
+    return data.load(
+        source,
+        split,
+        preprocess=fields(data.Preprocess, arguments),
+        options=fields(data.Options, arguments),
+        **arguments,
+    )
+
+
+def find(source, split, **arguments):
+    """`data.find`, with the fields of `Options` unpacked."""
+    return data.find(
+        source, split, options=fields(data.Options, arguments), **arguments
+    )
 
 
 def largest_difference(a, b):

@@ -103,28 +103,26 @@ def test_a_crop_of_an_area_resize_is_that_crop(data, size, to):
 )
 def test_resize_small_is_big_visions(height, width, side):
     smaller = round(side * 256 / 224)
-    preprocess = decode.Preprocess(
+    cropping = decode.Cropping(
         (side, side), "resize_small", False, False, smaller
     )
-    plan = preprocess.plan(height, width, random.Random(0))
+    window = cropping.window(height, width, random.Random(0))
     factor = tf.cast(smaller, tf.float32) / tf.cast(
         tf.minimum(height, width), tf.float32
     )
     expected = [
         int(tf.round(tf.cast(s, tf.float32) * factor)) for s in (height, width)
     ]
-    assert plan.size == tuple(expected)
-    assert plan.corner == tuple((e - side) // 2 for e in expected)
-    assert plan.box == (0, 0, height, width)
-    assert not plan.flip
+    assert window.size == tuple(expected)
+    assert window.corner == tuple((e - side) // 2 for e in expected)
+    assert window.box == (0, 0, height, width)
+    assert not window.flip
 
 
 def test_resize_small_covers_what_is_not_square():
-    preprocess = decode.Preprocess(
-        (224, 448), "resize_small", False, False, 256
-    )
-    assert preprocess.plan(300, 300, random.Random(0)).size == (512, 512)
-    assert preprocess.plan(300, 900, random.Random(0)).size == (256, 768)
+    cropping = decode.Cropping((224, 448), "resize_small", False, False, 256)
+    assert cropping.window(300, 300, random.Random(0)).size == (512, 512)
+    assert cropping.window(300, 900, random.Random(0)).size == (256, 768)
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 200), (32, 32)])
@@ -168,25 +166,25 @@ def test_inception_box_of_one_pixel_is_that_pixel():
 
 
 def test_half_of_the_training_images_are_flipped_and_none_in_evaluation():
-    train = decode.Preprocess((8, 8), "inception", True, True, 9)
+    train = decode.Cropping((8, 8), "inception", True, True, 9)
     rng = random.Random(0)
-    flips = [train.plan(20, 20, rng).flip for _ in range(1000)]
+    flips = [train.window(20, 20, rng).flip for _ in range(1000)]
     assert 440 < sum(flips) < 560
     assert not any(
-        decode.Preprocess((8, 8), "resize", training, flip, 9)
-        .plan(20, 20, rng)
+        decode.Cropping((8, 8), "resize", training, flip, 9)
+        .window(20, 20, rng)
         .flip
         for training, flip in [(False, True), (True, False)]
         for _ in range(20)
     )
 
 
-def test_crop_of_a_flipped_plan():
+def test_crop_and_resize_flips():
     image = noise(20, 30)
-    preprocess = decode.Preprocess((20, 30), "resize", True, True, 20)
+    cropping = decode.Cropping((20, 30), "resize", True, True, 20)
     out = np.zeros((20, 30, 3), np.uint8)
-    plan = decode.Plan((0, 0, 20, 30), (20, 30), (0, 0), True)
-    decode.crop_and_resize(image, plan, preprocess, out)
+    window = decode.Window((0, 0, 20, 30), (20, 30), (0, 0), True)
+    decode.crop_and_resize(image, window, cropping, out)
     np.testing.assert_array_equal(out, image[:, ::-1])
 
 

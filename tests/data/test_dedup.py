@@ -7,14 +7,12 @@ import os
 import keras
 import numpy as np
 import pytest
-from _photos import CLASSES, encode, photo, pictures
+from _photos import CLASSES, encode, find, load, photo, pictures
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_augreg import data
 from keras_augreg.data import dedup
-from keras_augreg.data.decode import Picture
-from keras_augreg.data.loading import find
+from keras_augreg.data.decode import ArrayPicture, Picture
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -44,8 +42,8 @@ def test_the_hash_survives_resizing_and_compression():
 def test_the_hash_of_a_ramp():
     ramp = np.tile(np.arange(0, 90, dtype=np.uint8), (8, 1))
     ramp = np.repeat(ramp[..., None], 3, axis=-1)
-    right = dedup.difference_hash(data.sources.ArrayPicture(ramp))
-    left = dedup.difference_hash(data.sources.ArrayPicture(ramp[:, ::-1]))
+    right = dedup.difference_hash(ArrayPicture(ramp))
+    left = dedup.difference_hash(ArrayPicture(ramp[:, ::-1]))
     assert (right, left) == (2**64 - 1, 0)
 
 
@@ -118,7 +116,7 @@ def test_the_command_writes_names_that_load_leaves_out(tmp_path, capsys):
     names = [f"{name}/copy.jpg" for name in CLASSES[1:]]
     assert out.read_text().splitlines() == names
     assert "2 of 6 names written to" in capsys.readouterr().out
-    _, info = data.load(
+    _, info = load(
         train, "all", image_size=8, batch_size=2, training=False, exclude=out
     )
     assert info.num_examples == 4
@@ -150,7 +148,7 @@ def test_odd_names_come_back_and_broken_files_can_be_left_out(
     captured = capsys.readouterr()
     assert "4 of 5 names written to" in captured.out
     assert f"{train.parent}:all: 6 of 6 images hashed" in captured.err
-    _, info = data.load(
+    _, info = load(
         train.parent, "all", image_size=8, batch_size=1, training=False,
         exclude=out,
     )  # fmt: skip

@@ -10,17 +10,25 @@ import subprocess
 import sys
 import time
 
+import _photos
 import keras
 import numpy as np
 import PIL.Image
 import pytest
-from _photos import CLASSES, encode, largest_difference, photo, write_folder
+from _photos import (
+    CLASSES,
+    encode,
+    find,
+    largest_difference,
+    photo,
+    write_folder,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_augreg import data
-from keras_augreg.data import decode, engine_tensorflow, loading
-from keras_augreg.data.decode import SMALLER_SIDE, Preprocess
+from keras_augreg.data import decode, engine_tensorflow
+from keras_augreg.data.decode import SMALLER_SIDE, Cropping
 from keras_augreg.data.order import Order, draws
 
 if keras.backend.backend() != "jax":
@@ -38,7 +46,8 @@ def photos(tmp_path_factory):
 
 
 def load(source, split="train", training=True, **options):
-    return data.load(source, split, **{"training": training, **SIZE, **options})
+    arguments = {"training": training, **SIZE, **options}
+    return _photos.load(source, split, **arguments)
 
 
 def read(dataset):
@@ -96,9 +105,7 @@ def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
         tmp_path, "all", crop=crop, batch_size=3, engine="tensorflow"
     )
     order = Order(3, 3, training=True, seed=0)
-    preprocess = Preprocess(
-        (24, 32), crop, True, True, round(24 * SMALLER_SIDE)
-    )
+    cropping = Cropping((24, 32), crop, True, True, round(24 * SMALLER_SIDE))
     kinds, flips = set(), set()
     for epoch in range(8):
         ((images, _),) = read(dataset)
@@ -109,19 +116,19 @@ def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
                 image = tf.io.decode_jpeg(
                     content, 3, dct_method="INTEGER_ACCURATE"
                 )
-            plan = preprocess.plan(*image.shape[:2], draws(0, epoch, i))
-            y, x, h, w = plan.box
+            window = cropping.window(*image.shape[:2], draws(0, epoch, i))
+            y, x, h, w = window.box
             box = image[y : y + h, x : x + w]
-            expected = tf.image.resize(box, plan.size, preprocess.method)
-            y, x = plan.corner
+            expected = tf.image.resize(box, window.size, cropping.method)
+            y, x = window.corner
             expected = expected[y : y + 24, x : x + 32]
             expected = tf.cast(expected, tf.uint8)
-            if plan.flip:
+            if window.flip:
                 expected = tf.reverse(expected, [1])
             np.testing.assert_array_equal(images[i], expected)
-            small = h * w <= engine_tensorflow.SMALL * np.prod(plan.size)
+            small = h * w <= engine_tensorflow.SMALL * np.prod(window.size)
             kinds.add((names[number], bool(small)))
-            flips.add(plan.flip)
+            flips.add(window.flip)
     assert {("large.jpg", False), ("small.jpg", True)} < kinds
     assert flips == {True, False}
 
@@ -130,14 +137,14 @@ def test_large_pictures_are_not_kept_side_by_side(tmp_path, monkeypatch):
     # What goes through the pipeline is no larger than what comes out of it,
     # times `SMALL`; a JPEG file's bytes are small anyway.
     sizes = []
-    real = engine_tensorflow._fetch
+    real = engine_tensorflow._prepare
 
     def spy(*args):
         result = real(*args)
-        sizes.extend(map(len, result[0]))
+        sizes.append(len(result[0]))
         return result
 
-    monkeypatch.setattr(engine_tensorflow, "_fetch", spy)
+    monkeypatch.setattr(engine_tensorflow, "_prepare", spy)
     (tmp_path / "cup").mkdir()
     for i, side in enumerate((40, 90, 400)):
         path = tmp_path / "cup" / f"{i}.png"
@@ -223,8 +230,9 @@ def test_a_seeded_run_repeats_itself_and_epochs_differ(photos, engine):
 @pytest.fixture(scope="module")
 def whole_runs(photos):
     """Three epochs of four steps each, by engine."""
-    options = {"steps": 12, "seed": 5}
-    return {e: read(load(photos, engine=e, **options)[0]) for e in ENGINES}
+    return {
+        e: read(load(photos, engine=e, seed=5)[0].at(0, 12)) for e in ENGINES
+    }
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -237,7 +245,7 @@ def whole_runs(photos):
 def test_a_run_goes_on_with_the_batch_that_comes_next(
     photos, whole_runs, engine, start, steps
 ):
-    rest, _ = load(photos, engine=engine, seed=5, start_step=start, steps=steps)
+    rest = load(photos, engine=engine, seed=5)[0].at(start, steps)
     passes = []
     while len(passes) < 12 - start:
         assert int(rest.cardinality()) == steps
@@ -342,8 +350,7 @@ def test_hosts_read_slices_of_the_same_batches(photos, engine):
                 training=training,
                 batch_size=8,
                 engine=engine,
-                host=(i, 2),
-            )[0]
+            )[0].sharded(i, 2)
             for i in range(2)
         ]
         joined = [
@@ -491,9 +498,8 @@ def test_broken_files_can_be_left_out_and_are_counted(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_of_one_pass_counts_broken_files_by_epoch(broken, engine):
-    dataset, info = load(
-        broken, batch_size=10, steps=64, on_error="skip", engine=engine
-    )
+    dataset, info = load(broken, batch_size=10, on_error="skip", engine=engine)
+    dataset = dataset.at(0, 64)
     for step, _ in zip(range(5), dataset, strict=False):
         names = [f"coffee/{name}" for name in BROKEN] if step else []
         assert info.skipped.names == names
@@ -512,9 +518,8 @@ def test_left_out_images_weigh_nothing_where_batches_are_full(broken, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_restart_with_broken_files(broken, engine):
     options = {"on_error": "skip", "engine": engine, "batch_size": 10}
-    whole = read(load(broken, steps=6, **options)[0])
-    rest = read(load(broken, start_step=3, steps=3, **options)[0])
-    assert_equal(rest, whole[3:])
+    dataset, _ = load(broken, **options)
+    assert_equal(read(dataset.at(3, 3)), read(dataset.at(0, 6))[3:])
 
 
 def torn():
@@ -603,12 +608,12 @@ def test_digits_are_not_flipped(engine):
 
 def test_splits_by_seed_share_nothing_and_hold_every_class():
     names = {
-        split: loading.find("digits", split, split_seed=7).names
+        split: find("digits", split, split_seed=7).names
         for split in ("train", "test", "all")
     }
     assert not set(names["train"]) & set(names["test"])
     assert set(names["train"]) | set(names["test"]) == set(names["all"])
-    other = loading.find("digits", "test", split_seed=8)
+    other = find("digits", "test", split_seed=8)
     assert other.names != names["test"]
     assert np.unique(other.labels).tolist() == list(range(10))
 
@@ -630,7 +635,7 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         "x = next(iter(d))\n"
         "try:\n"
         "    data.load(sys.argv[1], 'train', image_size=16, batch_size=4,"
-        " training=True, engine='tensorflow')\n"
+        " training=True, options=data.Options(engine='tensorflow'))\n"
         "except ImportError as error:\n"
         "    kept = str(error)\n"
         "try:\n"
@@ -661,33 +666,24 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
     ("options", "message"),
     [
         ({"batch_size": 0}, "`batch_size`.*batch_size=0"),
-        ({"host": (0, 3)}, "divisible by their number.*batch_size=4"),
-        ({"host": (2, 2)}, r"`host` is .*host=\(2, 2\)"),
-        ({"on_error": "ignore"}, "`on_error` is one of.*'ignore'"),
-        ({"engine": "grain"}, "`engine` is one of.*'grain'"),
-        ({"training": False, "steps": 3}, "belong to training.*steps=3"),
-        ({"training": False, "start_step": 3}, "belong to training"),
-        ({"seed": -1}, "`seed` is an integer from 0.*seed=-1"),
-        ({"split_seed": 2**32}, "`split_seed` is an integer from 0"),
-        ({"start_step": -1}, "at least 0.*start_step=-1"),
-        ({"steps": 0}, "at least 1.*steps=0"),
-        ({"steps": 2.0}, "`steps` is an integer.*steps=2.0"),
-        ({"start_step": True}, "`start_step` is an integer.*True"),
-        ({"seed": None}, "`seed` is an integer from 0.*seed=None"),
-        ({"seed": 3.0}, "`seed` is an integer from 0.*seed=3.0"),
-        (
-            {"training": False, "pad": False, "host": (0, 2)},
-            r"one size.*pad=False, host=\(0, 2\)",
-        ),
+        ({"batch_size": 2.0}, "`batch_size`.*batch_size=2.0"),
+        ({"on_error": "ignore"}, "`on_error` must be one of.*'ignore'"),
+        ({"engine": "grain"}, "`engine` must be one of.*'grain'"),
+        ({"seed": -1}, "`seed` must be an integer from 0.*seed=-1"),
+        ({"split_seed": 2**32}, "`split_seed` must be an integer from 0"),
+        ({"seed": None}, "`seed` must be an integer from 0.*seed=None"),
+        ({"seed": 3.0}, "`seed` must be an integer from 0.*seed=3.0"),
+        ({"shuffle_buffer": 0}, "at least 1.*shuffle_buffer=0"),
         ({"image_size": (8, 8, 3)}, r"`image_size`.*\(8, 8, 3\)"),
         ({"image_size": 0}, "`image_size`.*0"),
         ({"image_size": 24.0}, "`image_size`.*24.0"),
         ({"image_size": "24"}, "`image_size`.*24"),
-        ({"crop": "center"}, "`crop` is one of.*'center'"),
-        ({"crop": "inception", "training": False}, '"inception" is for train'),
-        ({"smaller_side": 40}, "`smaller_side` belongs to.*inception"),
+        ({"crop": "center"}, "`crop` must be one of.*'center'"),
+        ({"crop": "inception", "training": False}, "for training only"),
+        ({"smaller_side": 40}, "`smaller_side` requires.*inception"),
+        ({"crop": "resize", "smaller_side": 40}, "requires.*'resize'"),
         ({"crop": "resize_small", "smaller_side": 20}, "at least the smaller"),
-        ({"batch_size": 19}, "has 18 examples: too few for a batch of 19"),
+        ({"batch_size": 19}, "has 18 examples, too few for a batch of 19"),
         ({"class_weight": {3: 1.0}}, "classes 0 to 2. Received: 3"),
         ({"sample_weight": [1.0]}, "each of the 18 examples"),
         ({"sample_weight": "weight"}, "each of the 18 examples"),
@@ -698,11 +694,63 @@ def test_wrong_arguments(photos, options, message):
         load(photos, **options)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("training", "method", "arguments", "message"),
+    [
+        (False, "at", (3,), "`at` is for training data.*step=3"),
+        (True, "at", (-1,), "`step` must be .* at least 0.*step=-1"),
+        (True, "at", (True,), "`step` must be an integer.*True"),
+        (True, "at", (0, 0), "`steps` must be .* at least 1.*steps=0"),
+        (True, "at", (0, 2.0), "`steps` must be an integer.*steps=2.0"),
+        (True, "sharded", (0, 3), "divisible by.*batch_size=4, shards=3"),
+        (True, "sharded", (2, 2), "index from 0 to count - 1.*index=2"),
+        (True, "sharded", (0, 2.0), "Received: index=0, count=2.0"),
+        (False, "sharded", (0, 2), "batches of one size.*pad=False"),
+    ],
+)
+def test_wrong_steps_and_shards(
+    photos, engine, training, method, arguments, message
+):
+    dataset, _ = load(photos, training=training, pad=False, engine=engine)
+    with pytest.raises(ValueError, match=message):
+        getattr(dataset, method)(*arguments)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_shard_is_not_sharded_again(photos, engine):
+    dataset, _ = load(photos, engine=engine)
+    assert len(read(dataset.sharded(0, 1).sharded(1, 2))[0][0]) == 2
+    with pytest.raises(ValueError, match=r"are shard \(1, 2\) already"):
+        dataset.sharded(1, 2).sharded(0, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_steps_and_shards_in_either_order(photos, engine):
+    dataset, _ = load(photos, engine=engine)
+    ours = read(dataset.at(2, 3).sharded(1, 2))
+    assert_equal(ours, read(dataset.sharded(1, 2).at(2, 3)))
+    whole = read(dataset.at(2, 3))
+    assert_equal(ours, [tuple(x[2:] for x in batch) for batch in whole])
+
+
+def test_what_tensorflow_derives_from_a_data_set(photos):
+    dataset, _ = load(photos, engine="tensorflow")
+    assert isinstance(dataset, tf.data.Dataset)
+    assert len(read(dataset.take(2))) == 2
+    assert read(dataset.map(lambda x, y: (y, x)))[0][0].shape == (4,)
+
+
+def test_options_of_another_type(photos):
+    with pytest.raises(TypeError, match=r"data\.Options.*'pad': True"):
+        data.load(photos, "train", training=True, options={"pad": True}, **SIZE)
+
+
 def test_numbers_may_be_numpys(photos):
     seed = np.int64(2**32 - 1)  # In no time.
-    ours, _ = load(photos, seed=seed, start_step=np.int32(2), engine="python")
-    theirs, _ = load(photos, seed=int(seed), start_step=2, engine="python")
-    assert_equal(read(ours), read(theirs))
+    ours, _ = load(photos, seed=seed, engine="python")
+    theirs, _ = load(photos, seed=int(seed), engine="python")
+    assert_equal(read(ours.at(np.int32(2))), read(theirs.at(2)))
     weights = np.arange(18) % 2 == 0
     dataset, _ = load(photos, training=False, sample_weight=weights)
     given = np.concatenate([batch[2] for batch in read(dataset)])
@@ -756,12 +804,12 @@ def test_a_thin_picture_is_not_enlarged_as_a_whole(tmp_path, kind, monkeypatch):
         image = tf.io.decode_jpeg(
             name.read_bytes(), 3, dct_method="INTEGER_ACCURATE"
         )
-    preprocess = Preprocess(
+    cropping = Cropping(
         (24, 32), "resize_small", False, False, round(24 * SMALLER_SIDE)
     )
-    plan = preprocess.plan(*image.shape[:2], draws(0, 0, 0))
-    y, x = plan.corner
-    whole = tf.image.resize(image, plan.size, "area")
+    window = cropping.window(*image.shape[:2], draws(0, 0, 0))
+    y, x = window.corner
+    whole = tf.image.resize(image, window.size, "area")
     expected = tf.cast(whole[y : y + 24, x : x + 32], tf.uint8)
     assert largest_difference(both[0][0][0][0], expected) <= 1
 

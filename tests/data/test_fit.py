@@ -5,9 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from _photos import build_tfds, write_folder
-
-from keras_augreg import data
+from _photos import build_tfds, load, write_folder
 
 SIZE = {"image_size": 16, "batch_size": 8}
 
@@ -56,8 +54,8 @@ def train_and_evaluate(train, test, count):
 @pytest.mark.parametrize("engine", ["python", "tensorflow"])
 @pytest.mark.parametrize("pad", [False, True])
 def test_a_folder(photos, engine, pad):
-    train, _ = data.load(photos, "train", training=True, engine=engine, **SIZE)
-    test, info = data.load(
+    train, _ = load(photos, "train", training=True, engine=engine, **SIZE)
+    test, info = load(
         photos, "test", training=False, pad=pad, engine=engine, **SIZE
     )
     assert info.num_examples == 36
@@ -73,9 +71,7 @@ def test_a_tfds_data_set(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     builder = build_tfds(tmp_path)
     train, test = (
-        data.load(builder.data_dir, s, training=s == "train", pad=True, **SIZE)[
-            0
-        ]
+        load(builder.data_dir, s, training=s == "train", pad=True, **SIZE)[0]
         for s in ("train", "test")
     )
     train_and_evaluate(train, test, 36)
@@ -96,10 +92,8 @@ class Seen(keras.layers.Layer):
 
 @pytest.mark.parametrize("engine", ["python", "tensorflow"])
 def test_fit_gets_the_batches_in_their_order(photos, engine):
-    def load(**options):
-        return data.load(
-            photos, "train", training=True, engine=engine, **SIZE, **options
-        )[0]
+    def fresh():
+        return load(photos, "train", training=True, engine=engine, **SIZE)[0]
 
     def sums(batches):
         return [np.asarray(b[0]).astype("float32").sum() for b in batches]
@@ -117,15 +111,13 @@ def test_fit_gets_the_batches_in_their_order(photos, engine):
         model.fit(dataset, verbose=0, **options)
         return seen.sums
 
-    once = load()
+    once = fresh()
     expected = sums(once) + sums(once)
     assert len(set(expected)) == 8
-    np.testing.assert_allclose(seen_by_fit(load(), epochs=2), expected)
+    np.testing.assert_allclose(seen_by_fit(fresh(), epochs=2), expected)
+    np.testing.assert_allclose(seen_by_fit(fresh().at(3, 4)), expected[3:7])
     np.testing.assert_allclose(
-        seen_by_fit(load(start_step=3, steps=4)), expected[3:7]
-    )
-    np.testing.assert_allclose(
-        seen_by_fit(load(steps=8), epochs=4, steps_per_epoch=2), expected
+        seen_by_fit(fresh().at(0, 8), epochs=4, steps_per_epoch=2), expected
     )
 
 
@@ -136,10 +128,11 @@ def test_class_weights_in_fit_and_in_load(photos, engine):
     losses = []
     for in_load, in_fit in ((weights, None), (None, weights)):
         # Keras reads ahead after weighing: not to the end of this pass.
-        train, _ = data.load(
-            photos, "train", training=True, engine=engine, steps=500,
+        train, _ = load(
+            photos, "train", training=True, engine=engine,
             class_weight=in_load, **SIZE,
         )  # fmt: skip
+        train = train.at(0, 500)
         model = classifier()
         done = model.fit(
             train, class_weight=in_fit, steps_per_epoch=4, verbose=0

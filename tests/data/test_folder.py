@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 
+import _photos
 import keras
 import numpy as np
 import pytest
 from _photos import encode, photo, write_folder
 
-from keras_augreg.data import loading
+from keras_augreg.data import locate, tfds
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -22,7 +23,7 @@ def root(tmp_path):
 
 
 def find(root, split="train", **options):
-    return loading.find(root, split, **options)
+    return _photos.find(root, split, **options)
 
 
 def test_names_are_sorted_and_other_files_are_no_images(root):
@@ -164,13 +165,9 @@ def test_a_path_is_no_name(root, tmp_path, monkeypatch):
         path = pathlib.Path(name)
         assert find(path, "all").class_names[0] == "astronaut"
         (root / name).rename(root / "train")
-    monkeypatch.setattr(
-        loading.tfds_source, "is_prepared_directory", "gs://b/x".__eq__
-    )
-    assert loading._locate(epath.Path("gs://b/x"), None)[1:] == (
-        "gs://b/x",
-        "tfds",
-    )
+    monkeypatch.setattr(tfds, "is_prepared_directory", "gs://b/x".__eq__)
+    location = locate.locate(epath.Path("gs://b/x"), None)
+    assert (location.path, location.kind) == ("gs://b/x", "tfds")
     # And with TFDS's folder, a name is no path.
     (root / "local").mkdir()
     with pytest.raises(ValueError, match="Unknown source 'local'"):

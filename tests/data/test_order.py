@@ -21,11 +21,11 @@ layouts = st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(0, 100))
 
 @given(layouts, st.integers(0, 3))
 def test_training_reads_every_example_once_an_epoch(layout, seed):
-    hosts, host_batch, more = layout
-    size = hosts * host_batch
+    shards, shard_batch, more = layout
+    size = shards * shard_batch
     n = size + more
     orders = [
-        Order(n, size, True, seed, host=i, hosts=hosts) for i in range(hosts)
+        Order(n, size, True, seed, shard=(i, shards)) for i in range(shards)
     ]
     steps = n // size
     assert {order.steps for order in orders} == {steps}
@@ -39,24 +39,24 @@ def test_training_reads_every_example_once_an_epoch(layout, seed):
         numbers = np.concatenate([b.numbers for b in batches])
         assert len(set(numbers.tolist())) == len(numbers) == steps * size
         assert set(numbers.tolist()) <= set(range(n))
-        places = [b.start + i for b in batches for i in range(host_batch)]
+        places = [b.start + i for b in batches for i in range(shard_batch)]
         assert places == list(range(steps * size))
 
 
 @given(layouts)
 def test_evaluation_reads_every_example_once(layout):
-    hosts, host_batch, n = layout
-    size = hosts * host_batch
+    shards, shard_batch, n = layout
+    size = shards * shard_batch
     orders = [
-        Order(n, size, False, 0, pad=True, host=i, hosts=hosts)
-        for i in range(hosts)
+        Order(n, size, False, 0, pad=True, shard=(i, shards))
+        for i in range(shards)
     ]
     steps = -(-n // size)
     assert {order.steps for order in orders} == {steps}
     batches = [o.batch(s) for s in range(steps) for o in orders]
     numbers = np.concatenate([b.numbers for b in batches] + [[]])
     assert numbers[numbers != PADDING].tolist() == list(range(n))
-    assert all(len(b.numbers) == host_batch for b in batches)
+    assert all(len(b.numbers) == shard_batch for b in batches)
 
 
 def test_the_last_batch_is_short_without_padding():

@@ -52,15 +52,10 @@ def make_model(recipe=None, **changes):
 
 
 def batches(first, count):
-    return data.load(
-        "digits",
-        "train",
-        image_size=16,
-        batch_size=8,
-        training=True,
-        start_step=first,
-        steps=count,
-    )[0]
+    train, _ = data.load(
+        "digits", "train", image_size=16, batch_size=8, training=True
+    )
+    return train.at(first, count)
 
 
 def train(model, workdir, callbacks=(), verbose=0, **changes):

@@ -116,7 +116,12 @@ def test_batches_that_keras_would_lose_are_refused(training):
     options = {"training": training, "image_size": 16, "batch_size": 8}
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
         with pytest.raises(ValueError, match='engine="tensorflow"'):
-            data.load("digits", "train", engine="python", **options)
+            data.load(
+                "digits",
+                "train",
+                options=data.Options(engine="python"),
+                **options,
+            )
         _, info = data.load("digits", "train", **options)
     assert info.engine == "tensorflow"
 
