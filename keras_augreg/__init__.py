@@ -13,7 +13,6 @@ from keras_augreg.models import (
     R50_ViT_B16,
     R50_ViT_L32,
     R_ViT_Ti16,
-    VisionTransformer,
     ViT_B8,
     ViT_B16,
     ViT_B32,
@@ -27,6 +26,7 @@ from keras_augreg.models import (
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_finetuning, compile_pretraining
+from keras_augreg.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
     from keras_augreg import benchmark, data, study, visualize

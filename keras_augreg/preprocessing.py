@@ -1,24 +1,31 @@
-"""From bytes to the range of values that the models take."""
+"""From pixels to the range of values that the weights were trained on."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
 import sys
+import types
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+# Images of a batch that are looked at to find its range of values.
+_SAMPLE = 4
+
 
 def preprocess_input(x: Any) -> Any:
     """Maps pixel values from [0, 255] to [-1, 1], as the release was trained.
 
-    That is `x / 127.5 - 1`. Models scale integer images on their own in
-    `fit`, `evaluate` and `predict`; a float image that they should scale has
-    to go through this function, once: it cannot tell a scaled image from a
-    very dark one.
+    That is `x / 127.5 - 1`. Models do this themselves; only those built with
+    `include_preprocessing=False` take the result of this function.
 
-    It works on NumPy arrays, tensors of the backend and, whatever the backend
-    is, on TensorFlow tensors, thus inside `tf.data.Dataset.map`.
+    It works on NumPy arrays, tensors of the backend and, whatever the backend,
+    on TensorFlow tensors, so also inside `tf.data.Dataset.map`.
 
     Args:
         x: Images of any shape with values from 0 to 255, of an integer or
@@ -55,3 +62,158 @@ def preprocess_input(x: Any) -> Any:
             f"with values from 0 to 255, but received dtype {dtype}."
         )
     return x / 127.5 - 1
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Preprocessing(keras.layers.Layer):
+    """`preprocess_input` as the first layer of a model.
+
+    It computes in float32 whatever the model's dtype policy is: bfloat16
+    would round the scaled pixels.
+
+    Input: (B, height, width, 3) of any dtype, 0 to 255. Output: the same
+    shape, floats in [-1, 1].
+    """
+
+    def __init__(self, dtype: Any = "float32", **kwargs: Any) -> None:
+        super().__init__(dtype=dtype, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        return preprocess_input(keras.ops.cast(x, self.compute_dtype))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+def watch_range(data: Any) -> Any:
+    """Warns if images for a model that scales seem to be scaled already.
+
+    Only floats are looked at: a few images of an array or tensor; the first
+    batch of a `tf.data.Dataset`, as it passes; the first batch of a generator
+    or a `PyDataset`; the first example of a PyTorch `DataLoader`. Constant
+    images prove nothing. Tensors without values (inside a compiled function)
+    and all other kinds of data are not looked at.
+
+    Args:
+        data: The `x` of `fit`, `evaluate` or `predict`.
+
+    Returns:
+        `data`, or what to use in its place: the same data in the same order.
+
+    Warns:
+        UserWarning: If all values lie in [-1, 1].
+    """
+    tf, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
+    if isinstance(data, types.GeneratorType):
+        for first in data:
+            _warn(_sample(_images(first)))
+            return (batch for batch in itertools.chain([first], data))
+    elif isinstance(data, keras.utils.PyDataset):
+        # Those of `keras_augreg.data` say that they yield integers.
+        if getattr(data, "image_dtype", None) != "uint8":
+            with _same_draws():
+                _warn(_sample(_images(data[0])))
+    elif tf is not None and isinstance(data, tf.data.Dataset):
+        return _watched(tf, data)
+    elif torch is not None and isinstance(data, torch.utils.data.DataLoader):
+        examples = data.dataset
+        if not isinstance(examples, torch.utils.data.IterableDataset):
+            with _same_draws():
+                _warn(_sample(_images(examples[0])))
+    else:
+        _warn(_sample(_images((data,))))
+    return data
+
+
+def _images(batch: Any) -> Any:
+    """The images of (images, labels, ...), `None` if there are several."""
+    images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if isinstance(images, dict):
+        images = list(images.values())
+    if isinstance(images, (tuple, list)):
+        return images[0] if len(images) == 1 else None
+    return images
+
+
+def _sample(x: Any) -> np.ndarray | None:
+    """Some of a batch's images, `None` unless they are floats with values."""
+    dtype = str(getattr(x, "dtype", ""))
+    if "float" not in dtype or isinstance(x, keras.KerasTensor):
+        return None
+    if isinstance(x, np.ndarray):
+        return x[:_SAMPLE]
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or x.is_meta
+        ):
+            return None
+        return x[:_SAMPLE].detach().cpu().float().numpy()
+    if jax is not None and isinstance(x, jax.Array):
+        if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
+            return None
+    elif not hasattr(x, "numpy"):  # a symbolic tensor of TensorFlow
+        return None
+    return np.asarray(x[:_SAMPLE]).astype("float32")
+
+
+def _warn(images: np.ndarray | None) -> None:
+    if images is None or not images.size:
+        return
+    low, high = images.min(), images.max()
+    if -1 <= low < high <= 1:
+        warnings.warn(
+            f"The images are floats from {low:.3g} to {high:.3g}, but this "
+            "model takes pixels from 0 to 255 and scales them itself. Pass "
+            "pixels, without `preprocess_input`, `Rescaling` or a division by "
+            "255; or build the model with include_preprocessing=False, which "
+            "takes floats in [-1, 1].",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+@contextlib.contextmanager
+def _same_draws() -> Iterator[None]:
+    """Reading one example in advance must not change later random numbers."""
+    torch = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state()
+    forked = torch.random.fork_rng([]) if torch else contextlib.nullcontext()
+    with forked:
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def _watched(tf: Any, dataset: Any) -> Any:
+    """The same data set, whose first batch is looked at when it passes.
+
+    Iterating over it in advance would fill its shuffle buffers, and draw other
+    orders for the passes that follow.
+    """
+    images = _images(dataset.element_spec)
+    if not isinstance(images, tf.TensorSpec) or not images.dtype.is_floating:
+        return dataset
+    looked = False
+
+    def look(images: np.ndarray) -> np.int32:
+        nonlocal looked
+        if not looked:
+            looked = True
+            _warn(images.astype("float32"))
+        return np.int32(0)
+
+    def watch(number: Any, batch: Any) -> Any:
+        tf.cond(
+            number == 0,
+            lambda: tf.numpy_function(
+                look, [_images(batch)[:_SAMPLE]], "int32"
+            ),
+            lambda: 0,
+        )
+        return batch
+
+    return dataset.enumerate().map(watch)

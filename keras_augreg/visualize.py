@@ -19,11 +19,10 @@ import numpy as np
 from keras import ops
 
 from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
-from keras_augreg.models import VisionTransformer, scale_integers
 from keras_augreg.output import subplots
-from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import LEVELS, AugReg
 from keras_augreg.training.workdir import Workdir
+from keras_augreg.vision_transformer import VisionTransformer
 from keras_augreg.vit import Block, dense, flatten
 
 # Confusions of more classes are drawn without their names.
@@ -126,8 +125,8 @@ def attention_weights(
     Args:
         model: A `keras_augreg.VisionTransformer`; B images become T tokens,
             the class token first where there is one.
-        images: (B, height, width, 3) of the model's size: integers from 0 to
-            255, or floats in [-1, 1].
+        images: (B, height, width, 3) of the model's size and its range of
+            values: 0 to 255 unless `include_preprocessing=False`.
 
     Returns:
         One float32 array (B, heads, Q, T) for each block, whose rows sum to
@@ -160,7 +159,7 @@ def attention_weights(
         )
     blocks = [layer for layer in model.layers if isinstance(layer, Block)]
     inputs = keras.Model(model.input, [block.input for block in blocks])
-    tokens = inputs(scale_integers(images), training=False)
+    tokens = inputs(images, training=False)
     return [_softmax(block, x) for block, x in zip(blocks, tokens, strict=True)]
 
 
@@ -204,8 +203,7 @@ def plot_attention(
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
-        image: (height, width, 3) of the model's size: integers from 0 to 255,
-            or floats in [-1, 1].
+        image: (height, width, 3) of the model's size and range of values.
         blocks: Indices of blocks, one for each row; -1 is the last.
 
     Returns:
@@ -237,7 +235,7 @@ def plot_attention(
     heads = weights[0].shape[1]
     figure, axes = _tiles(len(blocks), 1 + heads, height=1.75)
     for row, i in zip(axes, blocks, strict=True):
-        row[0].imshow(_pixels(image))
+        row[0].imshow(_pixels(image, not model.include_preprocessing))
         row[0].set_ylabel(f"block {i % len(weights)}")
         maps = _patches(model, weights[i])[0]
         for head, (axis, weight) in enumerate(zip(row[1:], maps, strict=True)):
@@ -253,8 +251,8 @@ def plot_rollout(model: VisionTransformer, images: Any) -> Any:
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
-        images: (N, height, width, 3) of the model's size: integers from 0 to
-            255, or floats in [-1, 1].
+        images: (N, height, width, 3) of the model's size and its range of
+            values: 0 to 255 unless `include_preprocessing=False`.
 
     Returns:
         A `matplotlib.figure.Figure`: each image above its map, bright where
@@ -279,8 +277,9 @@ def plot_rollout(model: VisionTransformer, images: Any) -> Any:
     figure, axes = _tiles(2, len(images))
     for (above, below), image, weight in zip(axes.T, images, flow, strict=True):
         height, width, _ = image.shape
-        above.imshow(_pixels(image))
-        below.imshow(_pixels(image).mean(axis=2), cmap="gray")
+        pixels = _pixels(image, not model.include_preprocessing)
+        above.imshow(pixels)
+        below.imshow(pixels.mean(axis=2), cmap="gray")
         below.imshow(
             weight,
             alpha=0.6,
@@ -616,11 +615,9 @@ def _numpy(variable: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(ops.cast(variable, "float32")))
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] from 0 to 255 integers or floats in [-1, 1]."""
-    if np.issubdtype(image.dtype, np.integer):
-        image = preprocess_input(image)
-    return np.clip((image + 1) / 2, 0, 1)
+def _pixels(image: np.ndarray, scaled: bool = False) -> np.ndarray:
+    """Floats in [0, 1] from values in 0 to 255, or in [-1, 1] if `scaled`."""
+    return np.clip((image + 1) / 2 if scaled else image / 255, 0, 1)
 
 
 def _points_of_history(

@@ -25,6 +25,13 @@ LAYER_NORM_EPSILON = 1e-6
 Shape = tuple[Any, ...]  # of a batch, whose first size may be None
 
 
+def layer_norm(name: str, dtype: Any) -> keras.layers.LayerNormalization:
+    """LayerNorm as the original configures it."""
+    return keras.layers.LayerNormalization(
+        epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name
+    )
+
+
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
     """Multiplies tokens (N, in) by a kernel: (N, out).
 
@@ -349,19 +356,11 @@ class Block(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         with keras.RematScope(mode=None):  # The block is the unit.
-            self.norm1 = keras.layers.LayerNormalization(
-                epsilon=LAYER_NORM_EPSILON,
-                dtype=self.dtype_policy,
-                name="norm1",
-            )
+            self.norm1 = layer_norm("norm1", self.dtype_policy)
             self.attention = Attention(
                 num_heads, queries, dtype=self.dtype_policy, name="attention"
             )
-            self.norm2 = keras.layers.LayerNormalization(
-                epsilon=LAYER_NORM_EPSILON,
-                dtype=self.dtype_policy,
-                name="norm2",
-            )
+            self.norm2 = layer_norm("norm2", self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]

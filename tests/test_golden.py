@@ -95,6 +95,7 @@ def test_float32(entry, checkpoint):
         weights=write(entry, checkpoint),
         input_shape=(side, side, 3),
         classifier_activation=None,
+        include_preprocessing=False,
     )
     logits = model.predict(inputs(entry), verbose=0)
     assert logits.dtype == np.float32
@@ -131,6 +132,7 @@ def test_half_precision(release, policy, checkpoint):
                 weights=checkpoint,
                 input_shape=(side, side, 3),
                 classifier_activation=None,
+                include_preprocessing=False,
             )
         finally:
             keras.config.set_dtype_policy(before)
@@ -158,6 +160,7 @@ def logits_in_float64(entry, path):
         input_shape=(side, side, 3),
         classes=entry["classes"],
         classifier_activation=None,
+        include_preprocessing=False,
         dtype="float64",
     )
     checkpoints.load(model, write(entry, path))

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -137,6 +138,8 @@ SIGNATURE = {
     "pooling": None,
     "classes": None,
     "classifier_activation": "softmax",
+    "include_preprocessing": True,
+    "recipe": None,
     "dropout": 0.0,
     "stochastic_depth": 0.0,
     "name": None,
@@ -155,6 +158,7 @@ def test_signatures_and_docstrings(name):
     assert list(parameters) == list(SIGNATURE)
     assert all(p.annotation is not p.empty for p in parameters.values())
     assert builder.__name__ == builder.__qualname__ == name
+    assert pickle.loads(pickle.dumps(builder)) is builder
     text = inspect.getdoc(builder)
     for part in ("Args:", "Returns:", "Raises:", "Example:", f".{name}("):
         assert part in text
@@ -241,42 +245,51 @@ def test_not_square():
     assert np.flatnonzero(moved).tolist() == [1 + 1 * 5 + 3]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
-def test_integers_are_scaled(dtype):
-    model = loaded(tiny())
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32"])
+def test_pixels_are_scaled(dtype):
     x = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(dtype)
     scaled = keras_augreg.preprocess_input(x)
-    assert scaled.min() < -0.9
-    assert scaled.max() > 0.9
     y = np.arange(4)
-    expected = predict(model, scaled)
-    assert np.abs(predict(model, x.astype("float32")) - expected).max() > 0.1
-    np.testing.assert_allclose(predict(model, x), expected, atol=1e-6)
-    np.testing.assert_allclose(call(model, x), expected, atol=1e-6)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    losses = []
-    for batch in (x, scaled):
-        model = loaded(tiny())
+    found = []
+    for scales, batch in ((True, x), (False, scaled)):
+        model = loaded(tiny(include_preprocessing=scales))
+        scores = predict(model, batch)
+        np.testing.assert_allclose(call(model, batch), scores, atol=1e-6)
         model.compile(keras.optimizers.SGD(0.1), loss)
         first = model.evaluate(batch, y, verbose=0)
         fitted = model.fit(batch, y, epochs=2, verbose=0, shuffle=False)
-        losses.append([first, *fitted.history["loss"]])
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+        found.append((scores, [first, *fitted.history["loss"]]))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+
+
+def test_preprocessing_is_in_full_precision():
+    model = tiny(include_preprocessing=True, dtype="mixed_bfloat16")
+    layer = model.get_layer("preprocessing")
+    pixels = np.arange(256, dtype="float32").reshape(1, 256)
+    np.testing.assert_allclose(
+        call(layer, pixels), pixels / 127.5 - 1, rtol=0, atol=1e-6
+    )
+    assert layer.compute_dtype == "float32"
+    assert model.get_layer("encoderblock_0").compute_dtype == "bfloat16"
 
 
 def test_input_tensors(ti_16):
     x = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), "uint8")
     expected = predict(keras_augreg.ViT_Ti16(weights=ti_16), x)
-    scaled = keras_augreg.preprocess_input(x)
 
-    plain = keras.Input((224, 224, 3))
-    model = keras_augreg.ViT_Ti16(weights=ti_16, input_tensor=plain)
-    assert model.input is plain
-    np.testing.assert_allclose(predict(model, scaled), expected, atol=1e-6)
+    for dtype in ("float32", "uint8"):
+        plain = keras.Input((224, 224, 3), dtype=dtype)
+        model = keras_augreg.ViT_Ti16(weights=ti_16, input_tensor=plain)
+        assert model.input is plain
+        np.testing.assert_allclose(predict(model, x), expected, atol=1e-6)
 
     pixels = keras.Input((224, 224, 3))
     derived = keras.layers.Rescaling(1 / 127.5, -1)(pixels)
-    model = keras_augreg.ViT_Ti16(weights=ti_16, input_tensor=derived)
+    model = keras_augreg.ViT_Ti16(
+        weights=ti_16, input_tensor=derived, include_preprocessing=False
+    )
     assert model.input is pixels
     np.testing.assert_allclose(
         predict(model, x.astype("float32")), expected, atol=1e-5
@@ -289,14 +302,10 @@ def test_input_tensors(ti_16):
         keras_augreg.ViT_Ti16(weights=None, input_tensor=x)
 
 
-def test_integer_input_tensor(ti_16):
-    x = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), "uint8")
-    expected = predict(keras_augreg.ViT_Ti16(weights=ti_16), x)
-    integers = keras.Input((224, 224, 3), dtype="uint8")
-    model = keras_augreg.ViT_Ti16(weights=ti_16, input_tensor=integers)
-    np.testing.assert_allclose(predict(model, x), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="call the model on the tensor"):
-        tiny(input_tensor=keras.Input((32, 32, 3), dtype="uint8"))
+def test_integers_need_preprocessing():
+    integers = keras.Input((32, 32, 3), dtype="uint8")
+    with pytest.raises(ValueError, match="include_preprocessing=True"):
+        tiny(input_tensor=integers, include_preprocessing=False)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +522,10 @@ def test_mixed_precision(ti_16, policy):
     )[0]
     expected = np.array(entry["logits_first8"])
     model = keras_augreg.VisionTransformer(
-        **sizes(release="Ti_16"), classifier_activation=None, dtype=policy
+        **sizes(release="Ti_16"),
+        classifier_activation=None,
+        include_preprocessing=False,
+        dtype=policy,
     )
     checkpoints.load(model, ti_16)
     assert {w.dtype for w in model.trainable_variables} == {"float32"}
@@ -566,17 +578,7 @@ def test_config_round_trip(kind):
     assert again.get_config() == model.get_config()
 
 
-CLONE = pytest.param(
-    "clone",
-    marks=pytest.mark.xfail(
-        strict=True,
-        raises=AssertionError,
-        reason="Keras clones to a plain Functional, which scales no integers",
-    ),
-)
-
-
-@pytest.mark.parametrize("way", ["keras", "h5", CLONE, "clone_function"])
+@pytest.mark.parametrize("way", ["keras", "h5", "clone", "clone_function"])
 def test_saving(kind, tmp_path, way):
     model, x = kind
     if way == "keras":
@@ -599,16 +601,10 @@ def test_saving(kind, tmp_path, way):
         other = keras.models.clone_model(model, clone_function=clone)
         other.set_weights(model.get_weights())
         assert "encoderblock_1" in seen
-    if way != "clone_function":
+    if not way.startswith("clone"):
         assert type(other) is type(model)
         assert other.get_config() == model.get_config()
     np.testing.assert_allclose(predict(other, x), predict(model, x), atol=1e-6)
-    # Integers too.
-    pixels = np.random.default_rng(0).integers(0, 256, x.shape, "uint8")
-    if way != "clone_function":
-        np.testing.assert_allclose(
-            predict(other, pixels), predict(model, pixels), atol=1e-6
-        )
 
 
 def test_weights_move_across_dropout_rates(tmp_path):
@@ -745,7 +741,9 @@ def test_gradients_flow(make):
 def write_gradients(checkpoint, out):
     """Run in a process of each backend by `test_gradients_of_backends`."""
     model = keras_augreg.ViT_Ti16(
-        weights=checkpoint, classifier_activation=None
+        weights=checkpoint,
+        classifier_activation=None,
+        include_preprocessing=False,
     )
     found = gradients(model, make_npz.images(0, 2, 224), np.array([3, 700]))
     np.savez(out, **{k.replace("/", "|"): v for k, v in found.items()})

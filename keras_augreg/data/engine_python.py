@@ -40,6 +40,9 @@ class Batches(keras.utils.PyDataset):
         feed: What to read.
     """
 
+    # Tells a model that these pixels need no look at their range.
+    image_dtype = "uint8"
+
     def __init__(self, feed: Feed) -> None:
         # Import OpenCV now rather than in a worker thread during training.
         import cv2  # noqa: F401

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from keras_augreg import checkpoints, data
-from keras_augreg.models import VisionTransformer
 from keras_augreg.recipe import pretraining_warmup
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
 from keras_augreg.training import (
@@ -22,6 +21,7 @@ from keras_augreg.training import (
     compile_pretraining,
 )
 from keras_augreg.training.workdir import Workdir
+from keras_augreg.vision_transformer import VisionTransformer
 
 # Of the training images, where there is no validation split. The paper holds
 # out 1% (ImageNet-1k) to 10% (Pets), section 3.1.

@@ -16,7 +16,6 @@ import keras
 from keras import ops
 
 from keras_augreg.augment import AugRegAugment
-from keras_augreg.models import VisionTransformer
 from keras_augreg.recipe import (
     CLIP_NORM,
     PRETRAINING_LEARNING_RATE,
@@ -25,6 +24,7 @@ from keras_augreg.recipe import (
     finetuning_warmup,
 )
 from keras_augreg.training import losses, optimizers, schedules
+from keras_augreg.vision_transformer import VisionTransformer
 
 
 def compile_pretraining(

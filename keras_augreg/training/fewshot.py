@@ -137,13 +137,11 @@ def features(model: Any, images: np.ndarray, batch_size: int = 64) -> Any:
 
     Args:
         model: A `keras_augreg` model with classifier.
-        images: uint8 (N, H, W, 3), or float in [-1, 1].
+        images: (N, H, W, 3), as the model takes them.
         batch_size: Images of a step.
 
     Returns:
         Float array (N, width).
     """
     body = keras.Model(model.inputs, model.get_layer("head").input)
-    if images.dtype.kind in "iu":
-        images = images.astype("float32") / 127.5 - 1
     return body.predict(images, batch_size=batch_size, verbose=0)

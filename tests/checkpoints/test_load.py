@@ -209,7 +209,9 @@ def test_builder_without_class_token(save):
     )[:, 1:]
     del arrays["cls"]
     path = save(arrays)
-    model = keras_augreg.ViT_Ti16(weights=path, classifier_activation=None)
+    model = keras_augreg.ViT_Ti16(
+        weights=path, classifier_activation=None, include_preprocessing=False
+    )
     assert model.input_shape == (None, 32, 32, 3)
     assert not model.class_token
     x = images((32, 32, 3))
@@ -447,7 +449,9 @@ def timm_models(tmp_path_factory):
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_own_models(timm_models, name):
     model = getattr(keras_augreg, TIMM[name])(
-        weights=timm_models / f"{name}.safetensors", classifier_activation=None
+        weights=timm_models / f"{name}.safetensors",
+        classifier_activation=None,
+        include_preprocessing=False,
     )
     assert model.input_shape == (None, 224, 224, 3)
     expected = np.load(timm_models / f"{name}.npy")

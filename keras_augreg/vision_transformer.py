@@ -1,0 +1,410 @@
+"""The model class: a Vision Transformer as a functional Keras model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_augreg.preprocessing import Preprocessing, watch_range
+from keras_augreg.resnet import resnet_stem
+from keras_augreg.trainstep import Predictions, TrainStep
+from keras_augreg.variants import Sizes
+from keras_augreg.vit import (
+    Block,
+    PatchEmbedding,
+    Pool,
+    PositionEmbedding,
+    layer_norm,
+)
+
+DEFAULT_RESOLUTION = 224
+DEFAULT_CLASSES = 1000
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class VisionTransformer(TrainStep):
+    """A Vision Transformer of any size, with or without a ResNet stem.
+
+    The named builders (`keras_augreg.ViT_B16` and the others) return one with
+    the paper's sizes; call this for other sizes. It is a functional model:
+    `get_layer("encoderblock_3").output` is there to build on.
+
+    Images hold values from 0 to 255, in any dtype; the layer "preprocessing"
+    scales them. Floats that all lie in [-1, 1] look as if they had been scaled
+    before: the model warns.
+
+    Args:
+        patch_size: Side of a patch in pixels; with a ResNet stem, in cells of
+            the stem's output.
+        width: Size of a token.
+        depth: Number of Transformer blocks, at least 1.
+        num_heads: Attention heads of a block; it divides `width`.
+        mlp_dim: Hidden units of a block's MLP.
+        stages: `None` without a ResNet stem; otherwise the number of
+            bottleneck units of each stage, `()` for the stem's root alone.
+        include_top: Whether the model ends in a classifier.
+        input_tensor: A `keras.Input` of shape (H, W, 3) to build on.
+        input_shape: (H, W, 3); the effective stride divides H and W.
+            Defaults to (224, 224, 3), or to that of `input_tensor`.
+        pooling: With `include_top=False`: `None` for all tokens (B, T, width),
+            `"token"` for the class token (B, width), `"avg"` for the mean of
+            the patch tokens (B, width).
+        classes: Units of the classifier, whose weights start at zero.
+        classifier_activation: Activation of the classifier; `None` for
+            logits.
+        include_preprocessing: Whether the model scales its images. `False`
+            for a model that takes floats in [-1, 1].
+        class_token: Whether there is a class token. Without one, the
+            classifier reads the mean of the patch tokens.
+        dropout: Rate in [0, 1) after the position embedding, the attention
+            and both layers of the MLP.
+        stochastic_depth: Rate in [0, 1) of the last block; the rate of block
+            l of L is `stochastic_depth * l / (L - 1)`, as the paper's
+            "linearly increasing" is read here.
+        seed: Integer seed of dropout and stochastic depth. `None` draws one
+            from Keras's global seed (`keras.utils.set_random_seed`).
+        class_names: Names of the classifier's outputs, one string for each;
+            stored in every saved file. `model.class_names = [...]` sets them
+            later.
+        name: Name of the model.
+        dtype: Dtype or dtype policy; `None` for Keras's global policy.
+        trainable: Whether the weights are trained.
+
+    Raises:
+        ValueError: If a size does not fit the others.
+
+    Example:
+    ```python
+    import numpy as np
+    import keras_augreg
+
+    model = keras_augreg.VisionTransformer(
+        patch_size=4, width=64, depth=3, num_heads=2, mlp_dim=128,
+        input_shape=(32, 32, 3), classes=10,
+    )
+    images = np.zeros((2, 32, 32, 3), "uint8")
+    assert model.predict(images, verbose=0).shape == (2, 10)
+    ```
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        stages: tuple[int, ...] | None = None,
+        include_top: bool = True,
+        input_tensor: Any = None,
+        input_shape: tuple[int, int, int] | None = None,
+        pooling: str | None = None,
+        classes: int = DEFAULT_CLASSES,
+        classifier_activation: str | None = "softmax",
+        include_preprocessing: bool = True,
+        class_token: bool = True,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        seed: int | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "vision_transformer",
+        dtype: Any = None,
+        trainable: bool = True,
+    ) -> None:
+        stages = None if stages is None else tuple(stages)
+        sizes = Sizes(patch_size, width, depth, num_heads, mlp_dim, stages)
+        _check_sizes(sizes)
+        _check_top(include_top, pooling, class_token, classes)
+        _check_rates(dropout=dropout, stochastic_depth=stochastic_depth)
+        if input_tensor is not None:
+            _check_dtype(input_tensor, include_preprocessing)
+            input_shape = tuple(input_tensor.shape[1:])
+        input_shape = check_input_shape(input_shape, sizes)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        reads = pooling
+        if include_top:
+            reads = "token" if class_token else "avg"
+        blocks = _blocks(
+            sizes, reads == "token", dropout, stochastic_depth, seed, policy
+        )
+        # `keras.RematScope` applies to the blocks only, which recompute
+        # themselves: Keras's way fails in TensorFlow's graphs
+        # (keras-team/keras 21207).
+        with keras.RematScope(mode=None):
+            inputs = input_tensor
+            if inputs is None:
+                inputs = keras.Input(input_shape, name="image")
+            x = inputs
+            if include_preprocessing:
+                x = Preprocessing(name="preprocessing")(x)
+            if stages is not None:
+                x = resnet_stem(x, stages, dtype=policy)
+            x = PatchEmbedding(
+                patch_size, width, dtype=policy, name="embedding"
+            )(x)
+            x = PositionEmbedding(
+                class_token, dropout, seed, dtype=policy, name="posembed_input"
+            )(x)
+            for block in blocks:
+                x = block(x)
+            x = layer_norm("encoder_norm", policy)(x)
+            if reads is not None:
+                x = Pool(reads, class_token, dtype=policy, name="pool")(x)
+            if include_top:
+                x = _classifier(x, classes, classifier_activation, policy)
+            super().__init__(
+                inputs=inputs, outputs=x, name=name, trainable=trainable
+            )
+        self.dtype_policy = policy
+        self.sizes = sizes
+        self.include_top = include_top
+        self.image_shape = input_shape
+        self.pooling = pooling
+        self.classes = classes if include_top else None
+        self.classifier_activation = classifier_activation
+        self.include_preprocessing = include_preprocessing
+        self.class_token = class_token
+        self.dropout = dropout
+        self.stochastic_depth = stochastic_depth
+        self.seed = seed
+        self.class_names = class_names
+        self._watching = False
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classifier's outputs."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        if names is not None and (
+            isinstance(names, str)
+            or not all(isinstance(name, str) for name in names)
+            or len(names) != self.classes
+        ):
+            raise ValueError(
+                "`class_names` is a list of strings, one for each of the "
+                f"{self.classes or 0} outputs of the classifier. Received: "
+                f"{len(names)} names, {str(names)[:80]}"
+            )
+        self._class_names = None if names is None else tuple(names)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width, _ = self.image_shape
+        return height // self.sizes.stride, width // self.sizes.stride
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "patch_size": self.sizes.patch_size,
+            "width": self.sizes.width,
+            "depth": self.sizes.depth,
+            "num_heads": self.sizes.num_heads,
+            "mlp_dim": self.sizes.mlp_dim,
+            "stages": self.sizes.stages,
+            "include_top": self.include_top,
+            "input_shape": self.image_shape,
+            "pooling": self.pooling,
+            "classes": self.classes,
+            "classifier_activation": self.classifier_activation,
+            "include_preprocessing": self.include_preprocessing,
+            "class_token": self.class_token,
+            "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
+            "seed": self.seed,
+            "class_names": self.class_names and list(self.class_names),
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> VisionTransformer:
+        return cls(**config)
+
+    @contextlib.contextmanager
+    def _watched(self, data: Any) -> Iterator[Any]:
+        """`data`, checked for its range; not again in the calls within."""
+        if self._watching or not self.include_preprocessing:
+            yield data
+            return
+        self._watching = True
+        try:
+            yield watch_range(data)
+        finally:
+            self._watching = False
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(inputs):
+            return super().__call__(inputs, *args, **kwargs)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(x) as x:
+            return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(x) as x:
+            return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(x) as x:
+            return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(x):
+            return super().train_on_batch(x, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._watched(x):
+            return super().test_on_batch(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        with self._watched(x):
+            return super().predict_on_batch(x)
+
+
+def _blocks(
+    sizes: Sizes,
+    only_class_token: bool,
+    dropout: float,
+    stochastic_depth: float,
+    seed: int | None,
+    policy: Any,
+) -> list[Block]:
+    """Makes the blocks; the last computes only the tokens that are read."""
+    last = sizes.depth - 1
+    return [
+        Block(
+            sizes.num_heads,
+            sizes.mlp_dim,
+            dropout,
+            stochastic_depth * i / max(last, 1),
+            queries=1 if only_class_token and i == last else None,
+            seed=None if seed is None else seed + 1 + i,
+            dtype=policy,
+            name=f"encoderblock_{i}",
+        )
+        for i in range(sizes.depth)
+    ]
+
+
+def _classifier(
+    x: Any, classes: int, activation: str | None, policy: Any
+) -> Any:
+    """Logits or predictions, in full precision under mixed precision."""
+    dtype = policy.variable_dtype
+    x = keras.layers.Dense(
+        classes, kernel_initializer="zeros", dtype=dtype, name="head"
+    )(x)
+    if activation is not None:
+        x = Predictions(activation, dtype=dtype, name="predictions")(x)
+    return x
+
+
+def _check_sizes(sizes: Sizes) -> None:
+    numbers = {
+        "patch_size": sizes.patch_size,
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "mlp_dim": sizes.mlp_dim,
+    }
+    for argument, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{argument}` is a positive integer. Received: "
+                f"{argument}={value!r}"
+            )
+    if sizes.width % sizes.num_heads:
+        raise ValueError(
+            f"`num_heads` divides `width`. Received: width={sizes.width}, "
+            f"num_heads={sizes.num_heads}"
+        )
+
+
+def _check_dtype(input_tensor: Any, include_preprocessing: bool) -> None:
+    dtype = keras.backend.standardize_dtype(input_tensor.dtype)
+    if "int" in dtype and not include_preprocessing:
+        raise ValueError(
+            "A model without preprocessing takes floats in [-1, 1]. Pass "
+            "include_preprocessing=True for an `input_tensor` of pixels. "
+            f"Received: dtype={dtype}"
+        )
+
+
+def _check_rates(**rates: float) -> None:
+    for argument, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(
+                f"`{argument}` is the probability to drop, at least 0 and "
+                f"below 1. Received: {argument}={rate}"
+            )
+
+
+def _check_top(
+    include_top: bool, pooling: str | None, class_token: bool, classes: Any
+) -> None:
+    if pooling not in (None, "token", "avg"):
+        raise ValueError(
+            "`pooling` is None (all tokens), 'token' (the class token) or "
+            f"'avg' (the mean of the patch tokens). Received: {pooling!r}"
+        )
+    if include_top and pooling is not None:
+        raise ValueError(
+            "`pooling` says what a model without classifier returns. Pass "
+            f"include_top=False with pooling={pooling!r}, or leave it out."
+        )
+    if pooling == "token" and not class_token:
+        raise ValueError(
+            "This model has no class token to return (its checkpoint has "
+            "none, or class_token=False). Pass pooling='avg'."
+        )
+    if include_top and (not isinstance(classes, int) or classes < 1):
+        raise ValueError(
+            f"`classes` is a positive integer. Received: classes={classes!r}"
+        )
+
+
+def check_input_shape(
+    input_shape: tuple[int, int, int] | None, sizes: Sizes
+) -> tuple[int, int, int]:
+    """Returns (H, W, 3) if an architecture can take such images.
+
+    Raises:
+        ValueError: If the stride does not divide H and W, there are not three
+            channels, or Keras is set to channels first.
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "These models take images with channels last, (B, H, W, 3). Call "
+            "keras.config.set_image_data_format('channels_last') first, and "
+            "transpose images of shape (B, 3, H, W) with "
+            "keras.ops.transpose(images, (0, 2, 3, 1))."
+        )
+    shape = input_shape or (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION, 3)
+    sides = shape[:2]
+    if (
+        len(shape) != 3
+        or shape[2] != 3
+        or not all(isinstance(n, int) and n > 0 for n in sides)
+    ):
+        raise ValueError(
+            "`input_shape` is (height, width, 3) with a fixed height and "
+            f"width. Received: input_shape={input_shape}"
+        )
+    if any(n % sizes.stride for n in sides):
+        near = tuple(max(round(n / sizes.stride), 1) * sizes.stride
+                     for n in sides)  # fmt: skip
+        raise ValueError(
+            f"The stride of this architecture, {sizes.stride} pixels, divides "
+            f"height and width. Received: input_shape={shape}; near to it is "
+            f"{(*near, 3)}"
+        )
+    height, width = sides
+    return height, width, 3
