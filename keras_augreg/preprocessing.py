@@ -172,7 +172,7 @@ def _warn(images: np.ndarray | None) -> None:
             "255; or build the model with include_preprocessing=False, which "
             "takes floats in [-1, 1].",
             UserWarning,
-            stacklevel=5,
+            stacklevel=2,
         )
 
 

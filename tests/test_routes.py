@@ -1,0 +1,339 @@
+"""Every way from pixels to logits gives the same numbers."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from _checkpoints import CLASSES, tiny
+
+import keras_augreg
+from keras_augreg import data
+from keras_augreg.training.fewshot import features
+
+BACKEND = keras.backend.backend()
+LABELS = np.arange(4) % CLASSES
+
+
+def model_of_pixels(**kwargs):
+    model = tiny(include_preprocessing=True, **kwargs)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_variables:
+        weight.assign(0.3 * rng.standard_normal(weight.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Smooth pictures with all values from 0 to 255."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(pixels, tmp_path):
+    from PIL import Image
+
+    for i, image in enumerate(pixels):
+        path = tmp_path / "images" / f"class_{i}" / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images"
+
+
+def predict(model, x):
+    return np.asarray(model.predict(x, verbose=0))
+
+
+def from_load(model, x, folder):
+    batches, _ = data.load(
+        folder,
+        "train",
+        image_size=16,
+        batch_size=4,
+        training=False,
+        crop="resize",
+    )
+    return predict(model, batches)
+
+
+def from_directory(model, x, folder):
+    pytest.importorskip("tensorflow")
+    batches = keras.utils.image_dataset_from_directory(
+        folder, image_size=(16, 16), batch_size=2, shuffle=False, verbose=False
+    )
+    return predict(model, batches)
+
+
+def from_tf_data(model, x, folder):
+    tf = pytest.importorskip("tensorflow")
+    batches = tf.data.Dataset.from_tensor_slices((x, LABELS)).batch(2)
+    return predict(model, batches)
+
+
+def from_loader(model, x, folder):
+    torch = pytest.importorskip("torch")
+    examples = torch.utils.data.TensorDataset(
+        torch.tensor(x), torch.tensor(LABELS)
+    )
+    return predict(model, torch.utils.data.DataLoader(examples, batch_size=2))
+
+
+def from_generator(model, x, folder):
+    return predict(model, ((x[i : i + 2], LABELS[i : i + 2]) for i in (0, 2)))
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return self.x[2 * i : 2 * i + 2], LABELS[2 * i : 2 * i + 2]
+
+
+def from_saved_model(model, x, folder):
+    if BACKEND == "torch":
+        pytest.skip("Keras exports no TF SavedModel from PyTorch")
+    tf = pytest.importorskip("tensorflow")
+    path = str(folder / "saved_model")
+    model.export(path, format="tf_saved_model", verbose=False)
+    served = tf.saved_model.load(path)
+    return served.serve(x.astype("float32")).numpy()
+
+
+def from_keras_file(model, x, folder):
+    model.save(folder / "model.keras")
+    return predict(keras.saving.load_model(folder / "model.keras"), x)
+
+
+def from_weights_file(model, x, folder):
+    model.save_weights(folder / "model.weights.h5")
+    other = tiny(include_preprocessing=True)
+    keras_augreg.checkpoints.load(other, folder / "model.weights.h5")
+    return predict(other, x)
+
+
+def from_features(model, x, folder):
+    head = model.get_layer("head")
+    return features(model, x) @ head.kernel.numpy() + head.bias.numpy()
+
+
+def from_clone(model, x, folder):
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    return predict(clone, x)
+
+
+def from_resizing(model, x, folder):
+    return predict(keras.Sequential([keras.layers.Resizing(16, 16), model]), x)
+
+
+def from_nested(model, x, folder):
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    return predict(keras.Model(inputs, model(inputs)), x)
+
+
+def from_sub_model(model, x, folder):
+    body = keras.Model(model.inputs, model.get_layer("encoderblock_0").output)
+    rest = keras.Model(model.get_layer("encoderblock_0").output, model.output)
+    return predict(rest, predict(body, x))
+
+
+def from_input_tensor(model, x, folder):
+    other = tiny(
+        include_preprocessing=True,
+        input_tensor=keras.Input((16, 16, 3), dtype="int32"),
+    )
+    other.set_weights(model.get_weights())
+    return predict(other, x)
+
+
+def scaled_before(model, x, folder):
+    other = tiny(include_preprocessing=False)
+    other.set_weights(model.get_weights())
+    return predict(other, keras_augreg.preprocess_input(x))
+
+
+ROUTES = {
+    "numpy uint8": lambda model, x, _: predict(model, x),
+    "numpy float32": lambda model, x, _: predict(model, x.astype("float32")),
+    "numpy float64": lambda model, x, _: predict(model, x.astype("float64")),
+    "call": lambda model, x, _: keras.ops.convert_to_numpy(model(x)),
+    "predict_on_batch": lambda model, x, _: np.asarray(
+        model.predict_on_batch(x)
+    ),
+    "data.load": from_load,
+    "image_dataset_from_directory": from_directory,
+    "tf.data": from_tf_data,
+    "DataLoader": from_loader,
+    "generator": from_generator,
+    "PyDataset": lambda model, x, _: predict(model, Batches(x)),
+    "SavedModel": from_saved_model,
+    ".keras": from_keras_file,
+    ".weights.h5": from_weights_file,
+    "features": from_features,
+    "clone": from_clone,
+    "Sequential with Resizing": from_resizing,
+    "nested": from_nested,
+    "sub-model": from_sub_model,
+    "input_tensor": from_input_tensor,
+    "scaled before": scaled_before,
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_gives_the_same_logits(route, pixels, folder):
+    model = model_of_pixels()
+    by_hand = tiny(include_preprocessing=False)
+    by_hand.set_weights(model.get_weights())
+    expected = by_hand(keras_augreg.preprocess_input(pixels))
+    expected = keras.ops.convert_to_numpy(expected)
+    assert np.ptp(expected, axis=0).min() > 0.01
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The images are floats")
+        found = ROUTES[route](model, pixels, folder)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+# Images that were scaled before
+
+
+def compiled(**kwargs):
+    model = model_of_pixels(**kwargs)
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def tf_data(x, shuffled=False):
+    tf = pytest.importorskip("tensorflow")
+    examples = tf.data.Dataset.from_tensor_slices((x, LABELS))
+    if shuffled:
+        examples = examples.shuffle(4, seed=1)
+    return examples.batch(2)
+
+
+def loader(x):
+    torch = pytest.importorskip("torch")
+    examples = torch.utils.data.TensorDataset(
+        torch.tensor(x), torch.tensor(LABELS)
+    )
+    return torch.utils.data.DataLoader(examples, batch_size=2)
+
+
+def generator(x):
+    return ((x[i : i + 2], LABELS[i : i + 2]) for i in (0, 2))
+
+
+CALLS = {
+    "fit": lambda m, x: m.fit(x, LABELS, epochs=2, verbose=0),
+    "fit on tensors": lambda m, x: m.fit(
+        keras.ops.convert_to_tensor(x), LABELS, verbose=0
+    ),
+    "evaluate": lambda m, x: m.evaluate(x, LABELS, verbose=0),
+    "predict": lambda m, x: m.predict(x, verbose=0),
+    "train_on_batch": lambda m, x: m.train_on_batch(x, LABELS),
+    "test_on_batch": lambda m, x: m.test_on_batch(x, LABELS),
+    "predict_on_batch": lambda m, x: m.predict_on_batch(x),
+    "call": lambda m, x: m(x),
+    "call on tensors": lambda m, x: m(keras.ops.convert_to_tensor(x)),
+    "tf.data": lambda m, x: m.fit(tf_data(x), epochs=2, verbose=0),
+    "tf.data, predict": lambda m, x: m.predict(tf_data(x), verbose=0),
+    "DataLoader": lambda m, x: m.fit(loader(x), epochs=2, verbose=0),
+    "generator": lambda m, x: m.fit(generator(x), verbose=0),
+    "PyDataset": lambda m, x: m.fit(Batches(x), epochs=2, verbose=0),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize("low", [-1, 0])
+def test_scaled_images_are_noticed_once(way, low, pixels):
+    x = (pixels / 255 * (1 - low) + low).astype("float32")
+    with pytest.warns(UserWarning, match="include_preprocessing=False") as seen:
+        CALLS[way](compiled(), x)
+    found = [w for w in seen if "The images are floats" in str(w.message)]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize(
+    "change", ["integers", "pixels", "constant", "no preprocessing"]
+)
+def test_other_images_are_not_warned_of(way, change, pixels):
+    x = {
+        "integers": pixels % 2,
+        "pixels": pixels.astype("float32"),
+        "constant": np.zeros(pixels.shape, "float32"),
+        "no preprocessing": keras_augreg.preprocess_input(pixels),
+    }[change]
+    if change == "no preprocessing":
+        model = tiny(include_preprocessing=False)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    else:
+        model = compiled()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The images are floats")
+        CALLS[way](model, x)
+
+
+def test_looking_changes_no_order(pixels):
+    """A data set's own shuffling draws as it would have without a look."""
+    tf = pytest.importorskip("tensorflow")
+    seen = []
+
+    def note(x, y):
+        tf.numpy_function(lambda y: seen.extend(y.tolist()), [y], [])
+        return x, y
+
+    def orders(fit):
+        seen.clear()
+        tf.random.set_seed(0)
+        batches = tf_data(pixels.astype("float32"), shuffled=True).map(note)
+        fit(batches)
+        return list(seen)
+
+    def plain(batches):
+        for _ in range(3):
+            list(batches)
+
+    model = compiled()
+    model.evaluate(pixels, LABELS, verbose=0)  # builds its metrics
+    expected = orders(plain)
+    assert expected[:4] != expected[4:8] or expected[:4] != expected[8:]
+    fitted = orders(lambda x: model.fit(x, epochs=3, verbose=0))
+    assert fitted == expected
+
+
+def test_looking_draws_no_random_numbers(pixels):
+    """Examples that draw from NumPy's and PyTorch's generators."""
+    torch = pytest.importorskip("torch")
+
+    class Examples(torch.utils.data.Dataset):
+        def __init__(self):
+            self.seen = []
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            self.seen.append((i, np.random.rand(), torch.rand(()).item()))
+            return pixels[i].astype("float32"), LABELS[i]
+
+    found = []
+    for scales in (True, False):
+        examples = Examples()
+        batches = torch.utils.data.DataLoader(examples, 2, shuffle=True)
+        model = tiny(include_preprocessing=scales)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        model.predict(batches, verbose=0)
+        found.append(examples.seen[int(scales) :])
+    assert found[0] == found[1]
