@@ -141,8 +141,8 @@ def _builder(name: str) -> Builder:
             checkpoint = _checkpoint(weights, variant, input_shape)
             if include_top and classes in (None, checkpoint.classes):
                 head, classes = "keep", _kept_classes(checkpoint)
-            if input_shape is None and checkpoint.grid is not None:
-                rows, columns = checkpoint.grid
+            if input_shape is None and checkpoint.patch_grid is not None:
+                rows, columns = checkpoint.patch_grid
                 stride = variant.sizes.stride
                 input_shape = (rows * stride, columns * stride, 3)
         # The model is built on a plain input, and called on any other tensor.
