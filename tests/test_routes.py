@@ -54,7 +54,7 @@ def from_load(model, x, folder):
         image_size=16,
         batch_size=4,
         training=False,
-        crop="resize",
+        preprocess="resize",
     )
     return predict(model, batches)
 
