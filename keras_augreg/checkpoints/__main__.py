@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from keras_augreg.checkpoints import files, names
+from keras_augreg.checkpoints import names
+from keras_augreg.checkpoints.download import download
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             if args.variant is not None:
                 name = names.resolve(args.variant, name, args.resolution)
-            print(files.download(name), flush=True)
+            print(download(name), flush=True)
         except (ValueError, OSError, ImportError) as error:
             print(error, file=sys.stderr)
             status = 1

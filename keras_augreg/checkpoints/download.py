@@ -1,39 +1,55 @@
-"""One file over https: resumed, retried, verified.
+"""Downloads: resumed, retried, verified.
 
-Knows nothing of checkpoints. `receive` brings a file to completeness at a
-temporary name; whoever calls it renames it. Sources: Google Cloud Storage's
-reference of HTTP headers (XML API) for `x-goog-hash`; RFC 9110 for ranges.
+A file of the release is written to `NAME.npz.part`, resumed after a break,
+checked against the length and the md5 that the server states, and only then
+renamed, under a lock that other processes wait for: a file under its final
+name is complete. Sources: Google Cloud Storage's reference of HTTP headers
+(XML API) for `x-goog-hash`; RFC 9110 for ranges.
+
+The transfer is `urllib.request`'s. It knows a timeout for each read of a
+socket but none for an answer, so `_Watch` breaks connections that crawl.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import http.client
-import math
 import os
 import re
 import shutil
+import socket
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-import numpy as np
+from keras_augreg.checkpoints import files, names
 
 _CHUNK = 1 << 20
-# An attempt that brings less than this is one of the `retries`.
+# An attempt that brings less than this counts as one of the `retries`.
 _PROGRESS = 1 << 20
-# Slower than this over a whole `timeout` is a broken connection.
+# A connection that is slower than this over a whole `timeout` is broken.
 _BYTES_PER_SECOND = 1024
+# The most that is taken from a server that states no length. The largest
+# files of the release have 1.3 GB.
+_MOST_WITHOUT_LENGTH = 1 << 31
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
+_WITHOUT_INTERNET = (
+    "Without internet, set KERAS_AUGREG_MIRROR to a folder with the "
+    "files, see docs/guides/offline.md"
+)
+_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_HUB = re.compile(rf"hf://({_PART}/{_PART})(?:@({_PART}))?")
 
 
 class DownloadError(OSError):
@@ -44,30 +60,144 @@ class _TransientError(DownloadError):
     """A failure that may pass: a broken connection, an overloaded server."""
 
 
-def receive(
-    url: str,
-    part: Path,
+def download(
+    name: str,
     *,
     timeout: float = 30.0,
     retries: int = 5,
     progress: bool = True,
+) -> Path:
+    """Downloads a checkpoint, unless it is on this machine already.
+
+    The file is checked against the length and the md5 that the server states;
+    where it states no md5, against the checksums inside the archive. A
+    download that broke is resumed by the next call. Of several processes that
+    want the same file, one downloads and the others wait for it.
+
+    Args:
+        name: A full name, as `checkpoints.resolve` returns it; or
+            `"hf://OWNER/NAME"`, optionally `"hf://OWNER/NAME@REVISION"`, for
+            the `model.safetensors` of a repository on the Hugging Face Hub
+            (huggingface_hub downloads it, with its own settings and cache).
+        timeout: Seconds without an answer, or with less than 1 KiB/s, after
+            which a connection counts as broken.
+        retries: How often a failed attempt that brought less than 1 MiB is
+            repeated, after waiting 1, 2, 4, ... at most 30 seconds.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If `name` is not a name of the release.
+        FileNotFoundError: If the file is not on this machine, and either
+            `KERAS_AUGREG_OFFLINE` is 1 or the mirror is a directory.
+        DownloadError: If the server refuses or does not answer, if what
+            arrived is not what it announced, or if the cache cannot be
+            written to.
+        ImportError: For `hf://` without huggingface_hub.
+
+    Example:
+    ```python
+    path = keras_augreg.checkpoints.download(
+        "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
+    )
+    ```
+    """
+    if name.startswith("hf://"):
+        return _from_hub(name)
+    path = names.bucket_path(name)
+    return files.find(path) or _to_cache(path, timeout, retries, progress)
+
+
+def download_index() -> Path:
+    """Downloads `index.csv` into the cache, over an older one.
+
+    Raises:
+        FileNotFoundError: If the network must not be used.
+        DownloadError: If the download fails; it is tried once.
+    """
+    return _to_cache(files.INDEX, timeout=30.0, retries=0, progress=True)
+
+
+def _from_hub(name: str) -> Path:
+    match = _HUB.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!a}: expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, "
+            f"such as hf://timm/vit_tiny_patch16_224.augreg_in21k."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f"{name!r} needs huggingface_hub: pip install huggingface_hub"
+        ) from error
+    repository, revision = match.groups()
+    try:
+        path = huggingface_hub.hf_hub_download(
+            repository,
+            "model.safetensors",
+            revision=revision,
+            local_files_only=files.offline(),
+        )
+    except OSError as error:
+        if files.offline():
+            raise FileNotFoundError(
+                f"{name} is not in the cache of huggingface_hub, and "
+                f"KERAS_AUGREG_OFFLINE=1 forbids downloading it."
+            ) from error
+        raise DownloadError(f"{name}: {error}") from error
+    return Path(path)
+
+
+def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
+    """Downloads a file of the bucket into the cache, over an old one."""
+    import filelock
+
+    url = files.url(path)
+    target = files.cache_dir() / path
+    part = target.with_name(target.name + ".part")
+    before = target.stat().st_mtime_ns if target.exists() else None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The system frees it if this process is killed.
+        lock = filelock.FileLock(target.with_name(target.name + ".lock"))
+        try:
+            held = lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(
+                f"Waiting for another process: {lock.lock_file}",
+                file=sys.stderr,
+            )
+            held = lock.acquire()
+        with held:
+            # Another process may have brought it in the meantime.
+            after = target.stat().st_mtime_ns if target.exists() else None
+            if before == after:
+                _receive(url, part, timeout, retries, progress)
+                os.replace(part, target)
+    except DownloadError:
+        raise
+    except OSError as error:  # the network's errors are DownloadErrors
+        if error.errno == errno.ENOSPC:
+            part.unlink(missing_ok=True)
+        raise DownloadError(
+            f"Cannot write {target} ({error.strerror or error}). Make room "
+            f"or give write access, or set KERAS_AUGREG_CACHE to another "
+            f"directory."
+        ) from error
+    return target
+
+
+def _receive(
+    url: str, part: Path, timeout: float, retries: int, progress: bool
 ) -> None:
     """Downloads `url` to `part`, from where an earlier call broke off.
 
-    Args:
-        url: An http(s) address. Only what ends in `.npz` is resumed: if the
-            server states no hash, the checksums inside tell whether the
-            pieces belong together.
-        part: The temporary file. After an error it holds what has arrived,
-            or is gone if that was wrong.
-        timeout: See `files.download`.
-        retries: See `files.download`.
-        progress: See `files.download`.
-
-    Raises:
-        DownloadError: If the server refuses or does not answer, or if what
-            arrived is not what it announced.
-        OSError: If `part` cannot be written.
+    Resumes only what ends in `.npz`: if the server states no md5, the
+    checksums inside tell whether the pieces belong together. After an error
+    `part` holds what has arrived, or is gone if that was wrong.
     """
     if not url.endswith(".npz"):
         part.unlink(missing_ok=True)
@@ -76,8 +206,8 @@ def receive(
         start = part.stat().st_size if part.exists() else 0
         best = max(best, start)
         try:
-            hashes = _attempt(url, part, start, timeout, progress)
-            damage = _damage(url, part, hashes)
+            md5 = _attempt(url, part, start, timeout, progress)
+            damage = _damage(part, md5, url.endswith(".npz"))
             if damage is None:
                 break
             part.unlink()
@@ -91,8 +221,7 @@ def receive(
         if failures > retries:
             raise DownloadError(
                 f"{url}: {error}. Gave up in attempt {failures}; call again "
-                f"to continue. Without internet, set KERAS_AUGREG_MIRROR to a "
-                f"directory or KERAS_AUGREG_OFFLINE=1."
+                f"to continue. {_WITHOUT_INTERNET}."
             )
         wait = min(2.0 ** (failures - 1), 30.0)
         if progress:
@@ -106,74 +235,155 @@ def receive(
 
 def _attempt(
     url: str, part: Path, start: int, timeout: float, progress: bool
-) -> dict[str, bytes]:
-    """One request: appends to `part`; returns the hashes of the whole file."""
-    with _open(url, part, start, timeout) as response:
-        headers = response.headers
-        encoding = headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise DownloadError(f"{url}: sent {encoding}-encoded.")
-        hashes = _hashes(url, headers.get_all("x-goog-hash", []))
-        if response.status == 206:
-            content = headers.get("Content-Range", "")
-            match = re.fullmatch(rf"bytes {start}-[0-9]+/([0-9]+)", content)
-            if match is None:
-                raise DownloadError(
-                    f"{url}: asked for bytes {start}-, sent {content!a}."
-                )
-            total = int(match[1])
-        else:  # it knows no Range and starts over
-            start, total = 0, -1 if response.length is None else response.length
-        if total < 0 and not hashes:
-            raise DownloadError(
-                f"{url}: the server states neither length nor hash: nothing "
-                f"to verify the file with."
-            )
-        missing = total - start
+) -> str | None:
+    """One request: appends to `part`; returns the md5 of the whole file."""
+    with (
+        _Watch(timeout) as watch,
+        _open(url, part, start, watch) as response,
+    ):
+        watch.check()  # a break looks like the end of the headers
+        start, total, md5 = _announced(url, start, response)
+        most = _MOST_WITHOUT_LENGTH if total is None else total
+        missing = 0 if total is None else total - start
         if missing > (free := shutil.disk_usage(part.parent).free):
             raise OSError(
                 errno.ENOSPC, f"{missing:,} bytes to come, {free:,} free"
             )
-        with part.open("ab" if start else "wb") as file:
-            line = _Progress(part.stem, start, total, progress)
-            for chunk in _chunks(response, timeout):
+        with (
+            part.open("ab" if start else "wb") as file,
+            _progress_bar(part.stem, start, total, progress) as advance,
+        ):
+            while chunk := _read(response, watch):
                 file.write(chunk)
-                line.advance(len(chunk))
+                watch.received += len(chunk)
+                advance(len(chunk))
+                if file.tell() > most:
+                    break
             size = file.tell()
-        line.close()
-    if total >= 0 and size < total:
-        raise _TransientError(f"broke off after {size:,} of {total:,} bytes")
-    return hashes
-
-
-def _open(
-    url: str, part: Path, start: int, timeout: float
-) -> http.client.HTTPResponse:
-    """Requests `url` from byte `start` on, and sorts the errors."""
-    headers = {"User-Agent": "keras_augreg"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        response: http.client.HTTPResponse = urllib.request.build_opener(
-            _Redirects
-        ).open(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # the part is no beginning of this file
+        if size > most:
             part.unlink()
-        answer = f"HTTP {error.code} {http.client.responses.get(error.code)}"
-        if error.code not in (416, *_TRANSIENT):
-            raise DownloadError(f"{url}: {answer}.") from None
-        raise _TransientError(answer) from None
-    except DownloadError:
-        raise
-    except (OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise DownloadError(f"{url}: {cause}") from error
-        raise _TransientError(f"no answer ({cause})") from error
-    return response
+            raise DownloadError(
+                f"{url}: sent more than {most:,} bytes. Nothing was kept."
+            )
+        watch.check()
+    if total is not None and size < total:
+        raise _TransientError(f"broke off after {size:,} of {total:,} bytes")
+    return md5
+
+
+def _announced(
+    url: str, start: int, response: http.client.HTTPResponse
+) -> tuple[int, int | None, str | None]:
+    """Where a body starts, the length of the whole file, and its md5."""
+    headers = response.headers
+    encoding = headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise DownloadError(f"{url}: sent {encoding}-encoded.")
+    md5 = None
+    for value in ",".join(headers.get_all("x-goog-hash", [])).split(","):
+        algorithm, _, digest = value.strip().partition("=")
+        if algorithm == "md5":
+            try:
+                md5 = base64.b64decode(digest, validate=True).hex()
+            except ValueError:
+                raise DownloadError(
+                    f"{url}: cannot read its hash {value!a}."
+                ) from None
+    total: int | None
+    if response.status == 206:
+        content = headers.get("Content-Range", "")
+        match = re.fullmatch(rf"bytes {start}-[0-9]+/([0-9]+)", content)
+        if match is None:
+            raise DownloadError(
+                f"{url}: asked for bytes {start}-, sent {content!a}."
+            )
+        total = int(match[1])
+    else:  # it knows no Range and starts over
+        start, total = 0, response.length
+    if total is None and md5 is None:
+        raise DownloadError(
+            f"{url}: the server states neither length nor md5: nothing to "
+            f"verify the file with."
+        )
+    return start, total, md5
+
+
+class _Watch:
+    """Breaks a connection that brings less than 1 KiB/s over a `timeout`.
+
+    The timeout of a socket is one for each read: a server that sends a byte
+    of a header now and then, or `100 Continue` for ever, never exceeds it.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.received = 0
+        self.socket: socket.socket | None = None
+        self._expired = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        before = 0
+        while not self._done.wait(self.timeout):
+            received = self.received
+            if received - before < self.timeout * _BYTES_PER_SECOND:
+                self._expired = True
+                if self.socket is not None:
+                    with contextlib.suppress(OSError):
+                        # Not SSLSocket's, which forgets the state that the
+                        # reading thread is using.
+                        socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            before = received
+
+    def check(self) -> None:
+        """Raises a `_TransientError` if the connection was broken."""
+        if self._expired:
+            raise _TransientError(
+                f"less than {_BYTES_PER_SECOND} bytes/s in {self.timeout:g} "
+                f"seconds"
+            )
+
+    def connection(self, base: Any) -> Any:
+        """Returns a class of connections whose sockets this object knows."""
+        watch = self
+
+        class Connection(base):
+            def connect(self) -> None:
+                super().connect()
+                watch.socket = self.sock
+
+        return Connection
+
+
+class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Opens connections that a `_Watch` breaks."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def http_open(
+        self, req: urllib.request.Request
+    ) -> http.client.HTTPResponse:
+        return self.do_open(
+            self._watch.connection(http.client.HTTPConnection), req
+        )
+
+    def https_open(
+        self, req: urllib.request.Request
+    ) -> http.client.HTTPResponse:
+        return self.do_open(
+            self._watch.connection(http.client.HTTPSConnection), req
+        )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -195,134 +405,90 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _chunks(
-    response: http.client.HTTPResponse, timeout: float
-) -> Iterator[bytes]:
-    """The body, piece by piece; a connection that crawls counts as broken."""
-    since, received = time.monotonic(), 0
-    while True:
-        try:
-            chunk = response.read1(_CHUNK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _TransientError(f"broke off ({error!r})") from error
-        if not chunk:
-            return
-        yield chunk
-        received += len(chunk)
-        if (seconds := time.monotonic() - since) > timeout:
-            if received < seconds * _BYTES_PER_SECOND:
-                raise _TransientError(
-                    f"{received:,} bytes in {seconds:.0f} seconds"
-                )
-            since, received = time.monotonic(), 0
-
-
-def _hashes(url: str, values: list[str]) -> dict[str, bytes]:
-    """`x-goog-hash`: algorithm -> digest, of those we know."""
-    hashes = {}
-    for value in ",".join(values).split(","):
-        algorithm, _, digest = value.strip().partition("=")
-        if algorithm in ("md5", "crc32c"):
-            try:
-                hashes[algorithm] = base64.b64decode(digest, validate=True)
-            except ValueError:
-                raise DownloadError(
-                    f"{url}: cannot read its hash {value!a}."
-                ) from None
-    return hashes
-
-
-def _damage(url: str, part: Path, hashes: dict[str, bytes]) -> str | None:
-    """What is wrong with `part`, by the server's hash or by those inside."""
-    for algorithm, digest in (("md5", _md5), ("crc32c", _crc32c)):
-        if algorithm in hashes:
-            found, stated = digest(part).hex(), hashes[algorithm].hex()
-            if found == stated:
-                return None
-            return f"its {algorithm} is {found}, the server states {stated}"
-    if not url.endswith(".npz"):
-        return None
+def _open(
+    url: str, part: Path, start: int, watch: _Watch
+) -> http.client.HTTPResponse:
+    """Requests `url` from byte `start` on, and sorts the errors."""
+    headers = {"User-Agent": "keras_augreg"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(url, headers=headers)
+    opener = urllib.request.build_opener(_Redirects, _Handler(watch))
     try:
-        with zipfile.ZipFile(part) as archive:
-            member = archive.testzip()
-    except Exception as error:  # zipfile raises many kinds on hostile files
-        return repr(error)
-    return None if member is None else f"the checksum of {member!a} is wrong"
-
-
-def _md5(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").digest()
-
-
-def _crc32c(path: Path) -> bytes:
-    """CRC-32C (Castagnoli; RFC 3720, appendix B.4), 100 MB/s or more.
-
-    Blocks are cut into rows of 256 bytes whose remainders are computed side
-    by side; the remainder of the whole follows because CRC is linear.
-    """
-    table: np.ndarray = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ np.uint32(0x82F63B78) * (table & 1)
-
-    def advance(state: np.ndarray, byte: np.ndarray | int) -> np.ndarray:
-        return table[(state ^ byte) & 0xFF] ^ (state >> 8)
-
-    # What 256 zero bytes make of each value of each byte of the remainder.
-    shifts = np.arange(0, 32, 8, dtype=np.uint32)[:, None]
-    zeros = np.arange(256, dtype=np.uint32) << shifts
-    for _ in range(256):
-        zeros = advance(zeros, 0)
-    z0, z1, z2, z3 = zeros.tolist()
-    crc = 0xFFFFFFFF
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            rows = len(block) // 256
-            data = np.frombuffer(block, np.uint8, rows * 256).reshape(rows, 256)
-            remainders = np.zeros(rows, np.uint32)
-            for column in np.ascontiguousarray(data.T):
-                remainders = advance(remainders, column)
-            for r in remainders.tolist():
-                crc = (
-                    z0[crc & 255]
-                    ^ z1[crc >> 8 & 255]
-                    ^ r
-                    ^ (z2[crc >> 16 & 255] ^ z3[crc >> 24])
-                )
-            for byte in block[rows * 256 :]:
-                crc = int(table[(crc ^ byte) & 255]) ^ crc >> 8
-    return (crc ^ 0xFFFFFFFF).to_bytes(4, "big")
-
-
-class _Progress:
-    """A line on standard error: live on a terminal, else every 10 seconds."""
-
-    def __init__(self, label: str, done: int, total: int, show: bool) -> None:
-        self._label, self._done, self._total = label, done, total
-        self._terminal = sys.stderr.isatty()
-        self._every = (0.2 if self._terminal else 10.0) if show else math.inf
-        self._start = self._last = time.monotonic()
-        self._first, self._shown = done, False
-
-    def advance(self, size: int) -> None:
-        self._done += size
-        if time.monotonic() - self._last >= self._every:
-            self._print()
-
-    def close(self) -> None:
-        if self._shown:
-            self._print()
-            if self._terminal:
-                print(file=sys.stderr)
-
-    def _print(self) -> None:
-        self._last, self._shown = time.monotonic(), True
-        mib = 1 << 20
-        rate = (self._done - self._first) / (self._last - self._start) / mib
-        of = f" of {self._total / mib:,.1f}" if self._total >= 0 else ""
-        print(
-            f"{self._label}: {self._done / mib:,.1f}{of} MiB, {rate:.1f} MiB/s",
-            end="   \r" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
+        response: http.client.HTTPResponse = opener.open(
+            request, timeout=watch.timeout
         )
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the part is not a prefix of this file
+            part.unlink()
+        answer = f"HTTP {error.code} {http.client.responses.get(error.code)}"
+        if error.code not in (416, *_TRANSIENT):
+            raise DownloadError(f"{url}: {answer}.") from None
+        raise _TransientError(answer) from None
+    except DownloadError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        watch.check()
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, socket.gaierror):
+            host = urllib.parse.urlsplit(url).hostname
+            raise DownloadError(
+                f"{_WITHOUT_INTERNET}. {url}: the name {host} cannot be "
+                f"resolved ({cause.strerror})."
+            ) from error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise DownloadError(f"{url}: {cause}") from error
+        raise _TransientError(f"no answer ({cause})") from error
+    return response
+
+
+def _read(response: http.client.HTTPResponse, watch: _Watch) -> bytes:
+    """Returns the next piece of a body, nothing at its end."""
+    try:
+        return response.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        watch.check()
+        raise _TransientError(f"broke off ({error!r})") from error
+
+
+def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
+    """What is wrong with `part`, by the server's md5 or the checksums inside.
+
+    Without md5 only the length is known of what is not an archive.
+    """
+    if md5 is not None:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != md5:
+            return f"its md5 is {found}, the server states {md5}"
+    elif is_archive:
+        try:
+            with zipfile.ZipFile(part) as archive:
+                member = archive.testzip()
+        except Exception as error:  # zipfile raises many kinds
+            return repr(error)
+        if member is not None:
+            return f"the checksum of {member!a} is wrong"
+    return None
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    label: str, done: int, total: int | None, show: bool
+) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on standard error; yields what advances it."""
+    from rich import console, progress
+
+    if show:
+        print(label, file=sys.stderr)
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        console=console.Console(stderr=True),
+        disable=not show,
+    )
+    with bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda size: bar.advance(task, size)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_augreg import dataset_names
 from keras_augreg.checkpoints import files, names
-from keras_augreg.checkpoints.download import DownloadError
+from keras_augreg.checkpoints.download import DownloadError, download_index
 from keras_augreg.recipe import (
     FINETUNING_RESOLUTIONS,
     LEVEL_OF_RELEASE,
@@ -251,10 +251,10 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
     variant = find(variant).name
     dataset = dataset_names.find(dataset, names.DATASETS)
     _check("by", by, UPSTREAM)
-    path = files.cached_index()
+    path = files.find(files.INDEX)
     if path is None and (dataset, by) == ("i21k", "final_val"):
         return names.resolve(variant, "augreg-in21k")
-    path = path or files.download_index()
+    path = path or download_index()
     rows = [
         row
         for row in _index(path, path.stat().st_mtime_ns)
@@ -287,7 +287,7 @@ def lookup(name: str) -> Checkpoint:
     {'size_mib': 37.0}
     """
     found = _bundled(names.parse(name))
-    path = files.cached_index()
+    path = files.find(files.INDEX)
     if path is None:
         return found
     for row in _index(path, path.stat().st_mtime_ns):
@@ -311,11 +311,11 @@ def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
 
 def _index_path(refresh: bool) -> Path | None:
     """The index on this machine, downloaded if need be and possible."""
-    path = files.cached_index()
+    path = files.find(files.INDEX)
     if path is not None and not refresh:
         return path
     try:
-        return files.download_index()
+        return download_index()
     except FileNotFoundError:  # the user's settings forbid the network
         if refresh:
             raise

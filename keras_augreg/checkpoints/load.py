@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_augreg.checkpoints import convert, files, names
+from keras_augreg.checkpoints import convert, names
 from keras_augreg.checkpoints.archive import open_archive
+from keras_augreg.checkpoints.download import download
 from keras_augreg.variants import Variant
 
 FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
@@ -34,7 +35,7 @@ def find(
     """
     text = str(weights)
     if text.startswith("hf://"):
-        return inspect(files.download(text))
+        return inspect(download(text))
     path = pathlib.Path(weights).expanduser()
     # What has the form of a released file's name is one, unless it is there.
     stem = text.removesuffix(".npz")
@@ -46,7 +47,7 @@ def find(
     ):
         return inspect(path)
     name = names.resolve(variant.name, text, resolution)
-    return inspect(files.download(name))
+    return inspect(download(name))
 
 
 def inspect(path: str | pathlib.Path) -> convert.Contents:

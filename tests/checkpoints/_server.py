@@ -6,6 +6,7 @@ Each GET takes the next fault of `plan`, then `always`; both hold dictionaries:
     cut: close after so many bytes       chunked: no Content-Length
     stall: wait before the rest          drip: one byte every so many seconds
     headers: replace or (None) drop      no_range: ignore Range
+    endless: one of `ENDLESS`, until the client closes the connection
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+
+# What comes first, and what then comes for ever, with seconds in between.
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+_MD5 = b"x-goog-hash: md5=1B2M2Y8AsgTpgAmY7PhCfg==\r\n\r\n"
+ENDLESS = {
+    "bytes of a header": (b"HTTP/1.1 200 OK\r\nX-Header: ", b"x", 0.02),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n", 0.02),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0),
+    "digits of a chunk's size": (_CHUNKED + _MD5, b"0", 0.02),
+    "chunks": (_CHUNKED + _MD5, b"10000\r\n" + bytes(2**16) + b"\r\n", 0.0),
+}
 
 
 def npz(size: int = 3 << 20, seed: int = 0) -> bytes:
@@ -56,6 +68,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _answer(self, fault: dict, body: bytes | None) -> None:
+        if "endless" in fault:
+            start, more, seconds = ENDLESS[fault["endless"]]
+            self.wfile.write(start)
+            while True:
+                self.wfile.write(more)
+                time.sleep(seconds)
         status = fault.get("status", 404 if body is None else 200)
         headers: dict[str, str | None] = {}
         if "location" in fault:
