@@ -1,13 +1,18 @@
-"""How long until a ViT-B/16 answers: import, build, load a .npz, first call.
+"""Measures how soon a ViT-B/16 answers: import, build, load, first call.
 
+    pip install timm keras-hub kimm
     python tests/benchmarks/startup.py --rounds=5
 
-Each measurement is a fresh process; the peers take turns. "load" is everything
-from the file to a model with its weights: build, read, assign. "memory" is the
-process's peak above that of one that only builds the model. Peers that are not
-installed are left out; KerasHub and kimm read no .npz.
+Each measurement is a new process, and the libraries take turns. "import" comes
+after Keras or PyTorch; "load" is everything from a .npz file to a model with
+its weights (build, read, assign); "memory" is the process's peak above that of
+one that only builds the model. Libraries that are not installed are left out;
+KerasHub and kimm do not read .npz files.
 """
 
+from __future__ import annotations
+
+import importlib
 import importlib.util
 import json
 import os
@@ -20,79 +25,60 @@ import tempfile
 import time
 
 from absl import app, flags
+from libraries import build, import_timm
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Processes for each measurement.")
-_WORKER = flags.DEFINE_list("worker", None, "Of the script itself.")
+_WORKER = flags.DEFINE_list("worker", None, "For internal use.")
 
+BACKENDS = ("jax", "tensorflow", "torch")
 PEERS = [
-    *(f"keras_augreg:{name}" for name in ("jax", "tensorflow", "torch")),
+    *(f"keras_augreg:{name}" for name in BACKENDS),
     "timm:torch",
-    *(f"keras_hub:{name}" for name in ("jax", "tensorflow", "torch")),
-    *(f"kimm:{name}" for name in ("jax", "tensorflow", "torch")),
+    *(f"keras_hub:{name}" for name in BACKENDS),
+    *(f"kimm:{name}" for name in BACKENDS),
 ]
 READS_NPZ = ("keras_augreg", "timm")
 # A name of the release, for a file of random weights.
 NAME = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 
 
-def build(library, file):
-    """Returns what runs the library's model on a NumPy batch."""
-    if library == "timm":
-        import timm
-        import torch
-
-        model = timm.create_model("vit_base_patch16_224").eval()
-        if file:
-            model.load_pretrained(file)
-
-        def run(x):
-            with torch.inference_mode():
-                return model(torch.from_numpy(x.transpose(0, 3, 1, 2)))
-
-        return run
+def load(library, file):
+    """Returns a function that runs the library's model on a NumPy batch."""
     if library == "keras_augreg":
-        import keras_augreg
+        weights = NAME if file else None
+        return build(library, "B/16", weights=weights).predict_on_batch
+    model = build(library, "B/16")
+    if library != "timm":
+        return model.predict_on_batch
+    import torch
 
-        model = keras_augreg.ViT_B16(weights=file and NAME)
-    elif library == "kimm":
-        import kimm
+    model.eval()
+    if file:
+        model.load_pretrained(file)
 
-        model = kimm.models.VisionTransformerBase16(
-            weights=None, input_shape=(224, 224, 3)
-        )
-    else:
-        import keras
-        import keras_hub
+    def run(images):
+        with torch.inference_mode():
+            return model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
 
-        body = keras_hub.models.ViTBackbone(
-            image_shape=(224, 224, 3),
-            patch_size=16,
-            num_layers=12,
-            num_heads=12,
-            hidden_dim=768,
-            mlp_dim=3072,
-        )
-        image = keras.Input((224, 224, 3))
-        head = keras.layers.Dense(1000)
-        model = keras.Model(image, head(body(image)[:, 0]))
-    return model.predict_on_batch
+    return run
 
 
 def work(library, file):
     """Prints the figures of this process."""
     import numpy as np
 
-    if library == "timm":
-        without_torchvision()
-        import torch  # noqa: F401
-    else:
-        import keras  # noqa: F401
+    importlib.import_module("torch" if library == "timm" else "keras")
     times = {}
     start = time.perf_counter()
-    importlib.import_module(library)
+    if library == "timm":
+        import_timm()
+    else:
+        importlib.import_module(library)
     times["import"] = time.perf_counter() - start
+    if library == "keras_hub":  # Its sizes are ours: not a part of building.
+        importlib.import_module("keras_augreg.variants")
     start = time.perf_counter()
-    run = build(library, file or None)
+    run = load(library, file)
     times["load" if file else "build"] = time.perf_counter() - start
     times["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
@@ -101,17 +87,7 @@ def work(library, file):
     print(json.dumps(times))
 
 
-def without_torchvision():
-    """Lets timm import: its ViT needs none of torchvision."""
-    peers = pathlib.Path(__file__).parents[2] / "shared" / "peers"
-    if importlib.util.find_spec("torchvision") and peers.exists():
-        sys.path.insert(0, str(peers))
-        import compare
-
-        compare.stub_torchvision()
-
-
-def measure(peer, file):
+def measure(peer, file=""):
     """Returns the figures of a new process."""
     library, _, backend = peer.partition(":")
     folder = str(pathlib.Path(file).parent)
@@ -132,48 +108,48 @@ def measure(peer, file):
 
 
 def main(argv):
-    """Measures and prints, or is the process that is measured."""
+    """Measures and prints a table, or is the process that is measured."""
     if _WORKER.value:
         work(*_WORKER.value)
         return
+    from keras_augreg.output import markdown_table
+
     peers = [p for p in PEERS if importlib.util.find_spec(p.partition(":")[0])]
+    bare = {peer: [] for peer in peers}
+    loaded = {peer: [] for peer in peers if peer.startswith(READS_NPZ)}
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, f"{NAME}.npz")
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys, keras_augreg as k; k.checkpoints.to_npz("
-                "k.ViT_B16(weights=None), sys.argv[1])",
-                str(file),
-            ],
-            check=True,
+        code = (
+            "import sys, keras_augreg as k; "
+            "k.checkpoints.to_npz(k.ViT_B16(weights=None), sys.argv[1])"
         )
+        subprocess.run([sys.executable, "-c", code, str(file)], check=True)
         print(f"B_16.npz: {file.stat().st_size / 2**20:.0f} MiB")
-        rows = {peer: ([], []) for peer in peers}
         for _ in range(_ROUNDS.value):
-            for peer, (bare, loaded) in rows.items():
-                bare.append(measure(peer, ""))
-                if peer.startswith(READS_NPZ):
-                    loaded.append(measure(peer, file))
+            for peer in peers:
+                bare[peer].append(measure(peer))
+                if peer in loaded:
+                    loaded[peer].append(measure(peer, str(file)))
 
     def median(runs, key):
         return statistics.median(run[key] for run in runs) if runs else None
 
-    print("| | import, s | build, s | load, s | first call, s | memory, MiB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for peer, (bare, loaded) in rows.items():
-        cells = [
-            *(median(bare, key) for key in ("import", "build")),
-            median(loaded, "load"),
-            median(bare, "first call"),
-        ]
-        text = ["-" if c is None else f"{c:.2f}" for c in cells]
-        extra = "-"
-        if loaded:
-            more = median(loaded, "memory") - median(bare, "memory")
-            extra = f"{more:.0f}"
-        print("|", " | ".join([peer, *text, extra]), "|")
+    rows = []
+    for peer in peers:
+        runs = loaded.get(peer)
+        memory = runs and median(runs, "memory") - median(bare[peer], "memory")
+        rows.append(
+            [
+                peer,
+                median(bare[peer], "import"),
+                median(bare[peer], "build"),
+                median(runs, "load"),
+                median(bare[peer], "first call"),
+                memory,
+            ]
+        )
+    head = ["library", "import, s", "build, s", "load, s", "first call, s"]
+    print(markdown_table([*head, "memory, MiB"], rows))
 
 
 if __name__ == "__main__":

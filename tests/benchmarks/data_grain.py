@@ -1,7 +1,7 @@
 r"""Measures the TensorFlow-free route against Grain with the same operations.
 
     pip install grain
-    python tests/benchmarks/grain.py FOLDER [ROUNDS]
+    python tests/benchmarks/data_grain.py FOLDER [ROUNDS]
 
 FOLDER holds class folders of JPEG files (`data.py` here makes some).
 Every round reads all of them ten times with each pipeline, in turn: decode,
