@@ -150,16 +150,20 @@ class TrainStep(keras.Model):
         distribution.copy_from_first_process(
             self.variables + self.optimizer.variables
         )
+        callbacks = kwargs.get("callbacks") or []
+        if isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [callbacks]
+        _check_callbacks(callbacks)
         self._augment_where(_is_dataset(x) and distribution.on_cpu())
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
             x, count = self._augmented_dataset(x)
-            callbacks = kwargs.get("callbacks") or []
-            if isinstance(callbacks, keras.callbacks.Callback):
-                callbacks = [callbacks]
             kwargs["callbacks"] = [count, *callbacks]
-        return super().fit(x, *args, **kwargs)
+        try:
+            return super().fit(x, *args, **kwargs)
+        finally:
+            separate_averages(self)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         self._augment_where(host=False)
@@ -213,6 +217,38 @@ class TrainStep(keras.Model):
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
             return super().get_metrics_result()
+
+
+def separate_averages(model: Any) -> None:
+    """Gives the weights memory of their own after `fit` with averages.
+
+    Keras ends `fit` by assigning the averages to the weights. On JAX both
+    then share their arrays, and the next step, `predict` too, deletes them.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if keras.backend.backend() == "jax" and optimizer.use_ema:
+        for variable in model.trainable_variables:
+            variable.assign(keras.ops.copy(variable))
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    """Refuses to restore other weights than those that were validated."""
+    swaps_on_epoch = True
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            swaps_on_epoch = callback.swap_on_epoch
+        elif getattr(callback, "restore_best_weights", False):
+            later = callbacks[callbacks.index(callback) :]
+            if not swaps_on_epoch or any(
+                isinstance(c, keras.callbacks.SwapEMAWeights) for c in later
+            ):
+                raise ValueError(
+                    "SwapEMAWeights validates the averaged weights, and "
+                    f"{type(callback).__name__}(restore_best_weights=True) "
+                    "would restore the others. Put "
+                    "SwapEMAWeights(swap_on_epoch=True) before it in "
+                    "`callbacks`."
+                )
 
 
 def _is_dataset(x: Any) -> bool:

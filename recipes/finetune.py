@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
             )
         run.fit(
             model,
-            train.at,
+            train,
             total_steps=_STEPS.value,
             interval=_SAVE_EVERY.value,
             validation_data=test,

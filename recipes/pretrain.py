@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
             callbacks = common.tensorboard(run, train.at(0, 1), recipe, info)
         run.fit(
             model,
-            train.at,
+            train,
             total_steps=total_steps,
             interval=_SAVE_EVERY.value,
             validation_data=test,

@@ -198,7 +198,7 @@ def _load(
         validation = evaluation(source.train, [*train, *rest])[0]
     else:
         validation = evaluation(source.val)[0]
-    return batches.at, validation, evaluation(source.test)[0], info
+    return batches, validation, evaluation(source.test)[0], info
 
 
 def _arguments(

@@ -1,15 +1,16 @@
-"""A run that can be stopped at any moment and goes on where it was.
+"""A run that can be stopped at any moment and resumed.
 
 A working directory holds
 
     settings.json             what the run is
-    metrics.jsonl             a line for each interval
+    metrics.jsonl             one line per interval
     checkpoints/0000001200.npz  the state after 1,200 batches; the newest few
-    best.npz                  the state with the best validation metric
+    best.npz                  the state with the best value of `monitor`
+    lock, lock.json           which process trains here
 
 A checkpoint holds every variable: weights, seeds, optimizer, moving averages.
-The augmentation draws from the seed and the step, and the data set starts at
-any step, so nothing else is needed to go on bit for bit.
+The augmentation draws from the seed and the step, and the training data can
+start at any step, so nothing else is needed to resume bit for bit.
 """
 
 from __future__ import annotations
@@ -19,23 +20,27 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
+import filelock
 import keras
 import numpy as np
 
 from keras_augreg import distribution
 from keras_augreg.atomic import replacing
+from keras_augreg.training import state
+from keras_augreg.trainstep import separate_averages
 
-# Batches that a pass has beyond those trained on. Keras on TensorFlow looks at
-# some before it begins, at several under a strategy, whose devices read ahead;
-# if they ended the pass, training would begin with the batches of the next.
+# Batches that a pass offers beyond those trained on. Keras on TensorFlow looks
+# at some before it starts, at several under a strategy, whose devices read
+# ahead; a pass that ended there would shift the batches of the next one.
 UNREAD = 64
 
 
@@ -43,23 +48,27 @@ class Workdir:
     """The directory of one run.
 
     Args:
-        path: Made if there is none. With several processes, one that all of
-            them see; the first writes.
-        settings: What makes the run this experiment; JSON values. A directory
-            of another experiment is refused.
-        keep: How many checkpoints are kept besides the best one, at least 1;
-            a damaged newest one falls back to the one before it.
-        monitor: The metric of `fit` whose greatest value makes the best
-            checkpoint.
+        path: Created if it does not exist. If there are several processes,
+            all must see it; only the first writes.
+        settings: What makes the run this experiment: JSON values. The
+            directory of another experiment is refused.
+        keep: Number of checkpoints to keep besides the best one, at least 1.
+            If the newest is damaged, the run resumes from the one before.
+        monitor: The metric in the logs of `fit` that decides which checkpoint
+            is the best.
+        mode: `"max"` if the greatest value is the best, `"min"` if the least.
 
     Raises:
-        ValueError: If the directory's run had other settings; the message
-            shows which.
+        ValueError: An argument is not as above, or the directory belongs to a
+            run with other settings; the message shows the differences.
 
     Example:
     ```python
     run = Workdir("/tmp/run", {"learning_rate": 0.01, "total_steps": 1_000})
-    run.fit(model, load_batches, total_steps=1_000, interval=100)
+    train, info = keras_augreg.data.load(
+        "digits", "train", image_size=32, batch_size=64, training=True
+    )
+    run.fit(model, train, total_steps=1_000, interval=100)
     ```
     """
 
@@ -69,14 +78,24 @@ class Workdir:
         settings: dict[str, Any],
         keep: int = 3,
         monitor: str = "val_accuracy",
+        mode: str = "max",
     ) -> None:
         if keep < 1:
-            raise ValueError(f"`keep` is at least 1. Received: keep={keep}")
+            raise ValueError(
+                f"`keep` must be at least 1. Received: keep={keep}"
+            )
+        if mode not in ("max", "min"):
+            raise ValueError(
+                f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
+            )
         self.path = pathlib.Path(path)
         self.keep = keep
         self.monitor = monitor
+        self.mode = mode
         self.terminated = False
         self._arrays: dict[str, Any] = {}
+        self._damaged: set[pathlib.Path] = set()
+        self._best_value: float | None = None
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._check_settings(json.loads(json.dumps(settings)))
 
@@ -87,14 +106,19 @@ class Workdir:
         *,
         total_steps: int,
         interval: int,
+        restore_best: bool = False,
         callbacks: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Trains a compiled model to the end, from wherever the run is.
 
-        Each interval is an epoch of `model.fit`: it ends in an evaluation (if
-        there is `validation_data`) and a checkpoint. SIGTERM makes one at
-        the next step and exits with status 143.
+        Each interval is an epoch of `model.fit`: it ends with an evaluation
+        (if there is `validation_data`) and a checkpoint. SIGTERM makes one
+        after the current step and exits with status 143.
+
+        With `ema_momentum`, the model ends with the averages, as after
+        `model.fit`; add `keras.callbacks.SwapEMAWeights()` to validate with
+        them, too. A callback that sets `model.stop_training` ends the run.
 
         Args:
             model: Compiled and built, with the run's settings.
@@ -104,40 +128,63 @@ class Workdir:
                 `UNREAD` more than are trained on, also beyond the last.
             total_steps: Batches of the whole run.
             interval: Batches from one checkpoint to the next.
+            restore_best: Whether the model ends with the checkpoint whose
+                `monitor` is the best, instead of the last one.
             callbacks: More Keras callbacks.
-            **kwargs: Of `model.fit`.
+            **kwargs: Passed to `model.fit`.
 
         Raises:
-            FloatingPointError: If loss or weights become NaN or infinite; the
+            FloatingPointError: Loss or weights became NaN or infinite; the
                 last good checkpoint stays.
-            OSError: If a checkpoint cannot be written; those before it stay.
+            OSError: A checkpoint cannot be written; those before it stay.
+            RuntimeError: Another process trains in this directory; the
+                message names its host and process id.
+            ValueError: `restore_best` without `monitor` in the logs, or
+                `SwapEMAWeights(swap_on_epoch=True)`.
         """
-        batches = getattr(train, "at", train)
-        # `fit` would build metrics on a first batch that it throws away, and
-        # what is prepared in advance could use up a short pass.
-        model.test_on_batch(*map(np.asarray, next(iter(batches(0, 2)))[:2]))
-        with self._heeding_sigterm():
-            while (step := self.restore(model)) < total_steps:
-                # What a stop in the middle left of an interval comes first.
+        for callback in callbacks or []:
+            if getattr(callback, "swap_on_epoch", False):
+                raise ValueError(
+                    "SwapEMAWeights(swap_on_epoch=True) would swap the "
+                    "weights that a checkpoint saves. Use SwapEMAWeights()."
+                )
+        # Build the metrics now: otherwise `fit` consumes a batch to build
+        # them, and prefetching could exhaust a short pass.
+        model.test_on_batch(*map(np.asarray, next(iter(train.at(0, 2)))[:2]))
+        stopped = False
+        with self._locked(), self._heeding_sigterm():
+            self._best_value = self._read_best().get("value")
+            while (step := self.restore(model, total_steps)) < total_steps:
+                # First what an interruption left of an interval.
                 steps, epochs = interval - step % interval, 1
                 if steps == interval and total_steps - step >= interval:
                     epochs = (total_steps - step) // interval
                 steps = min(steps, total_steps - step)
                 epoch = step // interval
                 model.fit(
-                    batches(step, epochs * steps + UNREAD),
+                    train.at(step, epochs * steps + UNREAD),
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
                     callbacks=[
-                        # What these add to the logs is saved, too.
+                        # First, so that what they add to the logs is saved.
                         *(callbacks or []),
-                        _Checkpoints(self, step, step % interval > 0),
+                        _Checkpoints(
+                            self, step, step % interval > 0, restore_best
+                        ),
                     ],
                     **kwargs,
                 )
-        # `fit` ended so, but the checkpoint holds the weights before it.
-        model.optimizer.finalize_variable_values(model.trainable_variables)
+                if stopped := model.stop_training:
+                    break
+            if stopped and not restore_best:
+                return  # with what the callback left in the model
+            if restore_best:
+                self.restore_best(model)
+            # `fit` ends by writing the moving averages into the model; the
+            # checkpoint was saved before that, so do it again here.
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+            separate_averages(model)
 
     def save(self, model: Any, step: int, logs: dict[str, Any]) -> None:
         """Writes a checkpoint; a crash at any moment leaves those before it.
@@ -147,92 +194,91 @@ class Workdir:
             step: Batches trained on.
             logs: Metrics of the interval, empty within one.
         """
-        arrays = {
-            key: distribution.to_numpy(variable)
-            for key, variable in _variables(model).items()
-        }
-        for key, variable in _metrics(model).items():
-            arrays[key] = distribution.to_numpy(variable)
+        arrays = state.collect(model)
         for key, array in arrays.items():
-            # bfloat16 has no name that NumPy could load again.
-            if array.dtype.kind not in "biuf":
-                arrays[key] = array.astype("float32")
-            if not np.isfinite(arrays[key]).all():
+            if not np.isfinite(array).all():
                 self._stop(model, step, f"{key} is not finite")
         if distribution.process()[0] > 0:
             return
-        value = logs.get(self.monitor)
-        arrays["step"] = np.int64(step)
-        arrays["value"] = np.float64(-np.inf if value is None else value)
-        file = self._file(step)
+        value = float(logs.get(self.monitor, math.nan))
+        file = self.path / "checkpoints" / f"{step:010d}.npz"
         if logs:
             self._log({"step": step, **logs})
         with _replacing(file) as f:
-            np.savez(f, **arrays)
-        if value is not None and value > self._best():
-            best = self.path / "best.npz"
-            link = best.with_suffix(".tmp")
-            link.unlink(missing_ok=True)
-            os.link(file, link)
-            os.replace(link, best)
-        for old in self._files()[: -self.keep]:
+            state.write(f, arrays, step, value)
+        self._damaged.discard(file)
+        if self._is_best(value):
+            self._best_value = value
+            with _replacing(self.path / "best.npz") as f, file.open("rb") as g:
+                shutil.copyfileobj(g, f)
+        good = [p for p in self._files() if p not in self._damaged]
+        for old in [p for p in good if p <= file][: -self.keep]:
             old.unlink()
 
-    def restore(self, model: Any) -> int:
-        """Puts the newest good checkpoint into the model.
+    def restore(self, model: Any, total_steps: float = math.inf) -> int:
+        """Puts the newest whole checkpoint into the model.
+
+        Checkpoints that are damaged in any way are skipped with a warning.
+
+        Args:
+            model: The model, compiled and built.
+            total_steps: Checkpoints of later steps are skipped, too.
 
         Returns:
-            Batches trained on; 0 and an untouched model without checkpoint.
+            Batches trained on; 0 and an untouched model without a checkpoint.
 
         Raises:
-            ValueError: If a checkpoint is of another model.
+            ValueError: A checkpoint is of another model.
         """
         for file in reversed(self._files()):
-            try:
-                with np.load(file) as archive:
-                    arrays = {key: archive[key] for key in archive.files}
-                step = int(arrays["step"])
-            except (OSError, EOFError, KeyError, ValueError,
-                    zipfile.BadZipFile) as error:  # fmt: skip
-                warnings.warn(
-                    f"The checkpoint {file} is damaged ({error}); going on "
-                    "from the one before it.",
-                    stacklevel=2,
-                )
+            if file in self._damaged:
                 continue
-            _assign(model, arrays, file)
+            try:
+                arrays = state.read(file)
+                if arrays["step"] > total_steps:
+                    raise state.DamagedError(
+                        f"its step is after total_steps={total_steps}"
+                    )
+            except state.DamagedError as error:
+                self._damaged.add(file)
+                _warn_of_damage(file, error)
+                continue
+            state.assign(model, arrays, file)
             self._arrays = arrays
-            return step
+            return int(arrays["step"])
         return 0
 
     def restore_metrics(self, model: Any) -> None:
-        """Continues the means of an interval that was stopped within."""
-        for key, variable in _metrics(model).items():
-            if key in self._arrays:
-                variable.assign(self._arrays[key])
+        """Continues the means of an interval that was interrupted."""
+        state.assign_metrics(model, self._arrays)
 
-    def restore_best(self, model: Any) -> float:
-        """Puts the checkpoint with the best validation metric into the model.
+    def restore_best(self, model: Any) -> float | None:
+        """Puts the checkpoint with the best `monitor` into the model.
 
         Returns:
-            The metric.
+            The metric; `None` and an untouched model without such a
+            checkpoint, or if it is damaged, with a warning.
+
+        Raises:
+            ValueError: The checkpoint is of another model.
         """
-        with np.load(self.path / "best.npz") as archive:
-            _assign(model, dict(archive), self.path / "best.npz")
-            return float(archive["value"])
+        arrays = self._read_best()
+        if arrays:
+            state.assign(model, arrays, self.path / "best.npz")
+        return arrays.get("value")
 
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:
         def terminate(*_: object) -> None:
             # `torchrun` tells all its processes; the first decides for them,
-            # as they cannot go on without it.
+            # because they cannot go on without it.
             self.terminated = distribution.process()[0] == 0
 
         self.terminated = False
         if (
-            # Python handles signals in the main thread alone.
+            # Python handles signals only in the main thread.
             threading.current_thread() is not threading.main_thread()
-            or distribution.jax_hosts()  # `preempted` hears it.
+            or distribution.jax_hosts()  # There, `preempted` handles it.
         ):
             yield
             return
@@ -250,7 +296,7 @@ class Workdir:
                 with _replacing(file) as f:
                     f.write(text.encode())
             return
-        before = json.loads(file.read_text())
+        before = _read_settings(file)
         changed = [
             f"  {key}: {before.get(key, 'not set')!r} before, "
             f"{settings.get(key, 'not set')!r} now"
@@ -261,38 +307,85 @@ class Workdir:
             raise ValueError(
                 f"The run in {self.path} is another experiment:\n"
                 + "\n".join(changed)
-                + "\nTake the settings it had, or another directory."
+                + "\nUse the settings it had, or another directory."
             )
 
-    def _file(self, step: int) -> pathlib.Path:
-        return self.path / "checkpoints" / f"{step:010d}.npz"
-
     def _files(self) -> list[pathlib.Path]:
-        return sorted((self.path / "checkpoints").glob("*.npz"))
+        files = (self.path / "checkpoints").glob("*.npz")
+        return sorted(p for p in files if p.stem.isdecimal())
 
-    def _best(self) -> float:
+    def _is_best(self, value: float) -> bool:
+        best = self._best_value
+        if math.isnan(value) or best is None:
+            return not math.isnan(value)
+        return value > best if self.mode == "max" else value < best
+
+    def _read_best(self) -> dict[str, Any]:
+        file = self.path / "best.npz"
+        if not os.path.lexists(file):
+            return {}
         try:
-            with np.load(self.path / "best.npz") as archive:
-                return float(archive["value"])
-        except FileNotFoundError:
-            return -math.inf
+            return state.read(file)
+        except state.DamagedError as error:
+            _warn_of_damage(file, error)
+            return {}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this directory.
+
+        The system frees the lock when a process ends, however it ends. The
+        processes of one run share the directory; only the first writes, so
+        only the first holds the lock.
+        """
+        if distribution.process()[0] > 0:
+            yield
+            return
+        lock = filelock.FileLock(self.path / "lock")
+        holder = self.path / "lock.json"
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            try:
+                by = "host {host}, process {pid}".format(
+                    **json.loads(holder.read_text())
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                by = "unknown"
+            raise RuntimeError(
+                f"Another process trains in {self.path}: {by}. Wait for it, "
+                "stop it, or use another directory."
+            ) from error
+        try:
+            with _replacing(holder) as f:
+                who = {"host": socket.gethostname(), "pid": os.getpid()}
+                f.write(json.dumps(who).encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
     def _log(self, line: dict[str, Any]) -> None:
         """Adds a line; drops those that the run is about to repeat."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        kept = [s for s in lines if json.loads(s)["step"] < line["step"]]
+        kept = []
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        for old in text.splitlines():
+            try:
+                if json.loads(old)["step"] < line["step"]:
+                    kept.append(old)
+            except (ValueError, KeyError, TypeError) as error:
+                _warn_of_damage(file, error)
         text = "\n".join([*kept, json.dumps(line)]) + "\n"
         with _replacing(file) as f:
             f.write(text.encode())
 
     def _stop(self, model: Any, step: int, what: str) -> None:
-        good = self._files()
-        # The rate of the update that this batch was for.
-        update = (step - 1) // (
-            _optimizer(model).gradient_accumulation_steps or 1
-        )
-        rate = _optimizer(model)._learning_rate
+        good = [p for p in self._files() if p not in self._damaged]
+        optimizer: Any = state.optimizer_of(model)
+        # The rate of the update that this batch belonged to.
+        update = (step - 1) // (optimizer.gradient_accumulation_steps or 1)
+        rate = optimizer._learning_rate
         rate = float(rate(update) if callable(rate) else rate)
         raise FloatingPointError(
             f"Stopped at step {step}, learning rate {rate:.3g}: {what}. Last "
@@ -302,13 +395,16 @@ class Workdir:
 
 
 class _Checkpoints(keras.callbacks.Callback):
-    # Keras then calls `on_train_batch_end` in a thread when the loss is there,
-    # instead of making the device wait for every step to be looked at.
+    # Keras then calls `on_train_batch_end` in a thread once the loss is there,
+    # instead of making the device wait for every step's loss to be read.
     async_safe = True
 
-    def __init__(self, run: Workdir, step: int, within: bool) -> None:
+    def __init__(
+        self, run: Workdir, step: int, within: bool, needs_monitor: bool
+    ) -> None:
         super().__init__()
         self._run = run
+        self._needs_monitor = needs_monitor
         self._epoch_start = self._step = step
         self._within = within
         self._bad: tuple[int, float] | None = None
@@ -337,7 +433,14 @@ class _Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check_loss()
-        self._run.save(self.model, self._step, dict(logs or {}))
+        logs = dict(logs or {})
+        if self._needs_monitor and self._run.monitor not in logs:
+            raise ValueError(
+                f"`restore_best` needs {self._run.monitor!r} in the logs, "
+                f"which hold {', '.join(logs)}. Pass `validation_data`, or "
+                "another `monitor` to Workdir."
+            )
+        self._run.save(self.model, self._step, logs)
         distribution.barrier()
         self._epoch_start = self._step
         if self._run.terminated:
@@ -349,43 +452,32 @@ class _Checkpoints(keras.callbacks.Callback):
             self._run._stop(self.model, step, f"the loss is {loss}")
 
 
-def _optimizer(model: Any) -> Any:
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+def _read_settings(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"{type(error).__name__}: {error}"
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{file} should hold a JSON object with the run's settings. "
+            f"Found: {text[:80]!r}. Restore it from a copy; or delete it, if "
+            "you know that the run had the settings given now."
+        )
+    return settings
 
 
-def _variables(model: Any) -> dict[str, Any]:
-    """All that training changes, under names that are unique and stable.
-
-    Paths are not: Keras numbers the seed generators of a process.
-    """
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    return {
-        f"{group}/{i}/{variable.name}": variable
-        for group, variables in groups.items()
-        for i, variable in enumerate(variables)
-    }
-
-
-def _metrics(model: Any) -> dict[str, Any]:
-    return {
-        f"metrics/{i}/{variable.name}": variable
-        for i, variable in enumerate(model.metrics_variables)
-    }
-
-
-def _assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:
-    variables = _variables(model)
-    for key, variable in variables.items():
-        if key not in arrays or arrays[key].shape != tuple(variable.shape):
-            found = arrays[key].shape if key in arrays else "no such array"
-            raise ValueError(
-                f"The checkpoint {file} is of another model: for {key} of "
-                f"shape {tuple(variable.shape)} it has {found}."
-            )
-    for key, variable in variables.items():
-        variable.assign(arrays[key])
+def _warn_of_damage(file: pathlib.Path, error: Exception) -> None:
+    warnings.warn(f"{file} is damaged and is skipped: {error}", stacklevel=3)
 
 
 def _replacing(file: pathlib.Path) -> AbstractContextManager[BinaryIO]:
-    # Always the same name, which replaces what a killed run left.
-    return replacing(file, file.with_suffix(".tmp"))
+    # Always the same name, so that a killed run's remains are overwritten.
+    unfinished = file.with_suffix(".tmp")
+    for path in (file, unfinished):
+        if os.path.lexists(path) and not path.is_file():
+            path.rename(path.with_name(f"{path.name}.{os.getpid()}.damaged"))
+    return replacing(file, unfinished)

@@ -1,6 +1,6 @@
 """A tiny run of everything that a checkpoint has to bring back.
 
-`_run.py --workdir=DIR` trains it, for `kill_and_resume.py`.
+`_run.py --workdir=DIR` trains it, for `kills.py`.
 """
 
 import os
@@ -12,10 +12,10 @@ import keras
 
 from keras_augreg import VisionTransformer, data
 from keras_augreg.recipe import AugReg
-from keras_augreg.training import compile_pretraining
-from keras_augreg.training.workdir import Workdir
+from keras_augreg.training import Workdir, compile_pretraining
 
 STEPS, INTERVAL = 20, 4
+SETTINGS = {"recipe": "medium1"}
 
 
 def set_determinism(on):
@@ -51,18 +51,17 @@ def make_model(recipe=None, **changes):
     return model
 
 
-def batches(first, count):
-    train, _ = data.load(
-        "digits", "train", image_size=16, batch_size=8, training=True
-    )
-    return train.at(first, count)
+def digits(split="train", training=True):
+    return data.load(
+        "digits", split, image_size=16, batch_size=8, training=training
+    )[0]
 
 
-def train(model, workdir, callbacks=(), verbose=0, **changes):
-    run = Workdir(workdir, {"recipe": "medium1"}, **changes)
+def train(model, workdir, callbacks=(), verbose=0, settings=SETTINGS):
+    run = Workdir(workdir, settings)
     run.fit(
         model,
-        batches,
+        digits(),
         total_steps=STEPS,
         interval=INTERVAL,
         callbacks=list(callbacks),

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -14,14 +16,13 @@ import pytest
 from _run import (
     INTERVAL,
     STEPS,
-    batches,
+    digits,
     make_model,
     set_determinism,
     train,
 )
 
-from keras_augreg.training import workdir
-from keras_augreg.training.workdir import Workdir
+from keras_augreg.training import Workdir, state
 
 HERE = pathlib.Path(__file__).parent
 
@@ -43,10 +44,10 @@ def terminate(model):
     signal.raise_signal(signal.SIGTERM)
 
 
-def state(model):
+def arrays_of(model):
     return {
         key: keras.ops.convert_to_numpy(v)
-        for key, v in workdir._variables(model).items()
+        for key, v in state.variables(model).items()
     }
 
 
@@ -66,7 +67,7 @@ def whole(determinism, tmp_path_factory):
 
 
 def assert_ends_as(whole, model, run):
-    want, got = state(whole[0]), state(model)
+    want, got = arrays_of(whole[0]), arrays_of(model)
     assert list(want) == list(got)
     assert any("seed_generator" in key for key in want)
     assert any("average" in key for key in want)
@@ -91,18 +92,81 @@ def test_sigterm_within_an_interval(whole, tmp_path):
     assert_ends_as(whole, model, train(model, tmp_path))
 
 
-def test_damaged_newest_checkpoint(whole, tmp_path):
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file):
+    os.truncate(file, 0)
+
+
+def replace_by(make):
+    def replace(file):
+        file.unlink()
+        make(file)
+
+    return replace
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": truncate,
+    "emptied": empty,
+    "directory": replace_by(os.mkdir),
+    "fifo": replace_by(os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_best_checkpoint(tmp_path, damage):
+    model = make_model(ema_momentum=None)
+    run = Workdir(tmp_path, {})
+    run.save(model, 1, {"val_accuracy": 0.5})
+    damage(tmp_path / "best.npz")
+    with pytest.warns(UserWarning, match="best.npz is damaged"):
+        assert run.restore_best(model) is None
+    assert run.restore(model) == 1
+    again = Workdir(tmp_path, {})
+    again.save(model, 2, {"val_accuracy": 0.4})
+    assert again.restore_best(model) == 0.4
+
+
+def test_a_checkpoint_after_the_last_step_is_skipped(tmp_path):
+    model = make_model()
+    run = Workdir(tmp_path, {})
+    run.save(model, 3, {})
+    run.save(model, 10**9, {})
+    with pytest.warns(UserWarning, match="step is after total_steps=20"):
+        assert run.restore(model, 20) == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_newest_checkpoint(whole, tmp_path, damage):
     with pytest.raises(SystemExit):
         train(make_model(), tmp_path, [At(9, terminate)])
-    newest = tmp_path / "checkpoints" / "0000000009.npz"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    # What a kill in the middle of a write leaves.
-    newest.with_name("0000000012.tmp").write_bytes(bytes(content[:1000]))
+    checkpoints = tmp_path / "checkpoints"
+    damage(checkpoints / "0000000009.npz")
+    # What a kill in the middle of a write leaves, and worse.
+    (checkpoints / "0000000012.tmp").write_bytes(b"half")
+    os.mkfifo(checkpoints / "0000000016.tmp")
+    (checkpoints / "0000000016.npz").mkdir()
+    (checkpoints / "9999999999.npz").write_bytes(b"")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("[]\n{")
     model = make_model()
-    with pytest.warns(UserWarning, match="0000000009.npz is damaged"):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         run = train(model, tmp_path)
+    messages = [str(warning.message) for warning in seen]
+    for name in ("0000000009", "0000000016", "9999999999"):
+        assert any(f"{name}.npz is damaged" in text for text in messages)
+    assert any("metrics.jsonl is damaged" in text for text in messages)
     assert_ends_as(whole, model, run)
 
 
@@ -118,15 +182,49 @@ def test_keeps_the_newest_and_the_best(whole, tmp_path):
     names = sorted(p.name for p in (whole[1].path / "checkpoints").iterdir())
     assert names == [f"{n:010d}.npz" for n in (12, 16, 20)]
     model = make_model(ema_momentum=None)
-    run = Workdir(tmp_path, {}, keep=1)
-    for step, value in [(1, 0.1), (2, 0.5), (3, 0.4)]:
-        model.get_layer("head").bias.assign(np.full(10, value, "float32"))
-        run.save(model, step, {"val_accuracy": value})
-    assert [p.name for p in run._files()] == ["0000000003.npz"]
-    assert run.restore_best(model) == 0.5
-    bias = keras.ops.convert_to_numpy(model.get_layer("head").bias)
-    np.testing.assert_array_equal(bias, np.full(10, 0.5, "float32"))
-    assert run.restore(model) == 3
+    for mode, best in (("max", 0.5), ("min", 0.1)):
+        run = Workdir(tmp_path / mode, {}, 1, "val_loss", mode)
+        for step, value in [(1, 0.3), (2, 0.5), (3, 0.1), (4, 0.4)]:
+            model.get_layer("head").bias.assign(np.full(10, value, "float32"))
+            run.save(model, step, {"val_loss": value})
+        assert [p.name for p in run._files()] == ["0000000004.npz"]
+        assert run.restore_best(model) == best
+        bias = keras.ops.convert_to_numpy(model.get_layer("head").bias)
+        np.testing.assert_array_equal(bias, np.full(10, best, "float32"))
+        assert run.restore(model) == 4
+
+
+def test_restore_best_ends_with_the_best_average(tmp_path):
+    """The averages are validated, and the model ends with the best of them."""
+    test = digits("test", False)
+    model, run = make_model(), Workdir(tmp_path, {}, mode="min")
+    options = {"total_steps": 12, "interval": 4, "verbose": 0}
+    options |= {"validation_data": test, "restore_best": True}
+    swap = keras.callbacks.SwapEMAWeights
+    run.fit(model, digits(), callbacks=[swap()], **options)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    least = min(json.loads(line)["val_accuracy"] for line in lines)
+    scores = model.evaluate(test, verbose=0, return_dict=True)
+    assert scores["accuracy"] == pytest.approx(least, abs=1e-6)
+    with pytest.raises(ValueError, match="swap_on_epoch=True"):
+        run.fit(model, digits(), callbacks=[swap(True)], **options)
+    run = Workdir(tmp_path / "2", {}, monitor="val_f1")
+    with pytest.raises(
+        ValueError, match=r"needs 'val_f1' in the logs.*val_loss"
+    ):
+        run.fit(make_model(), digits(), **options)
+
+
+def test_early_stopping_ends_the_run(tmp_path):
+    stop = keras.callbacks.EarlyStopping(
+        "loss", mode="max", patience=1, restore_best_weights=True
+    )
+    model = make_model()
+    train(model, tmp_path, [stop])
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    assert newest.name < "0000000020.npz"
+    for got, want in zip(model.get_weights(), stop.best_weights, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_changed_settings_are_refused(tmp_path):
@@ -142,6 +240,60 @@ def test_changed_settings_are_refused(tmp_path):
         r"  sizes: .* before, 'not set' now",
     ):
         Workdir(tmp_path, {"learning_rate": 0.2, "augment": "none"})
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", "''"),
+        ('{"learning_rate": 0.', "'{\"learning_rate\": 0.'"),
+        ("[1]", r"'\[1\]'"),
+        ("null", "'null'"),
+        ("\xff", "UnicodeDecodeError"),
+        (None, "IsADirectoryError"),
+    ],
+)
+def test_damaged_settings(tmp_path, content, found):
+    file = tmp_path / "settings.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=f"settings.json should hold .*Found: .*{found}.*copy"
+    ):
+        Workdir(tmp_path, {"learning_rate": 0.1})
+
+
+HOLDS = """
+import sys, time
+from keras_augreg.training import Workdir
+with Workdir(sys.argv[1], {})._locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_in_one_directory(tmp_path):
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"locked\n"
+            with pytest.raises(
+                RuntimeError,
+                match=f"Another process trains in .*: host "
+                f"{socket.gethostname()}, process {holder.pid}. Wait",
+            ):
+                train(make_model(), tmp_path, settings={})
+            (tmp_path / "lock.json").write_text("")
+            with pytest.raises(RuntimeError, match=r"unknown\. Wait"):
+                train(make_model(), tmp_path, settings={})
+        finally:
+            holder.kill()
+    # The system has freed the lock.
+    with Workdir(tmp_path, {})._locked():
+        pass
+    assert not (tmp_path / "lock.json").exists()
 
 
 def test_refuses_a_checkpoint_of_another_model(whole):
@@ -218,9 +370,11 @@ def test_disk_that_is_full(whole, small_disk):
     assert_ends_as(whole, model, train(model, small_disk))
 
 
-def test_refuses_to_keep_none(tmp_path):
-    with pytest.raises(ValueError, match="keep=0"):
-        Workdir(tmp_path, {}, keep=0)
+@pytest.mark.parametrize("argument", [{"keep": 0}, {"mode": "best"}])
+def test_refuses_arguments(tmp_path, argument):
+    ((name, value),) = argument.items()
+    with pytest.raises(ValueError, match=f"`{name}` must be .*={value!r}"):
+        Workdir(tmp_path, {}, **argument)
 
 
 @pytest.mark.skipif(
@@ -228,7 +382,7 @@ def test_refuses_to_keep_none(tmp_path):
     reason="bit-identity is promised on JAX and TensorFlow",
 )
 def test_three_kills(tmp_path):
-    command = [sys.executable, str(HERE / "kill_and_resume.py"), "3"]
+    command = [sys.executable, str(HERE / "kills.py"), "3"]
     done = subprocess.run(
         [*command, str(tmp_path), sys.executable, str(HERE / "_run.py")],
         capture_output=True,
@@ -241,7 +395,7 @@ def test_three_kills(tmp_path):
 
 
 def test_batches_depend_on_their_step_alone():
-    later = list(zip(range(3), batches(2, 3), strict=False))
-    first = list(zip(range(5), batches(0, 5), strict=False))
+    later = list(zip(range(3), digits().at(2, 3), strict=False))
+    first = list(zip(range(5), digits().at(0, 5), strict=False))
     for (_, want), (_, got) in zip(first[2:], later, strict=True):
         np.testing.assert_array_equal(got[0], want[0])
