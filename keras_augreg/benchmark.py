@@ -20,9 +20,9 @@ from keras_augreg.describe import describe
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 from keras_augreg.variants import find
+from keras_augreg.vision_transformer import DEFAULT_CLASSES
 
 TASKS = ("infer", "train")
-CLASSES = 1000
 # Sides of the matrix products that set the FLOP/s to compare with; each is
 # twice the one before, and the largest reach the device's full speed.
 SMALLEST, LARGEST_CPU, LARGEST_ACCELERATOR = 128, 2048, 8192
@@ -102,7 +102,7 @@ def measure(
     flops = describe(net).flops * (3 if task == "train" else 1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *net.image_shape), "uint8")
-    labels = rng.integers(0, CLASSES, batch_size, "int32")
+    labels = rng.integers(0, DEFAULT_CLASSES, batch_size, "int32")
 
     def run(count: int) -> None:
         if task == "train":
@@ -152,7 +152,7 @@ def _build(model: str, task: str, image_size: int, dtype: str) -> Any:
     try:
         net = getattr(models, model)(
             weights=None,
-            classes=CLASSES,
+            classes=DEFAULT_CLASSES,
             input_shape=(image_size, image_size, 3),
         )
     finally:

@@ -19,6 +19,17 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("kitti-distance", "kitti"),
 )
 
+# Classes of the sets that checkpoints were trained on. ImageNet-21k's 21,843
+# are those of the release's heads (`assets/README.md`).
+CLASSES = {
+    "imagenet-1k": 1000,
+    "imagenet-21k": 21_843,
+    "cifar-100": 100,
+    "pets": 37,
+    "kitti-distance": 4,
+    "resisc45": 45,
+}
+
 
 def find(name: str, choices: Iterable[str], argument: str = "dataset") -> str:
     """Returns the one of `choices` that means the same data set as `name`.

@@ -1,4 +1,4 @@
-"""What a model costs, where it came from and how well it does."""
+"""The costs, the origin and the published figures of a model."""
 
 from __future__ import annotations
 
@@ -9,44 +9,40 @@ from typing import Any
 
 import keras
 
+from keras_augreg import variants
 from keras_augreg.checkpoints import index
+from keras_augreg.dataset_names import CLASSES
+from keras_augreg.dataset_names import find as find_dataset
 from keras_augreg.recipe import AugReg
+from keras_augreg.resnet import EXPANSION, ROOT_CHANNELS, ROOT_KERNEL
 from keras_augreg.variants import VARIANTS, Sizes, identify
-
-# Classes of the released heads: ImageNet-21k's, and of the fine-tuning sets.
-_CLASSES = {
-    "i1k": 1000,
-    "i21k": 21843,
-    "i21k_30": 21843,
-    "cifar100": 100,
-    "imagenet2012": 1000,
-    "kitti": 4,
-    "oxford_iiit_pet": 37,
-    "resisc45": 45,
-}
-_ROOT_CHANNELS = 64  # of the stem; see `resnet.py`
+from keras_augreg.vision_transformer import (
+    DEFAULT_CLASSES,
+    DEFAULT_RESOLUTION,
+    check_input_shape,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Description:
-    """What `describe` tells; prints as a table.
+    """The result of `describe`; prints as a table.
 
     Args:
-        name: The model's, or what was asked for.
-        architecture: The builder's name, `None` for other sizes.
+        name: Name of the model or checkpoint.
+        architecture: Name of the builder, `None` for custom sizes.
         input_shape: (height, width, 3) of the images.
         classes: Outputs of the classifier, `None` without one.
-        tokens: Tokens of an image, the class token included.
-        parameters: Numbers to be trained.
+        tokens: Tokens of an image, including the class token.
+        parameters: Number of trainable parameters.
         flops: Floating-point operations of the forward pass for one image:
-            two for each multiplication with addition in a matrix product or
-            convolution. Everything else (norms, GELU, softmax) is left out.
+            two for each multiply-add of a matrix product or convolution.
+            Norms, GELU and softmax are not counted.
         dtype: The dtype policy that the memory is for.
         batch_size: Images in the batch that the memory is for.
         inference_bytes: Estimate of the memory for a forward pass.
-        training_bytes: Estimate of the memory for a step of training.
+        training_bytes: Estimate of the memory for a training step.
         checkpoint: Full name of the released checkpoint, or `None`.
-        recipe: What it was pre-trained with, or `None`.
+        recipe: Recipe of its pre-training, or `None`.
         published: Figures of the checkpoint, as in
             `checkpoints.index.Checkpoint`.
     """
@@ -70,7 +66,7 @@ class Description:
         height, width, _ = self.input_shape
         setting = f"{self.dtype}, batch {self.batch_size:,}"
         rows = {
-            "architecture": self.architecture or "no named one",
+            "architecture": self.architecture or "custom sizes",
             "images": f"{height} x {width}, {self.tokens:,} tokens",
             "classes": f"{self.classes:,}" if self.classes else "no classifier",
             "parameters": f"{self.parameters:,}",
@@ -98,26 +94,27 @@ def describe(
 ) -> Description:
     """Tells what a model costs, where it came from and how well it does.
 
-    Nothing is built or downloaded: a name costs no memory.
+    Nothing is built or downloaded.
 
-    The last block of a classifier computes the class token alone, which the
-    FLOPs count; those of timm and others count all tokens. A step of training
-    takes about three times the forward pass.
+    The last block of a classifier computes only the class token, and the FLOPs
+    are counted accordingly; timm and others count all tokens. A training step
+    takes about three times as many as the forward pass.
 
     The memory is an estimate, within a factor of two of what JAX and PyTorch
-    report on a CPU (for Ti/16, S/16, S/32, R+Ti/16 and R26+S/32 in batches of
-    2 to 8: 0.7 to 1.2 times that; JAX in mixed precision, whose CPU backend
-    computes bfloat16 in float32, 0.4 to 0.9 times). It adds up weights, for
-    training gradients and Adam's two moments (SGD with momentum has one), the
-    images, and the activations: for training those that the backward pass
-    needs, for inference the largest that are alive at once. The scores of the
-    attention are counted, which fused kernels do not store. It leaves out
-    what a backend takes for itself, and what it reserves in advance.
+    report on a CPU: 0.7 to 1.2 times for Ti/16, S/16, S/32, R+Ti/16 and
+    R26+S/32 in batches of 2 to 8; 0.4 to 0.9 times for JAX in mixed precision,
+    whose CPU backend computes bfloat16 in float32. It adds up the weights, in
+    training their gradients and Adam's two moments, the images, and the
+    activations: in training those that the backward pass needs, in inference
+    the largest that exist at the same time. Attention scores are included,
+    although fused kernels do not store them; what a backend needs for itself
+    or reserves in advance is not.
 
     Args:
-        model: A `keras_augreg.VisionTransformer`; a builder's name, such as
-            `"ViT_B16"`; or the full name of a released checkpoint, which
-            `checkpoints.resolve` gives for an alias.
+        model: A `keras_augreg.VisionTransformer`; an architecture in any
+            spelling, such as `"ViT_B16"` or `"B/16"`; or the full name of a
+            released checkpoint, which `checkpoints.resolve` gives for an
+            alias.
         input_shape: (height, width, 3) of the images. Defaults to the
             model's, or to the checkpoint's resolution, 224 without one.
         batch_size: Images in a batch, at least 1.
@@ -142,9 +139,9 @@ def describe(
     published: dict[str, float] = {}
     top: dict[str, Any] = {"include_top": True, "class_token": True}
     if isinstance(model, str):
-        name, resolution = model, 224
-        if model in VARIANTS:
-            sizes, top["classes"] = VARIANTS[model].sizes, _CLASSES["i1k"]
+        name, resolution = model, DEFAULT_RESOLUTION
+        if named := variants.match(model):
+            sizes, top["classes"] = named.sizes, DEFAULT_CLASSES
         else:
             found = index.lookup(model)
             fields, checkpoint = found.fields, found.name
@@ -152,7 +149,10 @@ def describe(
             recipe = AugReg.from_checkpoint(checkpoint)
             sizes = VARIANTS[fields.variant].sizes
             resolution = fields.adapt_resolution or resolution
-            top["classes"] = _CLASSES[fields.adapt_dataset or fields.dataset]
+            dataset = fields.adapt_dataset or fields.dataset
+            # "i21k_30" is ImageNet-21k for 30 epochs.
+            dataset = find_dataset(dataset.removesuffix("_30"), CLASSES)
+            top["classes"] = CLASSES[dataset]
         shape: tuple[int, ...] = (resolution, resolution, 3)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     elif isinstance(getattr(model, "sizes", None), Sizes):
@@ -166,26 +166,16 @@ def describe(
         }
     else:
         raise ValueError(
-            "Expected a keras_augreg.VisionTransformer, a builder's name "
+            "Expected a keras_augreg.VisionTransformer, an architecture "
             f"({', '.join(VARIANTS)}) or the full name of a released "
             f"checkpoint. Received: {type(model).__name__}"
         )
-    shape = tuple(input_shape or shape)
-    if (
-        len(shape) != 3
-        or shape[2] != 3
-        or any(n < 1 or n % sizes.stride for n in shape[:2])
-    ):
-        raise ValueError(
-            f"`input_shape` is (height, width, 3), and {sizes.stride} divides "
-            f"height and width. Received: input_shape={input_shape}"
-        )
+    height, width, _ = check_input_shape(tuple(input_shape or shape), sizes)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
             "`batch_size` is a positive integer. Received: "
             f"batch_size={batch_size!r}"
         )
-    height, width, _ = shape
     variant = identify(sizes)
     costs = _Costs(sizes, height, width, **top)
     inference, training = costs.memory(batch_size, policy)
@@ -232,7 +222,7 @@ class _Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class _Costs:
-    """An architecture's numbers, for images of one size."""
+    """The numbers of an architecture for images of one size."""
 
     sizes: Sizes
     height: int
@@ -270,16 +260,16 @@ class _Costs:
         return self.sizes.patch_size**2 * channels
 
     def convolutions(self) -> Iterator[_Convolution]:
-        """Those of the stem in order, projections first."""
+        """The stem's convolutions in order, projections first."""
         if self.sizes.stages is None:
             return
         height, width = -(-self.height // 2), -(-self.width // 2)
-        yield _Convolution(7, 3, _ROOT_CHANNELS, height, width)
+        yield _Convolution(ROOT_KERNEL, 3, ROOT_CHANNELS, height, width)
         height, width = -(-height // 2), -(-width // 2)
-        channels = _ROOT_CHANNELS
+        channels = ROOT_CHANNELS
         for stage, units in enumerate(self.sizes.stages):
-            narrow = _ROOT_CHANNELS * 2**stage
-            wide = 4 * narrow
+            narrow = ROOT_CHANNELS * 2**stage
+            wide = EXPANSION * narrow
             for unit in range(units):
                 small = (-(-height // 2), -(-width // 2))
                 strided = small if stage and not unit else (height, width)
@@ -304,7 +294,7 @@ class _Costs:
         )
 
     def multiply_adds(self) -> int:
-        """Of the forward pass for one image."""
+        """Multiply-adds of the forward pass for one image."""
         s, t = self.sizes, self.tokens
         w, m = s.width, s.mlp_dim
 
@@ -330,17 +320,18 @@ class _Costs:
             for dtype in (policy.variable_dtype, policy.compute_dtype)
         )
         scores = s.num_heads * t
-        # In numbers for a token. Forward: the residual stream with, in turn,
-        # query, key, value and scores, or the MLP's hidden layer before and
-        # after GELU. Backward needs both norms' inputs and outputs, query,
-        # key, value, the attention's output, the scores and the hidden layer.
+        # Numbers of each token. The forward pass holds the residual stream
+        # together with query, key, value and scores, or with the MLP's hidden
+        # layer before and after GELU. The backward pass needs the inputs and
+        # outputs of both norms, query, key, value, the attention's output, the
+        # scores and the hidden layer.
         alive = t * (2 * w + max(4 * w + scores, 2 * m))
         kept = (s.depth - 1) * t * (8 * w + 2 * m + scores)
         kept += t * 4 * w + self.queries * (4 * w + 2 * m + scores)
         kept += self.patches * self.patch
         outputs = [c.outputs for c in self.convolutions()]
         if outputs:
-            # Each convolution's output, normalised and after ReLU.
+            # The output of each convolution, also normalised and after ReLU.
             alive = max(alive, 3 * max(outputs))
             kept += 3 * sum(outputs)
         pixels = self.height * self.width * 3

@@ -1,4 +1,4 @@
-"""Random weights, unless a checkpoint is about to replace them."""
+"""Random initial weights, or zeros where a checkpoint will replace them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _random_weights = contextvars.ContextVar("random_weights", default=True)
 
 @contextlib.contextmanager
 def zero_weights() -> Iterator[None]:
-    """Within it, new layers start at zero: a checkpoint is about to come.
+    """Makes layers built inside it start at zero, for a checkpoint to fill.
 
-    Drawing the random weights of a model takes longer than reading a
-    checkpoint, above all on JAX, which compiles the draw for every shape.
+    Drawing random weights takes longer than reading a checkpoint, most of all
+    on JAX, which compiles the draw for every shape.
     """
     token = _random_weights.set(False)
     try:
@@ -25,5 +25,5 @@ def zero_weights() -> Iterator[None]:
 
 
 def random_weights(initializer: Any) -> Any:
-    """The initializer of a random weight, or zeros within `zero_weights`."""
+    """Returns the initializer, or "zeros" inside `zero_weights`."""
     return initializer if _random_weights.get() else "zeros"

@@ -1,4 +1,4 @@
-"""Names of the classes that the released heads predict."""
+"""Class names of the released heads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 import keras
 import numpy as np
 
-_FILES = {1000: "imagenet1k.txt", 21843: "imagenet21k.txt"}
+from keras_augreg.dataset_names import CLASSES
+
+_FILES = {
+    CLASSES["imagenet-1k"]: "imagenet1k.txt",
+    CLASSES["imagenet-21k"]: "imagenet21k.txt",
+}
 
 
 @functools.cache
-def _classes(num_classes: int) -> tuple[tuple[str, str], ...]:
+def class_labels(classes: int) -> tuple[tuple[str, str], ...]:
     """Reads the (synset, label) of every class, in the order of the head."""
     file = importlib.resources.files("keras_augreg").joinpath(
-        "assets", _FILES[num_classes]
+        "assets", _FILES[classes]
     )
     lines = file.read_text(encoding="utf-8").splitlines()
     return tuple((line[:9], line[10:]) for line in lines)
@@ -29,11 +34,11 @@ def decode_predictions(
 
     The names are those of WordNet 3.0. The order of the 1,000 classes is that
     of TensorFlow Datasets' `imagenet2012`, on which the release was
-    fine-tuned. The order of the 21,843 classes is **unverified**: it is that
-    of timm (sorted synsets, no background class), whose author is one of the
-    paper's, but the authors' own list was published for BiT, unchecked
+    fine-tuned. The order of the 21,843 classes is **unverified**: it is
+    timm's (sorted synsets, no background class), whose author is one of the
+    paper's authors. Their own list was published, unchecked, for BiT
     (google-research/big_transfer, issue 7), and no released file could be
-    tried here. `assets/README.md` in the package tells more.
+    tried here. `assets/README.md` in the package has the details.
 
     Args:
         preds: Predictions of a batch, logits or probabilities: an array or
@@ -42,11 +47,11 @@ def decode_predictions(
             the number of columns.
 
     Returns:
-        One list for each image, of `top` tuples `(synset, label, score)`,
-        highest score first and, where scores are equal, lower class first:
-        `("n01440764", "tench, Tinca tinca", 0.9)`. The label holds all of
-        the synset's synonyms, the most usual first, because the first alone
-        often names several classes ("crane" is a bird and a machine).
+        One list for each image, of `top` tuples `(synset, label, score)` such
+        as `("n01440764", "tench, Tinca tinca", 0.9)`: highest score first,
+        lower class first among equal scores. The label holds all synonyms of
+        the synset, the most usual first, because one word often names several
+        classes ("crane" is a bird and a machine).
 
     Raises:
         ValueError: If `preds` is not a matrix, has another number of columns,
@@ -59,25 +64,24 @@ def decode_predictions(
     >>> keras_augreg.decode_predictions(preds, top=1)
     [[('n01440764', 'tench, Tinca tinca', 1.0)]]
     """
-    # float64 holds every float16, bfloat16 and float32 exactly, and can be
-    # negated where an unsigned integer cannot.
+    # float64 holds float16, bfloat16 and float32 exactly, and unlike unsigned
+    # integers it can be negated.
     scores = np.asarray(keras.ops.convert_to_numpy(preds)).astype("float64")
     if scores.ndim != 2 or scores.shape[1] not in _FILES:
         raise ValueError(
             "decode_predictions knows the classes of ImageNet-1k and "
             "ImageNet-21k: it expects `preds` of shape (batch, 1000) or "
             f"(batch, 21843), but received shape {scores.shape}. The "
-            "prediction for one image needs a batch axis, `preds[None]`; a "
-            "head made with `classes=N` has the class names of the data set "
-            "that it was trained on."
+            "prediction for one image needs a batch axis, `preds[None]`. For a "
+            "head made with `classes=N`, use the class names of its data set."
         )
-    num_classes = scores.shape[1]
-    if not 1 <= top <= num_classes:
+    classes = scores.shape[1]
+    if not 1 <= top <= classes:
         raise ValueError(
-            f"`top` must be at least 1 and at most {num_classes}, the number "
+            f"`top` must be at least 1 and at most {classes}, the number "
             f"of classes, but received top={top}."
         )
-    names = _classes(num_classes)
+    names = class_labels(classes)
     return [
         [
             (*names[i], float(row[i]))

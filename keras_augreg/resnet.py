@@ -15,12 +15,13 @@ from keras import ops
 
 from keras_augreg.initialization import random_weights
 
-ROOT_CHANNELS = 64
+ROOT_KERNEL, ROOT_CHANNELS = 7, 64
+EXPANSION = 4  # of a unit's channels in its output
 GROUPS = 32
 GROUP_NORM_EPSILON = 1e-6
 STANDARDIZATION_EPSILON = 1e-5
 
-Shape = tuple[Any, ...]  # of a batch, whose first size may be None
+Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -51,7 +52,7 @@ class StandardizedConv(keras.layers.Layer):
             name="kernel",
             shape=(*[self.kernel_size] * 2, input_shape[-1], self.filters),
             initializer=random_weights("lecun_normal"),
-            # Standardised in full precision, whatever the product's dtype.
+            # Standardised in full precision under mixed precision too.
             autocast=False,
         )
 
@@ -102,7 +103,7 @@ class ResNetRoot(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype = self.dtype_policy
         self.conv = StandardizedConv(
-            ROOT_CHANNELS, 7, 2, dtype=dtype, name="conv"
+            ROOT_CHANNELS, ROOT_KERNEL, 2, dtype=dtype, name="conv"
         )
         self.norm = group_norm("norm", dtype=dtype)
 
@@ -121,7 +122,7 @@ class ResNetRoot(keras.layers.Layer):
         return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
 
     def get_config(self) -> dict[str, Any]:
-        # Keras wants to see that a layer with its own __init__ has no more.
+        # Keras requires it of a layer with an __init__ of its own.
         return super().get_config()
 
 
@@ -143,7 +144,7 @@ class BottleneckUnit(keras.layers.Layer):
         self.channels = channels
         self.strides = strides
         dtype = self.dtype_policy
-        wide = 4 * channels
+        wide = EXPANSION * channels
         self.conv1 = StandardizedConv(channels, 1, dtype=dtype, name="conv1")
         self.conv2 = StandardizedConv(
             channels, 3, strides, dtype=dtype, name="conv2"
@@ -158,9 +159,9 @@ class BottleneckUnit(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         dtype = self.dtype_policy
-        if input_shape[-1] != 4 * self.channels or self.strides != 1:
+        if input_shape[-1] != EXPANSION * self.channels or self.strides != 1:
             self.conv_proj = StandardizedConv(
-                4 * self.channels,
+                EXPANSION * self.channels,
                 1,
                 self.strides,
                 dtype=dtype,
@@ -191,7 +192,8 @@ class BottleneckUnit(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
         s = self.strides
-        return (batch, -(-height // s), -(-width // s), 4 * self.channels)
+        wide = EXPANSION * self.channels
+        return (batch, -(-height // s), -(-width // s), wide)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -206,7 +208,7 @@ def resnet_stem(x: Any, stages: tuple[int, ...], dtype: Any = None) -> Any:
 
     Args:
         x: Keras tensor (B, height, width, 3).
-        stages: Units of each stage; `()` for the root alone. Every stage
+        stages: Units of each stage; `()` for only the root. Every stage
             after the first halves the resolution and doubles the channels.
         dtype: Dtype policy of the layers.
 

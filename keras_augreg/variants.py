@@ -15,11 +15,11 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a model is built of.
+    """The hyper-parameters of an architecture.
 
     Args:
-        patch_size: Side of a patch in pixels, or in cells of the stem's
-            output where there is a ResNet stem.
+        patch_size: Side of a patch in pixels; with a ResNet stem, in cells of
+            the stem's output.
         width: Size of a token.
         depth: Number of Transformer blocks.
         num_heads: Attention heads of a block.
@@ -54,7 +54,7 @@ class Variant:
     Args:
         name: The builder's name, for example `"R26_ViT_S32"`.
         release: The prefix of its released files, for example `"R26_S_32"`.
-        sizes: What it is built of.
+        sizes: Its hyper-parameters.
     """
 
     name: str
@@ -114,10 +114,8 @@ def find(name: str) -> Variant:
     >>> find("R26+S/32").name
     'R26_ViT_S32'
     """
-    if isinstance(name, str):
-        for variant in VARIANTS.values():
-            if _letters(name) == _letters(variant.release):
-                return variant
+    if variant := match(name):
+        return variant
     # The cut bounds the time that difflib takes.
     near = difflib.get_close_matches(str(name)[:80], VARIANTS)
     raise ValueError(
@@ -127,11 +125,21 @@ def find(name: str) -> Variant:
     )
 
 
+def match(name: str) -> Variant | None:
+    """Returns the architecture that a name stands for, `None` if none."""
+    if not isinstance(name, str):
+        return None
+    letters = _letters(name)
+    return next(
+        (v for v in VARIANTS.values() if _letters(v.release) == letters), None
+    )
+
+
 def identify(sizes: Sizes) -> Variant | None:
     """Returns the named architecture with these sizes, or `None`."""
     return next((v for v in VARIANTS.values() if v.sizes == sizes), None)
 
 
 def _letters(name: str) -> str:
-    """What "ViT_B16", "B_16" and "B/16" have in common: "b16"."""
+    """Maps "ViT_B16", "B_16" and "B/16" to "b16"."""
     return re.sub("[^a-z0-9]", "", name.lower()).replace("vit", "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_augreg.dataset_names import CLASSES
 from keras_augreg.preprocessing import Preprocessing, watch_range
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
@@ -21,7 +22,7 @@ from keras_augreg.vit import (
 )
 
 DEFAULT_RESOLUTION = 224
-DEFAULT_CLASSES = 1000
+DEFAULT_CLASSES = CLASSES["imagenet-1k"]
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -44,7 +45,7 @@ class VisionTransformer(TrainStep):
         num_heads: Attention heads of a block; it divides `width`.
         mlp_dim: Hidden units of a block's MLP.
         stages: `None` without a ResNet stem; otherwise the number of
-            bottleneck units of each stage, `()` for the stem's root alone.
+            bottleneck units of each stage, `()` for only the stem's root.
         include_top: Whether the model ends in a classifier.
         input_tensor: A `keras.Input` of shape (H, W, 3) to build on.
         input_shape: (H, W, 3); the effective stride divides H and W.
@@ -62,8 +63,8 @@ class VisionTransformer(TrainStep):
         dropout: Rate in [0, 1) after the position embedding, the attention
             and both layers of the MLP.
         stochastic_depth: Rate in [0, 1) of the last block; the rate of block
-            l of L is `stochastic_depth * l / (L - 1)`, as the paper's
-            "linearly increasing" is read here.
+            l of L is `stochastic_depth * l / (L - 1)`, an interpretation of
+            the paper's "linearly increasing".
         seed: Integer seed of dropout and stochastic depth. `None` draws one
             from Keras's global seed (`keras.utils.set_random_seed`).
         class_names: Names of the classifier's outputs, one string for each;
@@ -186,7 +187,7 @@ class VisionTransformer(TrainStep):
             or len(names) != self.classes
         ):
             raise ValueError(
-                "`class_names` is a list of strings, one for each of the "
+                "`class_names` must be a list of strings, one for each of the "
                 f"{self.classes or 0} outputs of the classifier. Received: "
                 f"{len(names)} names, {str(names)[:80]}"
             )
@@ -318,12 +319,12 @@ def _check_sizes(sizes: Sizes) -> None:
     for argument, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(
-                f"`{argument}` is a positive integer. Received: "
+                f"`{argument}` must be a positive integer. Received: "
                 f"{argument}={value!r}"
             )
     if sizes.width % sizes.num_heads:
         raise ValueError(
-            f"`num_heads` divides `width`. Received: width={sizes.width}, "
+            f"`num_heads` must divide `width`. Received: width={sizes.width}, "
             f"num_heads={sizes.num_heads}"
         )
 
@@ -342,8 +343,8 @@ def _check_rates(**rates: float) -> None:
     for argument, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(
-                f"`{argument}` is the probability to drop, at least 0 and "
-                f"below 1. Received: {argument}={rate}"
+                f"`{argument}` is a probability, at least 0 and below 1. "
+                f"Received: {argument}={rate}"
             )
 
 
@@ -352,12 +353,13 @@ def _check_top(
 ) -> None:
     if pooling not in (None, "token", "avg"):
         raise ValueError(
-            "`pooling` is None (all tokens), 'token' (the class token) or "
-            f"'avg' (the mean of the patch tokens). Received: {pooling!r}"
+            "`pooling` must be None (all tokens), 'token' (the class token) "
+            "or 'avg' (the mean of the patch tokens). Received: "
+            f"pooling={pooling!r}"
         )
     if include_top and pooling is not None:
         raise ValueError(
-            "`pooling` says what a model without classifier returns. Pass "
+            "`pooling` is for models without classifier. Pass "
             f"include_top=False with pooling={pooling!r}, or leave it out."
         )
     if pooling == "token" and not class_token:
@@ -367,12 +369,13 @@ def _check_top(
         )
     if include_top and (not isinstance(classes, int) or classes < 1):
         raise ValueError(
-            f"`classes` is a positive integer. Received: classes={classes!r}"
+            "`classes` must be a positive integer. Received: "
+            f"classes={classes!r}"
         )
 
 
 def check_input_shape(
-    input_shape: tuple[int, int, int] | None, sizes: Sizes
+    input_shape: tuple[int, ...] | None, sizes: Sizes
 ) -> tuple[int, int, int]:
     """Returns (H, W, 3) if an architecture can take such images.
 
@@ -395,16 +398,16 @@ def check_input_shape(
         or not all(isinstance(n, int) and n > 0 for n in sides)
     ):
         raise ValueError(
-            "`input_shape` is (height, width, 3) with a fixed height and "
+            "`input_shape` must be (height, width, 3) with a fixed height and "
             f"width. Received: input_shape={input_shape}"
         )
     if any(n % sizes.stride for n in sides):
         near = tuple(max(round(n / sizes.stride), 1) * sizes.stride
                      for n in sides)  # fmt: skip
         raise ValueError(
-            f"The stride of this architecture, {sizes.stride} pixels, divides "
-            f"height and width. Received: input_shape={shape}; near to it is "
-            f"{(*near, 3)}"
+            f"The stride of this architecture, {sizes.stride} pixels, must "
+            f"divide height and width. Received: input_shape={shape}; the "
+            f"nearest possible one is {(*near, 3)}"
         )
     height, width = sides
     return height, width, 3

@@ -22,7 +22,7 @@ from keras_augreg.initialization import random_weights
 
 LAYER_NORM_EPSILON = 1e-6
 
-Shape = tuple[Any, ...]  # of a batch, whose first size may be None
+Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
 def layer_norm(name: str, dtype: Any) -> keras.layers.LayerNormalization:
@@ -35,12 +35,11 @@ def layer_norm(name: str, dtype: Any) -> keras.layers.LayerNormalization:
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
     """Multiplies tokens (N, in) by a kernel: (N, out).
 
-    `kernel` and `bias` may have more axes than (in, out) and (out,); they are
-    read as that matrix and that vector. One matrix product over all tokens of
-    the batch, N = B T, is the form that every backend's library does best:
-    TensorFlow's broadcasting product of a 3-D by a 2-D tensor is slower, and
-    is not fused with the bias. PyTorch fuses nothing by itself, but has the
-    two as one.
+    `kernel` and `bias` may have more axes; they are reshaped to (in, out) and
+    (out,). One matrix product over all tokens of the batch, N = B T, is the
+    fastest form on every backend: TensorFlow's broadcasting product of a 3-D
+    by a 2-D tensor is slower and is not fused with the bias, and PyTorch's
+    `addmm` does both at once.
     """
     width = x.shape[-1]
     kernel, bias = ops.reshape(kernel, (width, -1)), ops.reshape(bias, (-1,))
@@ -59,11 +58,11 @@ def flatten(x: Any) -> Any:
 def attention(query: Any, key: Any, value: Any) -> Any:
     """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
 
-    PyTorch has a fused kernel for every device and dtype, called directly
-    because Keras copies what it is given first. JAX has one for 16-bit floats
-    on an accelerator, which Keras picks. Elsewhere products over contiguous
-    heads, dividing by the softmax's sum after the second product, where there
-    are fewer numbers to divide, proved 9% faster for a whole S/16 on JAX's CPU
+    PyTorch's fused kernel covers every device and dtype; it is called directly
+    because Keras copies its arguments first. JAX has one for 16-bit floats on
+    accelerators, which Keras picks. Otherwise the products run over contiguous
+    heads, and the division by the softmax's sum follows the second product,
+    where fewer numbers are divided: 9% faster for a whole S/16 on JAX's CPU
     backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
     """
     backend = keras.config.backend()
@@ -87,7 +86,7 @@ def attention(query: Any, key: Any, value: Any) -> Any:
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
     if half:
         scores = ops.cast(scores, "float32")
-    # Softmax does not depend on the maximum, which only prevents overflow.
+    # Subtracting the maximum only prevents overflow: no gradient needed.
     top = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
     scores = ops.exp(ops.subtract(scores, top))
     total = ops.sum(scores, axis=-1, keepdims=True)
@@ -101,10 +100,10 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
 
     Args:
         x: Float tensor (B, ...).
-        rate: Probability in [0, 1). 0 returns `x` as it is.
+        rate: Probability in [0, 1). 0 returns `x` unchanged.
         seed: A `keras.random.SeedGenerator`.
-        axes: How many leading axes are drawn independently: `None` for every
-            entry, 1 for whole images (stochastic depth).
+        axes: Number of leading axes that are drawn independently: `None` for
+            every entry, 1 for whole images (stochastic depth).
     """
     if not rate:
         return x
@@ -120,8 +119,8 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
 class PatchEmbedding(keras.layers.Layer):
     """Cuts an image or feature map into patches and projects each to a token.
 
-    The same as a convolution whose stride is its kernel size, as one matrix
-    product.
+    Equal to a convolution whose stride is its kernel size, computed as one
+    matrix product.
 
     Args:
         patch_size: Side of a patch; it divides height and width of the input.
@@ -239,7 +238,7 @@ class Attention(keras.layers.Layer):
 
     Args:
         num_heads: Number of heads; it divides the width of the input.
-        queries: How many leading tokens ask; `None` for all of them.
+        queries: Number of leading tokens to use as queries; `None` for all.
 
     Input: (B, T, W). Output: (B, queries or T, W).
     """
@@ -253,8 +252,8 @@ class Attention(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         width, heads = input_shape[-1], self.num_heads
-        # Glorot-uniform of each of the three (W, W) matrices: Keras would
-        # take other fans from a kernel of this rank.
+        # Glorot-uniform for each of the three (W, W) matrices: Keras would
+        # derive other fans from a kernel of this rank.
         limit = math.sqrt(6 / (width + width))
         uniform = keras.initializers.RandomUniform(-limit, limit)
         self.qkv_kernel = self.add_weight(
@@ -298,8 +297,8 @@ class Attention(keras.layers.Layer):
         _, n, heads, size = kernel.shape
         shape = (-1, x.shape[1], heads, size)
         x = dense(flatten(x), kernel, bias)
-        # Its gradient is one concatenation; of slices, JAX would add three.
-        # While PyTorch traces, n is a tensor.
+        # The gradient of `split` is one concatenation, whereas JAX would add
+        # up those of three slices. While PyTorch traces, n is a tensor.
         return [ops.reshape(y, shape) for y in ops.split(x, int(n), axis=-1)]
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -322,19 +321,19 @@ class Block(keras.layers.Layer):
         num_heads: Attention heads.
         mlp_dim: Hidden units of the MLP.
         dropout: Rate in [0, 1) after the attention and both MLP layers.
-        stochastic_depth: Probability in [0, 1) to drop a residual branch,
-            drawn for each image and branch; kept branches are divided by
-            one minus it.
-        queries: How many leading tokens come out; `None` for all of them.
-            The last block of a classifier computes the class token alone:
-            the other tokens' outputs would be thrown away.
-        seed: Integer seed of both, or `None`.
+        stochastic_depth: Probability p in [0, 1) of dropping a residual
+            branch, drawn for each image and branch; kept branches are divided
+            by 1 - p.
+        queries: Number of leading tokens to compute; `None` for all. The last
+            block of a classifier computes only the class token, because
+            nothing reads the others.
+        seed: Integer seed of both kinds of dropout, or `None`.
 
     Input: (B, T, W). Output: (B, queries or T, W).
     """
 
-    # Whether training keeps the input alone and computes the rest again for
-    # the backward pass. Set by `compile`, as it changes no result.
+    # Whether training keeps only the input and recomputes the rest for the
+    # backward pass. Set by `compile`: results do not depend on it.
     remat = False
 
     def __init__(
@@ -355,7 +354,7 @@ class Block(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        with keras.RematScope(mode=None):  # The block is the unit.
+        with keras.RematScope(mode=None):  # Only whole blocks recompute.
             self.norm1 = layer_norm("norm1", self.dtype_policy)
             self.attention = Attention(
                 num_heads, queries, dtype=self.dtype_policy, name="attention"
@@ -399,7 +398,7 @@ class Block(keras.layers.Layer):
         x = x if self.queries is None else x[:, : self.queries]
         x = ops.add(x, dropout(y, depth_rate, seed, axes=1))
 
-        # Without the axis of images: XLA's GELU on a CPU is then vectorized.
+        # On (N, W), XLA vectorizes GELU on a CPU; on (B, T, W) it does not.
         y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
@@ -409,7 +408,7 @@ class Block(keras.layers.Layer):
     def rematerialized_call(
         self, layer_call: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """What `keras.RematScope` does with the layer: `_recomputed`."""
+        """Makes `keras.RematScope` use `_recomputed`."""
         chosen = super().rematerialized_call(layer_call, *args, **kwargs)
         if chosen is layer_call:
             return layer_call
@@ -418,14 +417,15 @@ class Block(keras.layers.Layer):
         )
 
     def _recomputed(self, x: Any, draws: int) -> Any:
-        """Calls the layer in training so that its input alone is kept.
+        """Calls the layer in training so that only its input is kept.
 
-        Weights go in as arguments: TensorFlow's graphs cannot read variables
-        again for the backward pass (keras-team/keras issue 21207). Both passes
-        draw from the same state, which moves on by `draws` afterwards.
+        Weights are passed as arguments: TensorFlow's graphs cannot read
+        variables again for the backward pass (keras-team/keras issue 21207).
+        Both passes draw from the same seed state, which is advanced by `draws`
+        afterwards.
         """
         weights = self.trainable_variables
-        # A copy of the seeds, as PyTorch and TensorFlow assign in place.
+        # Copy the seed: PyTorch and TensorFlow assign to it in place.
         seeds = self.seed_generator.state
         state = [
             (v, ops.copy(v) if v is seeds else ops.convert_to_tensor(v))
@@ -460,7 +460,7 @@ class Block(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class Pool(keras.layers.Layer):
-    """Reads one vector out of the tokens.
+    """Reduces the tokens of an image to one vector.
 
     Args:
         kind: `"token"` for the class token, `"avg"` for the mean of the patch

@@ -71,6 +71,11 @@ def test_parameters_are_those_of_the_release(name):
     assert found.architecture == name
 
 
+@pytest.mark.parametrize("name", ["ViT_B16", "B_16", "B/16", "vit-b/16"])
+def test_every_spelling_of_an_architecture(name):
+    assert describe(name).architecture == "ViT_B16"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_the_model_s(kind):
     model = small(**KINDS[kind])
@@ -258,7 +263,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"VisionTransformer.*Received: Dense"):
         describe(keras.layers.Dense(1))
     for shape in [(100, 96, 3), (96, 96), (96, 96, 1), (0, 96, 3)]:
-        with pytest.raises(ValueError, match=r"8 divides.*Received"):
+        with pytest.raises(ValueError, match=r"8 pixels, |height, width, 3"):
             describe(small(), input_shape=shape)
     for batch in (0, 2.5):
         with pytest.raises(ValueError, match="batch_size` is a positive int"):

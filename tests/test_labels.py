@@ -32,7 +32,7 @@ def kinds():
 
 @pytest.mark.parametrize("num_classes", [1000, 21843])
 def test_every_class_has_one_synset_and_a_name(num_classes):
-    classes = labels._classes(num_classes)
+    classes = labels.class_labels(num_classes)
     assert len(classes) == num_classes
     synsets = [synset for synset, _ in classes]
     # Sorted and distinct.
@@ -43,14 +43,14 @@ def test_every_class_has_one_synset_and_a_name(num_classes):
 
 
 def test_imagenet_1k_is_a_part_of_21k_but_for_the_teddy_bear():
-    small, large = labels._classes(1000), labels._classes(21843)
+    small, large = labels.class_labels(1000), labels.class_labels(21843)
     assert set(small) - set(large) == {("n04399382", "teddy, teddy bear")}
 
 
 def test_1k_is_in_the_order_of_tensorflow_datasets():
     tfds = pytest.importorskip("tensorflow_datasets")
     file = tfds.core.tfds_path() / "datasets/imagenet2012/labels.txt"
-    assert [s for s, _ in labels._classes(1000)] == file.read_text().split()
+    assert [s for s, _ in labels.class_labels(1000)] == file.read_text().split()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_scores_fall_and_ties_keep_the_order_of_classes():
     first, second = decode_predictions(preds)
     assert [score for *_, score in first] == [9.0, 2.5, 1.5, -3.0, -3.0]
     assert first[2] == (*TENCH, 1.5)
-    assert [c[:2] for c in second] == list(labels._classes(1000)[:5])
+    assert [c[:2] for c in second] == list(labels.class_labels(1000)[:5])
     assert decode_predictions(preds[:0]) == []
 
 

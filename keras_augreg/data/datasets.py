@@ -18,6 +18,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from keras_augreg.dataset_names import CLASSES
+
 
 @dataclasses.dataclass(frozen=True)
 class PaperDataset:
@@ -173,35 +175,53 @@ DATASETS: dict[str, PaperDataset] = {
     row.name: row
     for row in (
         PaperDataset(
-            "imagenet-1k", "imagenet2012", _transfer(99, "validation"), 1000
+            "imagenet-1k",
+            "imagenet2012",
+            _transfer(99, "validation"),
+            CLASSES["imagenet-1k"],
         ),
         # No public TFDS data set: `data_dir` is a folder or what TFDS wrote.
         # 21,843 classes in the release's order (`assets/README.md`); splits
         # of big_vision's `vit_i21k.py` are "full" and slices of it.
-        PaperDataset("imagenet-21k", None, {}, 21843),
-        PaperDataset("imagenet-v2", "imagenet_v2", {"test": "test"}, 1000),
+        PaperDataset("imagenet-21k", None, {}, CLASSES["imagenet-21k"]),
+        PaperDataset(
+            "imagenet-v2",
+            "imagenet_v2",
+            {"test": "test"},
+            CLASSES["imagenet-1k"],
+        ),
         # Labels are vectors with a one for every right class.
         PaperDataset(
             "imagenet-real",
             "imagenet2012_real",
             {"test": "validation"},
-            1000,
+            CLASSES["imagenet-1k"],
             label="real_label",
         ),
         PaperDataset(
             "cifar-10", "cifar10", _transfer(98), 10, crop="resize_small"
         ),
         PaperDataset(
-            "cifar-100", "cifar100", _transfer(98), 100, crop="resize_small"
+            "cifar-100",
+            "cifar100",
+            _transfer(98),
+            CLASSES["cifar-100"],
+            crop="resize_small",
         ),
-        PaperDataset("pets", "oxford_iiit_pet", _transfer(90), 37),
+        PaperDataset("pets", "oxford_iiit_pet", _transfer(90), CLASSES["pets"]),
         PaperDataset("flowers", "oxford_flowers102", _transfer(90), 102),
-        _vtab("resisc45", "resisc45", _ONE_SPLIT_60, 45, held_out=60),
+        _vtab(
+            "resisc45",
+            "resisc45",
+            _ONE_SPLIT_60,
+            CLASSES["resisc45"],
+            held_out=60,
+        ),
         _vtab(
             "kitti-distance",
             "kitti",
             _VALIDATION,
-            4,
+            CLASSES["kitti-distance"],
             label=kitti_distance,
             label_features=_OBJECTS,
         ),

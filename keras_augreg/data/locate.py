@@ -18,7 +18,7 @@ from keras_augreg.data.options import Options
 from keras_augreg.data.report import none_excluded
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.tfds import Records
-from keras_augreg.labels import _classes
+from keras_augreg.labels import class_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Location:
         else:
             if self.row.num_classes and class_names is None:
                 # The release's order.
-                class_names = [n for n, _ in _classes(self.row.num_classes)]
+                class_names = [n for n, _ in class_labels(self.row.num_classes)]
             found = sources.folder(
                 self.path,
                 name,
