@@ -45,8 +45,8 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Without --grid.")
 _EPOCHS = flags.DEFINE_float("epochs", 30, "Without --grid.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "INDEX/COUNT, from 0.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at most.")
-_AUGMENT = flags.DEFINE_enum(
-    "augment", "device", ["device", "host"], "On a CPU, host is faster."
+_AUGMENT_ON = flags.DEFINE_enum(
+    "augment_on", "device", ["device", "host"], "On a CPU, host is faster."
 )
 _DISTRIBUTE = flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Output folder.")
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
             functools.partial(
                 study.train,
                 save_every=_SAVE_EVERY.value,
-                augment=_AUGMENT.value,
+                augment_on=_AUGMENT_ON.value,
                 verbose="auto" if sys.stderr.isatty() else 0,
             ),
             shard=(int(shard[1]), int(shard[2])),

@@ -1,4 +1,4 @@
-"""Trains one cell of a study, from wherever it was stopped."""
+"""Trains one cell of a study; resumes it if it was interrupted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ import keras
 import numpy as np
 
 from keras_augreg import checkpoints, data
-from keras_augreg.recipe import pretraining_warmup
+from keras_augreg.recipe import AugReg, pretraining_warmup
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
-from keras_augreg.training import (
-    compile_finetuning,
-    compile_pretraining,
-)
+from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
 
-# Of the training images, where there is no validation split. The paper holds
-# out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
+# Share of the training images held out where there is no validation split.
+# The paper holds out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
 VAL_SHARE = 0.1
-# A run is validated and saved so many times, or oftener (`save_every`).
+# Each run is validated and saved at least this many times.
 INTERVALS = 4
-# The split and the fractions are the same in every cell.
+# Every cell divides a data set in the same way.
 SPLIT_SEED = 0
 
 
@@ -36,23 +33,24 @@ def train(
     cell: Cell,
     folder: pathlib.Path,
     save_every: int = 1000,
-    augment: str = "device",
+    augment_on: str = "device",
     verbose: int | str = 0,
 ) -> dict[str, Any]:
     """Trains, validates and tests a cell.
 
     Args:
-        cell: What to do.
-        folder: Where its files live. A pre-trained model stays there as
-            `model.npz`; a fine-tuning finds it in the folder beside its own.
-        save_every: Steps after which a checkpoint is written at the latest.
-        augment: Where augmentation runs, `"device"` or `"host"`, with the
-            same draws. The host's way needs TensorFlow, reads through tf.data
-            and is the faster one where the device is a CPU.
-        verbose: Of `model.fit`.
+        cell: A cell of a grid.
+        folder: Folder of the cell's files. A pre-training leaves its model
+            there as `model.npz`; its fine-tunings, in folders beside it, load
+            that.
+        save_every: Most steps between two checkpoints.
+        augment_on: Where augmentation runs, `"device"` or `"host"`, with the
+            same random draws. On the host it needs TensorFlow and reads
+            through tf.data; it is faster there if the device is a CPU.
+        verbose: Passed to `model.fit`.
 
     Returns:
-        The columns of the table that only a run tells.
+        The columns of the table that are known after the run.
 
     Raises:
         ValueError: If the data set or a setting does not fit.
@@ -61,11 +59,11 @@ def train(
     keras.backend.clear_session()
     keras.utils.set_random_seed(cell.seed)
     fraction = cell.fraction if isinstance(cell, Pretraining) else 1.0
-    engine = {"engine": "tensorflow"} if augment == "host" else {}
+    engine = {"engine": "tensorflow"} if augment_on == "host" else {}
     batches, val, test, info = _load(cell, fraction, engine)
+    model = _build(cell, info.num_classes)
     if isinstance(cell, Pretraining):
         total_steps = max(round(cell.epochs * info.steps_per_epoch), 1)
-        model = _build(cell, info.num_classes)
         compile_pretraining(
             model,
             cell.recipe,
@@ -73,12 +71,11 @@ def train(
             learning_rate=cell.learning_rate,
             warmup_steps=pretraining_warmup(total_steps),
             loss=cell.loss,
-            augment_on=augment,
+            augment_on=augment_on,
             seed=cell.seed,
         )
     else:
         total_steps = cell.steps
-        model = _build(cell, info.num_classes)
         checkpoints.load(model, _upstream(cell, folder), head="new")
         compile_finetuning(
             model,
@@ -128,19 +125,19 @@ def train(
 def hold_out(
     found: Any, fraction: float, val_share: float
 ) -> tuple[list[str], list[str], list[str]]:
-    """Divides a training split, the same way whenever it is asked.
+    """Divides a training split, always in the same way.
+
+    Folders and digits are divided class by class, with at least one example
+    in each part; TFDS data sets, whose labels are in their files, as a whole.
 
     Args:
-        found: The examples, as `keras_augreg.data.find` returns them.
-        fraction: Of what is not held out, above 0 and at most 1.
-        val_share: What to hold out, at least 0 and below 1.
+        found: The examples, from `keras_augreg.data.find`.
+        fraction: Share to train on of the rest, in (0, 1].
+        val_share: Share to hold out for validation, in [0, 1).
 
     Returns:
-        Names of the examples to train on, to validate on, and neither. The
-        training examples of a fraction are among those of any larger one.
-        Folders and digits are divided class by class, at least one example
-        for each part; TFDS data sets, whose labels are in their files, as a
-        whole.
+        Names of the examples to train on, to validate on, and of the others.
+        A fraction's training examples are among those of a larger fraction.
     """
     names, labels = np.array(found.names), found.labels
     if labels is None:
@@ -165,7 +162,7 @@ def hold_out(
 def _load(
     cell: Cell, fraction: float, engine: dict[str, str]
 ) -> tuple[Any, Any, Any, data.Info]:
-    """Returns the data to train on, to validate, to test, and their info."""
+    """Returns the data sets to train, validate and test on, and the info."""
     source: Source = cell.data
     arguments, options = _arguments({**source.options, **engine})
     found = data.find(
@@ -204,7 +201,7 @@ def _load(
 def _arguments(
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sorts a source's settings into arguments of `load` and of `Options`."""
+    """Splits a source's options into arguments of `load` and `Options`."""
     crop, options = (
         {f.name for f in dataclasses.fields(kind)}
         for kind in (data.Preprocess, data.Options)
@@ -218,18 +215,14 @@ def _arguments(
 
 
 def _build(cell: Cell, classes: int) -> Any:
-    rates: dict[str, Any] = {}
-    if isinstance(cell, Pretraining):
-        rates = {
-            "dropout": cell.recipe.dropout,
-            "stochastic_depth": cell.recipe.stochastic_depth,
-        }
+    recipe = cell.recipe if isinstance(cell, Pretraining) else AugReg("none")
     return VisionTransformer(
         **dataclasses.asdict(cell.model.sizes),
         input_shape=(cell.image_size, cell.image_size, 3),
         classes=classes,
+        dropout=recipe.dropout,
+        stochastic_depth=recipe.stochastic_depth,
         seed=cell.seed,
-        **rates,
     )
 
 
@@ -240,10 +233,10 @@ def _upstream(cell: Finetuning, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _speed(model: Any, dataset: Any) -> float:
-    """Images/s of the forward pass, the best of five batches."""
+    """Images/s of the forward pass: the best of five batches."""
     images, labels = map(np.asarray, next(iter(dataset))[:2])
     seconds = []
-    for _ in range(6):  # the first may compile
+    for _ in range(6):  # The first may compile.
         start = time.perf_counter()
         model.test_on_batch(images, labels)
         seconds.append(time.perf_counter() - start)
@@ -251,10 +244,10 @@ def _speed(model: Any, dataset: Any) -> float:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Adds to the logs of an interval what it cost.
+    """Adds the cost of an interval to its logs.
 
-    `seconds` with the validation at its end, `speed` in training images/s
-    without it.
+    `seconds` includes the validation at its end; `speed`, in training
+    images/s, does not.
     """
 
     def __init__(self, batch_size: int) -> None:

@@ -248,7 +248,7 @@ def test_the_command_end_to_end(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     done = subprocess.run(
         [sys.executable, root / "recipes/sweep.py", "--grid=grid.json",
-         "--workdir=sweep", "--augment=host"],
+         "--workdir=sweep", "--augment_on=host"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
