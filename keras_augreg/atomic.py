@@ -1,4 +1,4 @@
-"""Files that appear as a whole or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Opens a file that takes its name once it is complete.
 
-    Also through a power cut: content and name are on the disk afterwards.
+    Content and name are on the disk afterwards, even after a power cut.
 
     Args:
-        path: One that exists is replaced in the end.
-        unfinished: What it is called meanwhile, in the same folder; `None`
-            for a name of this process's own.
+        path: The file. One that exists is replaced at the end.
+        unfinished: Its name until then, in the same folder; `None` for a name
+            that only this process uses.
 
     Yields:
-        The file, for writing bytes. After an error it is deleted, as a full
-        disk needs the space, and `path` is as it was.
+        The file, for writing bytes. After an error it is deleted, because a
+        full disk needs the space, and `path` is unchanged.
 
     Raises:
         OSError: If it cannot be written.

@@ -21,10 +21,9 @@ from keras_augreg.variants import Sizes, identify
 
 # Weight of the model | release (.npz) | timm (.safetensors) | Keras (.h5).
 #
-# The release's names are those in the files; timm's are those of its
-# `VisionTransformer` and `ResNetV2` (1.0.31). A Keras file numbers the layers
-# of a class ("block", "block_1", ...) and the weights of a layer. Where a
-# weight has several sources, they are stacked.
+# timm's names are those of its `VisionTransformer` and `ResNetV2` (1.0.31). A
+# Keras file numbers the layers of a class ("block", "block_1", ...) and the
+# weights of a layer. Several sources of one weight are stacked.
 Row = tuple[str, tuple[str, ...], str, str]
 KINDS = {"npz": 1, "safetensors": 2, "h5": 3}
 
@@ -173,6 +172,13 @@ _LINEN = {
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
 }
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
+_ROWS = {row[0]: row for row in layout(Sizes(0, 0, 1, 0, 0))}
+# The number of a block in the names of its arrays.
+_BLOCKS = {
+    "npz": r"Transformer/encoderblock_(\d+)/",
+    "safetensors": r"blocks\.(\d+)\.",
+    "h5": r"block(_\d+|)/",
+}
 # GroupNorm's vectors, which have three more axes in some files.
 GROUP_NORM = re.compile(r"(root|block\d+_unit\d+)/norm")
 # A tanh layer before the head, in the older ViT release and in big_vision.
@@ -186,9 +192,9 @@ class Contents:
     Args:
         archive: The file.
         names: From the name in the table to the name in the file.
-        sizes: The architecture found; where the file does not tell the number
-            of heads (timm's), they are taken to have the release's size, 64.
-        class_token: Whether there is one.
+        sizes: The architecture found. timm's files do not tell the number of
+            heads: one for 64 units of the width, as in the release.
+        class_token: Whether there is a class token.
         positions: Rows of the position embedding.
         classes: Units of the head, `None` without a head.
         hidden_head: Whether there is a hidden layer before the head.
@@ -209,7 +215,7 @@ class Contents:
 
     @property
     def class_row(self) -> int:
-        """How many rows of the position embedding are the class token's."""
+        """Number of rows that the class token has in `positions`: 0 or 1."""
         return int(self.class_token and not self.positions_without_class)
 
     @property
@@ -223,7 +229,7 @@ class Contents:
         return self.archive.class_names
 
     def require(self, expected: Sizes) -> None:
-        """Raises a `ValueError` if the file is of another architecture."""
+        """Raises a `ValueError` if the file has another architecture."""
         found = self.sizes
         if self.archive.kind == "safetensors":
             found = dataclasses.replace(found, num_heads=expected.num_heads)
@@ -262,7 +268,65 @@ def inspect(archive: Archive) -> Contents:
         ValueError: If arrays are missing that every architecture has, or two
             names mean the same array.
     """
-    column = KINDS[archive.kind]
+    names = _table_names(archive)
+
+    def file_name(key: str) -> str:
+        return _first_name(_ROWS[key], KINDS[archive.kind])
+
+    def shape(key: str, rank: int) -> tuple[int, ...]:
+        name = file_name(key)
+        if name not in names:
+            raise ValueError(
+                f"{archive.path}: array {name!r} is missing, expected in every "
+                "ViT checkpoint. Is this file one, and complete?"
+            )
+        found = archive.headers[names[name]].shape
+        if len(found) != rank:
+            raise ValueError(
+                f"{archive.path}: array {names[name]!r} has shape {found}, "
+                f"expected {rank} axes."
+            )
+        return found
+
+    blocks = re.compile(_BLOCKS[archive.kind])
+    patch_size, _, _, width = shape("embedding/kernel", 4)
+    if archive.kind == "safetensors":
+        width, _, patch_size, _ = shape("embedding/kernel", 4)
+        num_heads = width // 64  # its arrays do not tell
+    else:
+        rank = 2 if archive.kind == "npz" else 3
+        num_heads = shape("encoderblock_0/attention/qkv_bias", rank)[-2]
+    sizes = Sizes(
+        patch_size=patch_size,
+        width=width,
+        depth=len({m[1] for name in names if (m := blocks.match(name))}),
+        num_heads=num_heads,
+        mlp_dim=shape("encoderblock_0/mlp_bias1", 1)[0],
+        stages=_stages(archive, names),
+    )
+    head = [file_name("head/kernel"), file_name("head/bias")]
+    has_head = head[1] in names
+    if (head[0] in names) != has_head:
+        lost, there = head if has_head else head[::-1]
+        raise ValueError(
+            f"{archive.path}: array {lost!r} is missing, expected beside "
+            f"{names[there]!r}."
+        )
+    contents = Contents(
+        archive,
+        names,
+        sizes,
+        class_token=file_name("posembed_input/cls") in names,
+        positions=shape("posembed_input/pos_embedding", 3)[1],
+        classes=shape("head/bias", 1)[0] if has_head else None,
+        hidden_head=_HIDDEN[0] in names,
+    )
+    _check_positions(contents, file_name("posembed_input/cls"))
+    return contents
+
+
+def _table_names(archive: Archive) -> dict[str, str]:
+    """From the names in the table to those in a file."""
     names: dict[str, str] = {}
     for name in archive.headers:
         table_name = name
@@ -279,86 +343,29 @@ def inspect(archive: Archive) -> Contents:
                 "mean the same weight, expected one of them."
             )
         names[table_name] = name
+    return names
 
-    def shape(row: Row, rank: int) -> tuple[int, ...]:
-        name = _first_name(row, column)
-        if name not in names:
-            raise ValueError(
-                f"{archive.path}: array {name!r} is missing, expected in every "
-                "ViT checkpoint. Is this file one, and complete?"
-            )
-        found = archive.headers[names[name]].shape
-        if len(found) != rank:
-            raise ValueError(
-                f"{archive.path}: array {names[name]!r} has shape {found}, "
-                f"expected {rank} axes."
-            )
-        return found
 
-    rows = {row[0]: row for row in layout(Sizes(0, 0, 1, 0, 0))}
-    kernel = shape(rows["embedding/kernel"], 4)
-    patch_size, width = kernel[0], kernel[3]
-    num_heads = None
-    if archive.kind == "safetensors":
-        width, patch_size = kernel[0], kernel[2]
-    elif archive.kind == "npz":
-        num_heads = shape(rows["encoderblock_0/attention/qkv_bias"], 2)[0]
-    else:
-        num_heads = shape(rows["encoderblock_0/attention/qkv_bias"], 3)[1]
-    pattern = {
-        "npz": r"Transformer/encoderblock_(\d+)/",
-        "safetensors": r"blocks\.(\d+)\.",
-        "h5": r"block(_\d+|)/",
-    }[archive.kind]
-    blocks = {m[1] for name in names if (m := re.match(pattern, name))}
-    sizes = Sizes(
-        patch_size=patch_size,
-        width=width,
-        depth=len(blocks),
-        num_heads=num_heads or width // 64,
-        mlp_dim=shape(rows["encoderblock_0/mlp_bias1"], 1)[0],
-        stages=_stages(archive, names),
-    )
-    positions = shape(rows["posembed_input/pos_embedding"], 3)[1]
-    cls = _first_name(rows["posembed_input/cls"], column)
-    head = [
-        _first_name(rows[key], column) for key in ("head/kernel", "head/bias")
-    ]
-    has_head = head[1] in names
-    if (head[0] in names) != has_head:
-        lost, there = head if has_head else head[::-1]
+def _check_positions(contents: Contents, cls: str) -> None:
+    """Raises a `ValueError` if there cannot be as many positions."""
+    path, positions = contents.archive.path, contents.positions
+    if positions <= contents.class_row:
         raise ValueError(
-            f"{archive.path}: array {lost!r} is missing, expected beside "
-            f"{names[there]!r}."
-        )
-    contents = Contents(
-        archive,
-        names,
-        sizes,
-        class_token=cls in names,
-        positions=positions,
-        classes=shape(rows["head/bias"], 1)[0] if has_head else None,
-        hidden_head=_HIDDEN[0] in names,
-    )
-    patches = positions - contents.class_row
-    if patches < 1:
-        raise ValueError(
-            f"{archive.path}: the position embedding has {positions} rows, "
-            f"expected {contents.class_row} for the class token and at least "
-            "one for a patch."
+            f"{path}: the position embedding has {positions} rows, expected "
+            f"{contents.class_row} for the class token and at least one for a "
+            "patch."
         )
     grid = contents.patch_grid  # Raises if the file states a wrong one.
     if (
-        archive.kind != "h5"
+        contents.archive.kind != "h5"
         and not contents.class_token
         and grid is None
         and math.isqrt(positions - 1) ** 2 == positions - 1
     ):
         raise ValueError(
-            f"{archive.path}: array {cls!r} is missing, expected with "
-            f"{positions} positions: {positions - 1} patches and a class token."
+            f"{path}: array {cls!r} is missing, expected with {positions} "
+            f"positions: {positions - 1} patches and a class token."
         )
-    return contents
 
 
 def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
@@ -382,30 +389,7 @@ def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
     return tuple(units[stage] for stage in sorted(units))
 
 
-def shapes(contents: Contents) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that a `.npz` file's weights have in a model.
-
-    Args:
-        contents: What the file holds.
-
-    Returns:
-        From the weight's name in the table to its shape; the position
-        embedding is that of the file's own grid.
-    """
-    found = {}
-    for key, (name, *more), *_ in layout(contents.sizes):
-        if name not in contents.names:
-            continue
-        shape = contents.archive.headers[contents.names[name]].shape
-        if more:
-            shape = (*shape[:-2], 1 + len(more), *shape[-2:])
-        elif GROUP_NORM.match(key):
-            shape = shape[-1:]
-        found[key] = shape
-    return found
-
-
-def plan(
+def match(
     contents: Contents,
     shapes: dict[str, tuple[int, ...]],
     keep_head: bool,
@@ -428,7 +412,7 @@ def plan(
     if keep_head and contents.hidden_head:
         raise ValueError(
             f"{archive.path} has a hidden layer 'pre_logits' before its head; "
-            "these models have none. Pass `classes=N` for a new head of N "
+            "these models do not. Pass `classes=N` for a new head of N "
             "classes or `include_top=False` for none."
         )
     ignored = set(_HIDDEN if archive.kind == "npz" else ())
@@ -502,7 +486,7 @@ def read(
 
     Args:
         contents: What the file holds.
-        source: Names of its arrays in the file, from `plan`.
+        source: Names of its arrays in the file, from `match`.
         shape: The weight's shape.
         grid: For the position embedding: rows and columns to resample to.
 
@@ -511,7 +495,7 @@ def read(
 
     Raises:
         ValueError: If an array is damaged, not finite, or a position
-            embedding of no square grid would have to be resampled.
+            embedding would have to be resampled from an unknown grid.
     """
     arrays = [contents.archive.read(name) for name in source]
     array = arrays[0]
@@ -554,7 +538,7 @@ def resample_positions(
         positions: Array (1, prefix + rows * columns, width).
         old: Its rows and columns.
         new: Rows and columns wanted.
-        prefix: Rows in front that are no patches (the class token's), kept.
+        prefix: Number of leading rows that are kept: the class token's.
 
     Returns:
         Array (1, prefix + new rows * new columns, width) of the same dtype.
@@ -573,7 +557,7 @@ def resample_positions(
         low = at.astype(int)
         share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
         start = x.take(low, axis)
-        # From the start on: what is constant stays so, to the last digit.
+        # In this form equal neighbours give exactly their value.
         return start + share * (x.take(np.minimum(low + 1, last), axis) - start)
 
     cells = zoom(zoom(positions[0, prefix:].reshape(*old, -1), 0), 1)

@@ -1,4 +1,4 @@
-"""From a model to the files and models of others.
+"""From a model to the files and models of other libraries.
 
 Names come from `convert`'s table, read backwards. Files are written to a
 temporary name and renamed: one with its final name is complete.
@@ -26,8 +26,8 @@ from keras_augreg.checkpoints import convert
 from keras_augreg.checkpoints.archive import CLASS_NAMES, PATCH_GRID
 from keras_augreg.variants import Sizes, identify
 
-# timm's architectures. Those of a named variant have its sizes; a stem of
-# other stages has none.
+# timm's architecture of a named variant, of plain ViTs with custom sizes, and
+# of hybrids by their stages.
 _TIMM = {
     "ViT_Ti16": "vit_tiny_patch16_224",
     "ViT_S16": "vit_small_patch16_224",
@@ -53,8 +53,8 @@ _MAX_COMMENT = 2**16 - 1  # bytes; set by the zip format
 def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
     """Writes a model in the release's format, which the original code loads.
 
-    Names and shapes are those of the released files, so that a checkpoint
-    that was loaded at its own resolution comes out as it was, bit for bit.
+    Names and shapes are those of the released files: a checkpoint that was
+    loaded at its own resolution comes out bit for bit.
     `model.class_names` go into the archive's comment, which readers of the
     arrays do not see.
 
@@ -66,10 +66,10 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
         The path.
 
     Raises:
-        ValueError: If it is no such model, `path` ends otherwise, the class
+        ValueError: If `model` is not one, `path` ends otherwise, the class
             names do not fit, or the grid of patches is not square: the format
             has no place for its sides.
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the folder of `path` does not exist.
 
     Example:
     ```python
@@ -111,9 +111,9 @@ def to_timm(
     """Converts a model to the state dictionary of timm's VisionTransformer.
 
     timm computes GELU exactly, the AugReg models by the tanh approximation:
-    with `act_layer="gelu_tanh"` timm's logits are ours but for rounding,
+    with `act_layer="gelu_tanh"` timm's logits equal ours up to rounding,
     without it they differ in the fourth decimal. `to_hf` writes timm's
-    arguments down.
+    arguments to a file.
 
     Args:
         model: A `keras_augreg.VisionTransformer`, hybrids included.
@@ -124,8 +124,8 @@ def to_timm(
         From timm's names to float32 arrays.
 
     Raises:
-        ValueError: If it is no such model, or `path` ends otherwise.
-        FileNotFoundError: If there is no such folder.
+        ValueError: If `model` is not one, or `path` ends otherwise.
+        FileNotFoundError: If the folder of `path` does not exist.
 
     Example:
     ```python
@@ -167,8 +167,8 @@ def to_hf(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
         The folder.
 
     Raises:
-        ValueError: If it is no such model, or timm has no architecture with
-            such a ResNet stem.
+        ValueError: If `model` is not one, or timm has no architecture with
+            its ResNet stem.
 
     Example:
     ```python
@@ -197,7 +197,7 @@ def to_keras_hub(model: Any) -> Any:
 
     KerasHub computes GELU exactly, the AugReg models by the tanh
     approximation: its logits differ from ours in the fourth decimal. It has
-    no stochastic depth, which matters to further training alone, and no place
+    no stochastic depth, which only matters for further training, and no place
     for class names.
 
     Args:
@@ -210,7 +210,7 @@ def to_keras_hub(model: Any) -> Any:
         images in [-1, 1].
 
     Raises:
-        ValueError: If it is no such model, or a hybrid: KerasHub has none.
+        ValueError: If `model` is not one, or has a ResNet stem.
         ImportError: If KerasHub is not installed.
 
     Example:
@@ -225,7 +225,7 @@ def to_keras_hub(model: Any) -> Any:
     if sizes.stages is not None:
         raise ValueError(
             "KerasHub has no hybrids, and this model has a ResNet stem "
-            f"(stages={sizes.stages}). Use to_timm or to_hf, which take it."
+            f"(stages={sizes.stages}). Use to_timm or to_hf."
         )
     try:
         import keras_hub
@@ -286,13 +286,13 @@ def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     if path.suffix != suffix:
         raise ValueError(
-            f"Readers tell the format by the file's name, which ends in "
-            f"{suffix}. Received: {str(path)!r}"
+            f"`path` must end in {suffix}: readers infer the format from the "
+            f"extension. Received: {str(path)!r}"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {str(path.parent)!r} to write {path.name} to: "
-            "make it first."
+            f"The folder {str(path.parent)!r} for {path.name} does not exist: "
+            "create it first."
         )
     return path
 
@@ -322,7 +322,7 @@ def _release(row: convert.Row, weight: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _timm(row: convert.Row, weight: np.ndarray) -> np.ndarray:
-    """A weight as timm has it: matrices (out, in), kernels (out, in, h, w)."""
+    """A weight as timm stores it: (out, in) or (out, in, height, width)."""
     key = row[0]
     if key.endswith("qkv_kernel"):
         weight = weight.reshape(len(weight), -1)
@@ -455,7 +455,7 @@ def _config(model: Any) -> dict[str, Any]:
         "num_classes": model.classes or 0,
         "num_features": sizes.width,
         "global_pool": pooling,
-        # All of them: the architecture's name then matters for the stem alone.
+        # With all of them the architecture's name only matters for the stem.
         "model_args": {
             "img_size": [height, width],
             "patch_size": sizes.patch_size,
@@ -472,7 +472,7 @@ def _config(model: Any) -> dict[str, Any]:
             "custom_load": False,
             "input_size": [3, height, width],
             "fixed_input_size": True,
-            # vit_jax evaluates what it fine-tuned so.
+            # How vit_jax evaluates fine-tuned models.
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "squash",
@@ -492,7 +492,7 @@ def _config(model: Any) -> dict[str, Any]:
 
 
 def _card(model: Any) -> str:
-    """The model card, with what is to be completed in brackets."""
+    """The model card, with placeholders in brackets."""
     sizes, (height, width, _) = model.sizes, model.image_shape
     variant = identify(sizes)
     count = sum(math.prod(weight.shape) for _, weight in _weights(model))

@@ -1,13 +1,12 @@
 """Which checkpoints there are, and which one to take.
 
-With the release's `index.csv` (51,509 rows, fetched once into the cache) all
-of its figures can be searched. Without network there are the names that
-follow from the release's rule, and the bundled table
-`assets/checkpoints.csv`: where each name was seen, and what was published
-about it. Its `sources`: `readme` and `notebook` are `README.md` and
-`vit_jax_augreg.ipynb` of google-research/vision_transformer at c6de1e5,
-`listing` is the bucket's listing in `vit_jax.ipynb` there, `big_vision` is
-`models/vit.py` of google-research/big_vision, `timm` is timm 1.0.31 (column
+All figures come from the release's `index.csv` (51,509 rows, fetched once into
+the cache). Without network there are the names that follow from the release's
+rule, and the bundled table `assets/checkpoints.csv`: where each name was seen,
+and what was published about it. Its `sources`: `readme` and `notebook` are
+`README.md` and `vit_jax_augreg.ipynb` of google-research/vision_transformer at
+c6de1e5, `listing` is the bucket's listing in its `vit_jax.ipynb`, `big_vision`
+is `models/vit.py` of google-research/big_vision, `timm` is timm 1.0.31 (column
 `timm`: its name for the file). A name seen nowhere is not verified.
 """
 
@@ -54,8 +53,8 @@ class Checkpoint:
     Args:
         name: Its full name, which `weights=` and `download` take.
         fields: The name, read.
-        seen: Where the name was seen: sources, `"index"`, or nothing for a
-            name that only follows from the release's rule.
+        seen: Where the name was seen: sources or `"index"`; empty for a name
+            that only follows from the release's rule.
         figures: What was published: the `UPSTREAM` accuracies; after
             fine-tuning `adapt_final_val`, `adapt_final_test` (0 to 1) and
             `infer_samples_per_sec` (images/s on a V100, with timm);
@@ -135,10 +134,10 @@ def search(
 ) -> SearchResult:
     """Lists the AugReg checkpoints that have all the given properties.
 
-    Looks in the release's `index.csv`, which is downloaded once (51,509 rows)
-    and cached. If it cannot be had, because of `KERAS_AUGREG_OFFLINE=1`, a
-    mirror directory without it or a network that fails (then with a warning),
-    it lists the names that follow from the release's rule instead.
+    Searches the release's `index.csv` (51,509 rows), which is downloaded once
+    and cached. Without it (`KERAS_AUGREG_OFFLINE=1`, a mirror directory that
+    lacks it or, with a warning, a network that fails) the names that follow
+    from the release's rule are searched.
 
     Args:
         variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
@@ -164,7 +163,7 @@ def search(
         accuracy on the validation split, of the fine-tuning if there was one.
 
     Raises:
-        ValueError: If no checkpoint can have such a property.
+        ValueError: If no checkpoint can have one of these properties.
         DownloadError: If `refresh` fails.
 
     Example:
@@ -222,25 +221,26 @@ def search(
 
 
 def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
-    """The pre-trained checkpoint to take, by upstream validation.
+    """Returns the pre-trained checkpoint that is best upstream.
 
-    So the paper recommends (sections 4.5 and 7): choosing after fine-tuning
-    all of them is seldom better, and then slightly. Names that were not seen
-    in a source are never returned.
+    The paper recommends this choice (sections 4.5 and 7): choosing after
+    fine-tuning all of them is seldom better, and then only slightly. Names
+    that were not seen in a source are never returned.
 
     Args:
         variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
         dataset: The pre-training set: `"i1k"`, `"i21k"`, `"i21k_30"` or
             another spelling of these.
-        by: One of `UPSTREAM`. For `"final_val"` on `"i21k"` the bundled table
-            has google-research's answer; anything else needs `index.csv`.
+        by: The accuracy, one of `UPSTREAM`. For `"final_val"` on `"i21k"` the
+            bundled table has google-research's answer; anything else needs
+            `index.csv`.
 
     Returns:
         A full name, for `weights=` and `download`.
 
     Raises:
         ValueError: If AugReg has no such checkpoint.
-        FileNotFoundError: If the index is needed and not on this machine, and
+        FileNotFoundError: If the index is needed, not on this machine, and
             the network must not be used.
         DownloadError: If the index is needed and cannot be downloaded.
 
@@ -270,14 +270,14 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
 
 
 def lookup(name: str) -> Checkpoint:
-    """What is known about one checkpoint of the AugReg release.
+    """Returns what is known about one checkpoint of the AugReg release.
 
     Args:
         name: A full name, with or without `.npz`.
 
     Returns:
-        Its figures are those of the bundled table and, if it is on this
-        machine, of the release's index. Nothing is downloaded.
+        The checkpoint, with the figures of the bundled table and, if it is
+        on this machine, of the release's index. Nothing is downloaded.
 
     Raises:
         ValueError: If the release has no such name.
@@ -310,7 +310,7 @@ def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
 
 
 def _index_path(refresh: bool) -> Path | None:
-    """The index on this machine, downloaded if need be and possible."""
+    """Returns the index, downloaded if necessary; `None` if impossible."""
     path = files.find(files.INDEX)
     if path is not None and not refresh:
         return path
@@ -323,8 +323,8 @@ def _index_path(refresh: bool) -> Path | None:
         if refresh:
             raise
         warnings.warn(
-            f"Searching the names that follow from the release's rule, "
-            f"without figures: the index cannot be had. {error}",
+            f"The index cannot be downloaded; searching the names that follow "
+            f"from the release's rule, without figures. {error}",
             stacklevel=3,
         )
     return None
@@ -381,8 +381,8 @@ def _index(path: Path, _modified: int) -> tuple[Checkpoint, ...]:
                     rows[name] = Checkpoint(name, fields, ("index",), figures)
     if unread:
         warnings.warn(
-            f"{path}: {len(unread):,} names do not follow the release's rule "
-            f"as it is known here and are left out, the first {unread[0]!a}.",
+            f"{path}: left out {len(unread):,} names that do not follow the "
+            f"release's rule as far as it is known, the first: {unread[0]!a}.",
             stacklevel=4,
         )
     return tuple(rows.values())

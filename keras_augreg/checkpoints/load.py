@@ -18,26 +18,28 @@ FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
 def find(
     weights: str | pathlib.Path, variant: Variant, resolution: int | None
 ) -> convert.Contents:
-    """Opens the file that a builder's `weights` mean.
+    """Opens the file that a builder's `weights` stand for.
 
     Args:
         weights: A path, `"hf://..."`, an alias or a release name.
-        variant: The architecture it is for.
+        variant: The architecture of the model.
         resolution: Side of the images in pixels, `None` for the checkpoint's.
 
     Returns:
-        The `Contents` of a file on this machine.
+        The `Contents` of the file, downloaded if need be.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If the name is unknown, or of another architecture; if the
-            file is damaged or no ViT checkpoint.
+        ValueError: If the name is unknown or belongs to another architecture,
+            or if the file is damaged or not a ViT checkpoint.
+        DownloadError: If the file cannot be downloaded.
     """
     text = str(weights)
     if text.startswith("hf://"):
         return inspect(download(text))
     path = pathlib.Path(weights).expanduser()
-    # What has the form of a released file's name is one, unless it is there.
+    # Text that looks like a release name is taken as one, unless a file of
+    # that name exists.
     stem = text.removesuffix(".npz")
     released = stem in names.table() or (path.name == text and "-lr_" in stem)
     if (
@@ -61,7 +63,7 @@ def inspect(path: str | pathlib.Path) -> convert.Contents:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or no ViT checkpoint.
+        ValueError: If the file is damaged or not a ViT checkpoint.
     """
     return convert.inspect(open_archive(path))
 
@@ -71,15 +73,15 @@ def load(
 ) -> None:
     """Loads a checkpoint file into a model, resampling its positions.
 
-    Everything is read and checked before the first weight changes: after an
-    error the model is as it was.
+    Everything is read and checked before the first weight changes, so an
+    error leaves the model unchanged.
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
         path: A `.npz` of the AugReg release or of big_vision, a timm
-            `.safetensors`, a `.weights.h5` or `.keras` file of such a model,
-            or what `inspect` returned for one.
-        head: `"keep"` loads the classifier too, `"new"` leaves the model's.
+            `.safetensors`, a `.weights.h5` or `.keras` file of a
+            `VisionTransformer`, or what `inspect` returned for one of these.
+        head: `"keep"` loads the file's classifier, `"new"` keeps the model's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,8 +99,8 @@ def load(
     """
     if head not in ("keep", "new"):
         raise ValueError(
-            f"`head` says what to do with the classifier: 'keep' loads it, "
-            f"'new' leaves the model's. Received: head={head!r}"
+            f"`head` is 'keep' (load the file's classifier) or 'new' (keep the "
+            f"model's). Received: head={head!r}"
         )
     contents = path if isinstance(path, convert.Contents) else inspect(path)
     contents.require(model.sizes)
@@ -113,15 +115,14 @@ def load(
     if keep_head and contents.classes != model.classes:
         raise ValueError(
             f"{file} has {contents.classes or 'no'} classes, the model has "
-            f"{model.classes}. Pass head='new' to leave the model's own head "
-            "as it is."
+            f"{model.classes}. Pass head='new' to keep the model's own head."
         )
     variables = {
         row[0]: variable
         for row, variable in convert.variables(model, keep_head)
     }
     shapes = {key: tuple(v.shape) for key, v in variables.items()}
-    sources = convert.plan(contents, shapes, keep_head)
+    sources = convert.match(contents, shapes, keep_head)
     arrays: dict[str, np.ndarray] = {
         key: convert.read(
             contents,

@@ -12,9 +12,9 @@ data set, steps, learning rate and resolution. The file is at
 
 Sources of the rule and its values: the columns of the release's `index.csv`
 and the counts in `vit_jax_augreg.ipynb` (google-research/vision_transformer
-at c6de1e5); "How to train your ViT?" (arXiv 2106.10270), section 3. Which
-file an alias means, and where each name was seen, is in
-`keras_augreg/assets/checkpoints.csv` alone.
+at c6de1e5); "How to train your ViT?" (arXiv 2106.10270), section 3. Which file
+an alias means, and where each name was seen, stands
+only in `keras_augreg/assets/checkpoints.csv`.
 """
 
 from __future__ import annotations
@@ -349,7 +349,7 @@ def default_weights(variant: str) -> str | None:
 
 
 def resolve(variant: str, weights: str, resolution: int | None = None) -> str:
-    """The full, immutable name that an alias stands for.
+    """Returns the full, immutable name that an alias stands for.
 
     Args:
         variant: Any spelling of an architecture: `"ViT_B16"`, `"B_16"`,
@@ -402,10 +402,10 @@ def resolve(variant: str, weights: str, resolution: int | None = None) -> str:
 
 
 def bucket_path(name: str) -> str:
-    """Where a checkpoint lies below `gs://vit_models/`.
+    """Returns the path of a checkpoint below `gs://vit_models/`.
 
     Every name that becomes a path or a URL goes through here: only names of
-    the release pass, so that none leads out of the bucket or of the cache.
+    the release pass, and none leads out of the bucket or the cache.
 
     Args:
         name: A full name, with or without `.npz`.
@@ -414,13 +414,13 @@ def bucket_path(name: str) -> str:
         For example `"imagenet21k/ViT-B_16.npz"`.
 
     Raises:
-        ValueError: If it is not a name of the release.
+        ValueError: If `name` is not a name of the release.
     """
     stem = name.removesuffix(".npz")
     if stem in _aliases():
         raise ValueError(
             f"{name!r} is an alias: which file it means depends on the "
-            f"architecture. Give a full name, or ask for the alias's with "
+            f"architecture. Pass a full name, which you get from "
             f"keras_augreg.checkpoints.resolve('ViT_B16', {name!r})."
         )
     if "/" in stem and stem in table():
