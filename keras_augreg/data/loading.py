@@ -67,6 +67,7 @@ def load(
 
     Args:
         source: One of
+
             - `"digits"`: scikit-learn's handwritten digits;
             - a folder with one folder of images per class, or with one such
               folder per split (`train/CLASS/x.jpg`, `test/CLASS/...`; a
