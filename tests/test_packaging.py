@@ -1,7 +1,7 @@
-"""The distributions, and what a user gets from them.
+"""The wheel and the sdist: their files, and clean installations of them.
 
-Each test of an installation makes a clean virtual environment, for which pip
-needs the package index.
+Each installation gets a new virtual environment, for which pip needs the
+package index.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ npz, images, out = sys.argv[1:]
 new = keras_augreg.ViT_Ti16(
     weights=None, classes=10, input_shape=(32, 32, 3)
 )
-model = keras_augreg.ViT_Ti16(weights=npz, input_shape=(32, 32, 3))
+# The golden images are in [-1, 1] already.
+model = keras_augreg.ViT_Ti16(
+    weights=npz, input_shape=(32, 32, 3), include_preprocessing=False
+)
 x = np.load(images)
 y = model.predict(x, verbose=0)
 model.save("model.keras")
@@ -117,7 +120,9 @@ def checkpoint(tmp_path_factory):
     np.savez(npz, **dict(make_npz.arrays("Ti_16", 0, 10, 32)))
     x = make_npz.images(0, 2, 32)
     np.save(images, x)
-    model = keras_augreg.ViT_Ti16(weights=str(npz), input_shape=(32, 32, 3))
+    model = keras_augreg.ViT_Ti16(
+        weights=npz, input_shape=(32, 32, 3), include_preprocessing=False
+    )
     return npz, images, model.predict(x, verbose=0)
 
 
