@@ -172,8 +172,9 @@ def reader(tmp_path, monkeypatch, mirror):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_AUGREG_MIRROR", str(mirror))
     monkeypatch.setenv("KERAS_AUGREG_CACHE", str(tmp_path / "cache"))
-    for variant in VARIANTS.values():
-        builder = models._builder(small(variant))
+    for variant in list(VARIANTS.values()):
+        monkeypatch.setitem(VARIANTS, variant.name, small(variant))
+        builder = models._builder(variant.name)
         monkeypatch.setattr(keras_augreg, variant.name, builder)
     fit = keras.Model.fit
 
