@@ -76,7 +76,7 @@ pathlib.Path("benchmark.json").write_text(json.dumps(rows))
 # Programs whose arguments are not checked.
 KNOWN = {
     *("cd", "export", "git", "source", "ruff", "mypy", "lint-imports"),
-    *("mkdocs", "jupyter", "compare.py"),
+    *("mkdocs", "jupyter"),
 }
 # Commands that are quick enough to be run.
 LIGHT = ("export ", "python -m keras_augreg")
@@ -269,7 +269,7 @@ def check(command):
             return
         script = ROOT / rest[0]
         assert script.exists(), command
-        if script.parent.name == "recipes":
+        if script.parent.name in ("recipes", "benchmarks"):
             used = {w[2:].split("=")[0] for w in rest[1:] if w[:2] == "--"}
             assert used <= flags(script), command
     elif program == "pip":
