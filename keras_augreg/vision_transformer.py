@@ -147,7 +147,12 @@ class VisionTransformer(TrainStep):
                 patch_size, width, dtype=policy, name="embedding"
             )(x)
             x = PositionEmbedding(
-                class_token, dropout, seed, dtype=policy, name="posembed_input"
+                class_token,
+                dropout,
+                seed,
+                patch_grid=[side // sizes.stride for side in input_shape[:2]],
+                dtype=policy,
+                name="posembed_input",
             )(x)
             for block in blocks:
                 x = block(x)

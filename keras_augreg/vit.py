@@ -13,9 +13,11 @@ size D = W / H.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_augreg.initialization import random_weights
@@ -176,6 +178,8 @@ class PositionEmbedding(keras.layers.Layer):
         class_token: Whether there is a class token.
         dropout: Rate in [0, 1).
         seed: Integer seed of the dropout, or `None`.
+        patch_grid: Rows and columns of patches, which saved files state:
+            4 x 16 patches are as many as 8 x 8. `None` if unknown.
 
     Input: (B, number of patches, W). Output: (B, T, W), T one more where
     there is a class token.
@@ -186,12 +190,14 @@ class PositionEmbedding(keras.layers.Layer):
         class_token: bool = True,
         dropout: float = 0.0,
         seed: int | None = None,
+        patch_grid: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.class_token = class_token
         self.dropout = dropout
         self.seed = seed
+        self.patch_grid = patch_grid and tuple(patch_grid)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Shape) -> None:
@@ -229,7 +235,27 @@ class PositionEmbedding(keras.layers.Layer):
             "class_token": self.class_token,
             "dropout": self.dropout,
             "seed": self.seed,
+            "patch_grid": self.patch_grid,
         }
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        if self.patch_grid is not None:
+            store["patch_grid"] = np.array(self.patch_grid)
+
+    def load_own_variables(self, store: Any) -> None:
+        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        grid = arrays.pop("patch_grid", None)
+        if grid is not None and self.patch_grid is not None:
+            found = tuple(int(side) for side in np.array(grid))
+            if found != self.patch_grid:
+                raise ValueError(
+                    f"The file has {found[0]} x {found[1]} patches, the model "
+                    f"{self.patch_grid[0]} x {self.patch_grid[1]}. Load it "
+                    "with keras_augreg.checkpoints.load, which resamples the "
+                    "position embedding."
+                )
+        super().load_own_variables(arrays)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")

@@ -14,8 +14,10 @@ the head mean, and the patch grid, without which 7 x 28 patches look like
 | `.npz` | in the comment of the zip archive, as JSON: `numpy.load`, and so \
 the original code, sees only the arrays |
 | `.safetensors` | in the header's `__metadata__`, as JSON |
-| `.keras` | class names in the model's configuration, where Keras puts them |
-| `.weights.h5` | no class names: it holds only weights |
+| `.keras` | class names in the model's configuration, where Keras puts them; \
+the grid as in `.weights.h5` |
+| `.weights.h5` | the grid in the data set `patch_grid` beside the position \
+embedding; no class names |
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ MAX_HEADER_BYTES = 2**22
 _MAX_NPY_HEADER_BYTES = 10_000
 _MAX_AXES = 32
 
-# Keys of the metadata, and how a comment of ours begins.
+# Keys of the metadata, where HDF5 has it, and how a comment of ours begins.
 CLASS_NAMES, PATCH_GRID = "class_names", "patch_grid"
+_H5_GRID = f"layers/position_embedding/vars/{PATCH_GRID}"
 _COMMENTS = tuple(f'{{"{key}"'.encode() for key in (CLASS_NAMES, PATCH_GRID))
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
@@ -385,6 +388,7 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
 
     h5 = h5py.File(file or path, "r")
     headers: dict[str, Header] = {}
+    metadata: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:
         # Keras keeps the optimizer and compiled metrics beside the layers.
@@ -392,13 +396,18 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
             return
         if item.external or item.is_virtual:
             raise ValueError(f"array {name!r} lies in another file")
-        if name.startswith("layers/"):
+        if name == _H5_GRID:
+            # Read only if it is as small as expected.
+            metadata[PATCH_GRID] = (
+                item[()].tolist() if item.shape == (2,) else str(item)
+            )
+        elif name.startswith("layers/"):
             with _explained(path, f"array {name!r}"):
                 headers[name] = Header(tuple(item.shape or ()), item.dtype)
 
     h5.visititems(visit)
     return Archive(
-        path, "h5", headers, lambda name: np.asarray(h5[name][()]), {}
+        path, "h5", headers, lambda name: np.asarray(h5[name][()]), metadata
     )
 
 
@@ -417,4 +426,6 @@ def _open_keras(path: pathlib.Path) -> Archive:
             if info.file_size > MAX_HEADER_BYTES:
                 raise ValueError(f"it claims {info.file_size:,} bytes")
             names = json.loads(file.read(info))["config"].get(CLASS_NAMES)
-    return dataclasses.replace(archive, metadata={CLASS_NAMES: names})
+    return dataclasses.replace(
+        archive, metadata={**archive.metadata, CLASS_NAMES: names}
+    )

@@ -508,19 +508,15 @@ def read(
         return array.reshape(shape)
     if contents.class_token and contents.positions_without_class:
         array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
-    if contents.archive.kind == "h5" and array.shape == shape:
-        # A file of Keras does not tell its grid, which need not be square.
-        return array
-    if contents.patch_grid is None:
+    old = contents.patch_grid
+    if old is None:
         raise ValueError(
             f"{contents.archive.path}: array {source[0]!r} has "
-            f"{contents.positions} positions, which make no square grid; "
-            f"expected one to resample to {grid[0]} x {grid[1]} patches. "
-            "Load it at its own `input_shape`, then save and load anew."
+            f"{contents.positions} positions, which make no square grid; the "
+            "file does not state the rows and columns that it takes to "
+            f"resample them to {grid[0]} x {grid[1]} patches. Export it again."
         )
-    return resample_positions(
-        array, contents.patch_grid, grid, int(contents.class_token)
-    )
+    return resample_positions(array, old, grid, int(contents.class_token))
 
 
 def resample_positions(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -55,8 +56,8 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
 
     Names and shapes are those of the released files: a checkpoint that was
     loaded at its own resolution comes out bit for bit.
-    `model.class_names` go into the archive's comment, which readers of the
-    arrays do not see.
+    `model.class_names`, and a grid of patches that is not square, go into the
+    archive's comment, which readers of the arrays do not see.
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
@@ -67,8 +68,7 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
 
     Raises:
         ValueError: If `model` is not one, `path` ends otherwise, the class
-            names do not fit, or the grid of patches is not square: the format
-            has no place for its sides.
+            names do not fit.
         FileNotFoundError: If the folder of `path` does not exist.
 
     Example:
@@ -82,11 +82,11 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
     path = _check_path(path, ".npz")
     rows, columns = model.patch_grid
     if rows != columns:
-        raise ValueError(
-            f"A .npz of the release holds a square grid of patches; that of "
-            f"this model is {rows} x {columns}, and every reader would take it "
-            "for another. Keep it with model.save('model.keras'), or export "
-            "it with to_hf, which writes the sides too."
+        warnings.warn(
+            f"{path} has a grid of {rows} x {columns} patches. Only "
+            "keras_augreg reads that from a .npz: other programs take every "
+            "grid for a square.",
+            stacklevel=2,
         )
     comment = _comment(_metadata(model))
     with (

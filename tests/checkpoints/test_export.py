@@ -373,6 +373,8 @@ def save(model, path):
         export.to_npz(model, path)
     elif path.suffix == ".safetensors":
         export.to_timm(model, path)
+    elif path.suffix == ".h5":
+        model.save_weights(path)
     else:
         model.save(path)
 
@@ -502,48 +504,101 @@ def test_the_name_tells_the_format(tmp_path):
         export.to_npz(tiny(), tmp_path / "no" / "a.npz")
 
 
-def test_npz_has_no_place_for_a_grid_that_is_not_square(tmp_path):
-    model = tiny(input_shape=(16, 64, 3))
-    with pytest.raises(ValueError, match=r"2 x 8.*to_hf"):
-        export.to_npz(model, tmp_path / "a.npz")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("class_token", [True, False])
-def test_timm_s_file_tells_a_grid_that_is_not_square(tmp_path, class_token):
+@pytest.mark.parametrize(
+    "suffix", [".npz", ".safetensors", ".weights.h5", ".keras"]
+)
+def test_files_state_a_grid_that_is_not_square(tmp_path, suffix, class_token):
     """2 x 8 patches are as many as 4 x 4."""
     kwargs = {"class_token": class_token}
     model = tiny(input_shape=(16, 64, 3), **kwargs)
-    path = tmp_path / "a.safetensors"
-    arrays = export.to_timm(model, path)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        with pytest.warns(UserWarning, match=r"2 x 8 patches.*for a square"):
+            save(model, path)
+    else:
+        save(model, path)
     assert inspect(path).patch_grid == (2, 8)
+    arrays = export.to_timm(model)
     other = tiny(1, input_shape=(16, 64, 3), **kwargs)
     checkpoints.load(other, path)
     for name, array in export.to_timm(other).items():
         np.testing.assert_array_equal(array, arrays[name])
-    larger = tiny(input_shape=(32, 128, 3), **kwargs)
-    checkpoints.load(larger, path)
-    np.testing.assert_array_equal(
-        export.to_timm(larger)["pos_embed"],
-        convert.resample_positions(
-            arrays["pos_embed"], (2, 8), (4, 16), int(class_token)
-        ),
-    )
+    for shape, grid in [((32, 128, 3), (4, 16)), ((32, 32, 3), (4, 4))]:
+        other = tiny(input_shape=shape, **kwargs)
+        checkpoints.load(other, path)
+        np.testing.assert_array_equal(
+            export.to_timm(other)["pos_embed"],
+            convert.resample_positions(
+                arrays["pos_embed"], (2, 8), grid, int(class_token)
+            ),
+        )
 
 
-@pytest.mark.parametrize("text", ["[4, 2]", "[16]", "[-2, -8]", '"2x8"', "["])
-def test_a_grid_that_cannot_be(tmp_path, text):
-    path = tmp_path / "a.safetensors"
-    export.to_timm(tiny(input_shape=(16, 64, 3)), path)
+def test_keras_itself_refuses_another_grid(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    tiny(input_shape=(16, 64, 3)).save_weights(path)
+    again = tiny(1, input_shape=(16, 64, 3))
+    again.load_weights(path)
+    with pytest.raises(ValueError, match=r"2 x 8 patches, the model 4 x 4"):
+        tiny().load_weights(path)
+
+
+def state_grid(path, grid):
+    """Writes a grid into a file that states 2 x 8."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            name = "layers/position_embedding/vars/patch_grid"
+            del file[name]
+            file[name] = grid
+        return
     content = path.read_bytes()
-    old = b'"[2, 8]"'
-    new = json.dumps(text).encode()
+    old, new = b"[2, 8]", json.dumps(grid).encode()
     assert content.count(old) == 1
-    length = int.from_bytes(content[:8], "little") + len(new) - len(old)
-    content = content[8:].replace(old, new)
-    path.write_bytes(length.to_bytes(8, "little") + content)
-    with pytest.raises(ValueError, match=r"a\.safetensors.*grid.*xport"):
+    if path.suffix == ".npz":
+        length = len(content) - content.index(b'{"patch_grid"')
+        at = len(content) - length - 2
+        assert content[at : at + 2] == length.to_bytes(2, "little")
+        content = (
+            content[:at]
+            + (length + len(new) - len(old)).to_bytes(2, "little")
+            + content[at + 2 :].replace(old, new)
+        )
+    else:
+        length = int.from_bytes(content[:8], "little") + len(new) - len(old)
+        content = length.to_bytes(8, "little") + content[8:].replace(old, new)
+    path.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore:.*for a square")
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".weights.h5"])
+@pytest.mark.parametrize(
+    "grid", [[4, 2], [16], [-2, -8], [2.0, 8.0], [1] * 99, 16]
+)
+def test_a_grid_that_cannot_be(tmp_path, suffix, grid):
+    path = tmp_path / f"a{suffix}"
+    save(tiny(input_shape=(16, 64, 3)), path)
+    state_grid(path, grid)
+    with pytest.raises(ValueError, match=r"a\..*its patch grid is .*xport"):
         inspect(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
+def test_an_unknown_grid(tmp_path, suffix):
+    """No statement: a square if it can be one, otherwise an error."""
+    path = tmp_path / f"a{suffix}"
+    save(tiny(input_shape=(16, 40, 3)), path)  # 2 x 5 patches
+    if suffix == ".safetensors":
+        arrays = export.to_timm(tiny(input_shape=(16, 40, 3)))
+        export._write_safetensors(path, arrays, {})
+    else:
+        with h5py.File(path, "r+") as file:
+            del file["layers/position_embedding/vars/patch_grid"]
+    assert inspect(path).patch_grid is None
+    for shape in [(16, 40, 3), (32, 32, 3)]:
+        model = tiny(1, input_shape=shape)
+        with pytest.raises(ValueError, match=r"no square grid.*Export it"):
+            checkpoints.load(model, path)
 
 
 def test_timm_has_no_such_stem(tmp_path):

@@ -481,21 +481,6 @@ def test_files_of_keras(save, tmp_path, make, suffix):
     )
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
-def test_files_of_keras_that_are_not_square(tmp_path, suffix):
-    model = tiny(input_shape=(8, 20, 3))
-    path = tmp_path / f"model{suffix}"
-    (model.save if suffix == ".keras" else model.save_weights)(path)
-    other = tiny(input_shape=(8, 20, 3))
-    checkpoints.load(other, path)
-    assert same(without_seeds(other), without_seeds(model))
-    other = tiny()
-    before = weights(other)
-    with pytest.raises(ValueError, match="no square"):
-        checkpoints.load(other, path)
-    assert same(weights(other), before)
-
-
 def test_a_compiled_models_optimizer_is_left_out(tmp_path):
     model = tiny()
     model.compile("adam", "mse")
