@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -25,6 +25,9 @@ from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
 from keras_augreg.vit import Block, dense, flatten
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Confusions of more classes are drawn without their names.
 MOST_NAMED = 30
 
@@ -35,7 +38,7 @@ def plot_predictions(
     scores: np.ndarray,
     class_names: Sequence[str],
     columns: int = 8,
-) -> Any:
+) -> Figure:
     """Plots images with their predicted classes, wrong ones in red.
 
     Args:
@@ -44,9 +47,6 @@ def plot_predictions(
         scores: Float array (N, classes): probabilities.
         class_names: Names of the classes.
         columns: Images in a row, at least 1.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
 
     Example:
     ```python
@@ -76,18 +76,17 @@ def plot_predictions(
 
 def plot_confusions(
     labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
-) -> Any:
+) -> Figure:
     """Plots how often each class is predicted for the images of each class.
+
+    A row for each class, a column for each predicted class, as shares of the
+    row.
 
     Args:
         labels: Integer array (N,) of classes, or array (N, classes) that is
             above 0 where an image has the class.
         predicted: Integer array (N,): the predicted classes.
         class_names: Names of the classes.
-
-    Returns:
-        A `matplotlib.figure.Figure`: a row for each class, a column for each
-        predicted class, as shares of the row.
 
     Example:
     ```python
@@ -194,8 +193,8 @@ def rollout(weights: Sequence[np.ndarray]) -> np.ndarray:
 
 def plot_attention(
     model: VisionTransformer, image: Any, blocks: Sequence[int] = (-1,)
-) -> Any:
-    """Plots where each attention head of some blocks looks.
+) -> Figure:
+    """Plots an image and where each attention head of some blocks looks.
 
     A map is the class token's row of `attention_weights`; the mean over the
     rows of all tokens if the model has no class token. Each map has its own
@@ -205,9 +204,6 @@ def plot_attention(
         model: A `keras_augreg.VisionTransformer`.
         image: (height, width, 3) of the model's size and range of values.
         blocks: Indices of blocks, one for each row; -1 is the last.
-
-    Returns:
-        A `matplotlib.figure.Figure`: the image, then a map for each head.
 
     Raises:
         TypeError: If `model` is not a `VisionTransformer`.
@@ -246,18 +242,17 @@ def plot_attention(
     return figure
 
 
-def plot_rollout(model: VisionTransformer, images: Any) -> Any:
+def plot_rollout(model: VisionTransformer, images: Any) -> Figure:
     """Plots what the whole model looks at: `rollout` over images.
+
+    Each image is above its map, bright where the class token (the mean over
+    all tokens if the model has none) attends most. Each map has its own
+    colour scale.
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
         images: (N, height, width, 3) of the model's size and its range of
             values: 0 to 255 unless `include_preprocessing=False`.
-
-    Returns:
-        A `matplotlib.figure.Figure`: each image above its map, bright where
-        the class token (the mean over all tokens if the model has none)
-        attends most. Each map has its own colour scale.
 
     Raises:
         TypeError: If `model` is not a `VisionTransformer`.
@@ -289,7 +284,7 @@ def plot_rollout(model: VisionTransformer, images: Any) -> Any:
     return figure
 
 
-def plot_position_embeddings(model: VisionTransformer) -> Any:
+def plot_position_embeddings(model: VisionTransformer) -> Figure:
     """Plots the similarity of each position embedding to all others.
 
     As figure 7 (middle) of "An Image is Worth 16x16 Words" (arXiv
@@ -298,9 +293,6 @@ def plot_position_embeddings(model: VisionTransformer) -> Any:
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
 
     Raises:
         TypeError: If `model` is not a `VisionTransformer`.
@@ -330,7 +322,7 @@ def plot_position_embeddings(model: VisionTransformer) -> Any:
     return figure
 
 
-def plot_filters(model: VisionTransformer, count: int = 28) -> Any:
+def plot_filters(model: VisionTransformer, count: int = 28) -> Figure:
     """Plots the principal components of the first layer's filters.
 
     As figure 7 (left) of "An Image is Worth 16x16 Words" (arXiv 2010.11929),
@@ -342,9 +334,6 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Any:
         model: A `keras_augreg.VisionTransformer`.
         count: Number of components, at least 1 and at most the number of
             filters or their size (pixels x 3), whichever is less.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
 
     Raises:
         TypeError: If `model` is not a `VisionTransformer`.
@@ -389,16 +378,13 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Any:
 
 def plot_operations(
     photo: np.ndarray, magnitudes: Sequence[float] = (0, 10, 15, 20)
-) -> Any:
-    """Plots what each of RandAugment's 16 operations does to a photo.
+) -> Figure:
+    """Plots what each of RandAugment's 16 operations does, in two halves.
 
     Args:
         photo: uint8 (height, width, 3).
         magnitudes: One for each column; the study's by default. Magnitude 0
             is not the identity (see `keras_augreg.augment.apply_op`).
-
-    Returns:
-        A `matplotlib.figure.Figure` in two halves side by side.
 
     Example:
     ```python
@@ -432,7 +418,7 @@ def plot_recipes(
     recipes: Sequence[AugReg] | None = None,
     draws: int = 8,
     seed: int = 0,
-) -> Any:
+) -> Figure:
     """Plots random samples of each recipe: what a model sees in training.
 
     Mixup mixes the photo with its mirror image.
@@ -442,9 +428,6 @@ def plot_recipes(
         recipes: One for each row; `None` for the seven levels.
         draws: Samples of each recipe, at least 1.
         seed: Integer in [0, 2^31).
-
-    Returns:
-        A `matplotlib.figure.Figure`.
 
     Example:
     ```python
@@ -478,15 +461,12 @@ def plot_recipes(
 
 def plot_training(
     run: keras.callbacks.History | Workdir | str | os.PathLike[str],
-) -> Any:
-    """Plots loss and metrics over time, training and validation together.
+) -> Figure:
+    """Plots loss and each metric over time, in training and validation.
 
     Args:
         run: The result of `model.fit`; or a `keras_augreg.training.Workdir`
             or its path (`--workdir` of the recipes), also during the run.
-
-    Returns:
-        A `matplotlib.figure.Figure`, one plot for each metric.
 
     Raises:
         FileNotFoundError: If the directory has no `metrics.jsonl`.
@@ -526,14 +506,11 @@ def plot_training(
     return figure
 
 
-def plot_benchmark(rows: Sequence[Mapping[str, Any]]) -> Any:
+def plot_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plots a bar for each measurement over the paper's axis: images/s.
 
     Args:
         rows: Results of `keras_augreg.benchmark.measure`.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
 
     Example:
     ```python

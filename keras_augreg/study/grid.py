@@ -350,17 +350,19 @@ class Grid:
         Raises:
             ValueError: If a key or a value is unknown.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        _known("grid", fields, known)
-        values = _tuples(fields)
+        kinds = {
+            "datasets": _source,
+            "models": _model,
+            "recipes": _recipe,
+            "transfers": _transfer,
+        }
+        fields = {**_checked("grid", fields, cls)}
         if fields.get("recipes") == "paper":
-            values["recipes"] = AugReg.grid()
-        else:
-            values["recipes"] = tuple(map(_recipe, fields.get("recipes", ())))
-        values["datasets"] = tuple(map(_source, fields.get("datasets", ())))
-        values["models"] = tuple(map(_model, fields.get("models", ())))
-        values["transfers"] = tuple(map(_transfer, fields.get("transfers", ())))
-        return cls(**values)
+            fields["recipes"] = AugReg.grid()
+            del kinds["recipes"]
+        for key, kind in kinds.items():
+            fields[key] = tuple(map(kind, fields.get(key, ())))
+        return cls(**fields)
 
 
 def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
@@ -404,33 +406,38 @@ def _digest(cell: Cell) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _known(what: str, fields: Any, known: Iterable[str]) -> None:
-    known = sorted(known)
-    if not isinstance(fields, Mapping) or not set(fields) <= set(known):
+def _checked(
+    what: str, value: Any, kind: type, *required: str, named: bool = False
+) -> dict[str, Any]:
+    """The fields of a JSON object for a class, lists as tuples."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    known |= {"name"} if named else set()
+    if not isinstance(value, Mapping) or not set(value) <= known:
         raise ValueError(
             f"Expected a {what}: a JSON object with some of "
-            f"{', '.join(known)}. Received: {fields!r}"
+            f"{', '.join(sorted(known))}. Received: {value!r}"
         )
+    if missing := set(required) - set(value):
+        raise ValueError(
+            f"The {what} {value!r} lacks {', '.join(sorted(missing))}."
+        )
+    return {
+        key: tuple(item) if isinstance(item, list) else item
+        for key, item in value.items()
+    }
 
 
 def _source(value: Any) -> Source:
     if isinstance(value, str):
         return Source(value)
-    _known("data set", value, (f.name for f in dataclasses.fields(Source)))
-    return Source(**value)
+    return Source(**_checked("data set", value, Source, "source"))
 
 
 def _model(value: Any) -> Variant:
     if isinstance(value, str):
         return find(value)
-    sizes = {field.name for field in dataclasses.fields(Sizes)} | {"name"}
-    _known("model", value, sizes)
-    if missing := sizes - {"stages"} - set(value):
-        raise ValueError(
-            f"The model {value!r} lacks {', '.join(sorted(missing))}."
-        )
-    stages = value.get("stages")
-    fields = {**value, "stages": None if stages is None else tuple(stages)}
+    required = ("name", "patch_size", "width", "depth", "num_heads", "mlp_dim")
+    fields = _checked("model", value, Sizes, *required, named=True)
     name = fields.pop("name")
     return Variant(name, name, Sizes(**fields))
 
@@ -438,21 +445,9 @@ def _model(value: Any) -> Variant:
 def _recipe(value: Any) -> AugReg:
     if isinstance(value, str):
         return AugReg(value)
-    _known("recipe", value, (f.name for f in dataclasses.fields(AugReg)))
-    return AugReg(**value)
+    return AugReg(**_checked("recipe", value, AugReg, "augment"))
 
 
 def _transfer(value: Any) -> Transfer:
-    known = [field.name for field in dataclasses.fields(Transfer)]
-    _known("transfer", value, known)
-    if "data" not in value:
-        raise ValueError(f"The transfer {value!r} lacks `data`.")
-    return Transfer(**{**_tuples(value), "data": _source(value["data"])})
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in fields.items()
-    }
+    fields = _checked("transfer", value, Transfer, "data")
+    return Transfer(**{**fields, "data": _source(fields["data"])})

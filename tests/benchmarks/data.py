@@ -28,6 +28,7 @@ import numpy as np
 import PIL.Image
 import skimage.data
 import tensorflow as tf
+from libraries import SIZE, random_crop
 
 from keras_augreg import data
 
@@ -35,7 +36,6 @@ BATCH = 64
 # Of a round: with few, what a pipeline has read ahead at the first batch, from
 # where on time is taken, weighs in.
 EPOCHS = 20
-SIZE = 224
 
 
 def make_photos(root: pathlib.Path) -> None:
@@ -59,21 +59,7 @@ def bare(root: pathlib.Path, dct_method: str) -> tf.data.Dataset:
     labels = [classes.index(file.parent.name) for file in files]
 
     def read(path, label):
-        content = tf.io.read_file(path)
-        begin, size, _ = tf.image.sample_distorted_bounding_box(
-            tf.image.extract_jpeg_shape(content),
-            tf.zeros([0, 0, 4]),
-            area_range=(0.05, 1.0),
-            aspect_ratio_range=(0.75, 1.33),
-            min_object_covered=0,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.concat([begin[:2], size[:2]], axis=0)
-        image = tf.io.decode_and_crop_jpeg(
-            content, window, channels=3, dct_method=dct_method
-        )
-        image = tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
-        return tf.image.random_flip_left_right(image), label
+        return random_crop(tf.io.read_file(path), dct_method), label
 
     dataset = tf.data.Dataset.from_tensor_slices(
         (list(map(str, files)), labels)

@@ -1,4 +1,4 @@
-"""The models of keras_augreg and of its peers, for `peers.py`, `startup.py`."""
+"""What the programs of this folder share: models of all libraries, a crop."""
 
 from __future__ import annotations
 
@@ -66,3 +66,23 @@ def build(library, model, **kwargs):
     )
     image = keras.Input((SIZE, SIZE, 3))
     return keras.Model(image, keras.layers.Dense(CLASSES)(body(image)[:, 0]))
+
+
+def random_crop(content, dct_method=""):
+    """Decodes a JPEG file to a randomly flipped inception crop, in tf.data."""
+    import tensorflow as tf
+
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.image.extract_jpeg_shape(content),
+        tf.zeros([0, 0, 4]),
+        area_range=(0.05, 1.0),
+        aspect_ratio_range=(0.75, 1.33),
+        min_object_covered=0,
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], axis=0)
+    image = tf.image.decode_and_crop_jpeg(
+        content, window, channels=3, dct_method=dct_method
+    )
+    image = tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
+    return tf.image.random_flip_left_right(image)

@@ -37,7 +37,7 @@ import tempfile
 import time
 
 from absl import app, flags
-from libraries import CLASSES, SIZE, build, import_timm
+from libraries import CLASSES, SIZE, build, import_timm, random_crop
 
 _MODEL = flags.DEFINE_string("model", "S/16", "An architecture of the paper.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
@@ -170,22 +170,8 @@ def tensorflow_pipeline(library, place):
     """Returns a function that makes a batch with tf.data and a Keras layer."""
     import tensorflow as tf
 
-    def crop(content):
-        begin, size, _ = tf.image.sample_distorted_bounding_box(
-            tf.image.extract_jpeg_shape(content),
-            tf.zeros([0, 0, 4]),
-            area_range=(0.05, 1.0),
-            aspect_ratio_range=(0.75, 1.33),
-            min_object_covered=0,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.concat([begin[:2], size[:2]], axis=0)
-        image = tf.image.decode_and_crop_jpeg(content, window, channels=3)
-        image = tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
-        return tf.image.random_flip_left_right(image)
-
     data = tf.data.Dataset.from_tensor_slices(photos()).repeat()
-    data = data.map(crop, tf.data.AUTOTUNE).batch(_BATCH_SIZE.value)
+    data = data.map(random_crop, tf.data.AUTOTUNE).batch(_BATCH_SIZE.value)
     if library == "keras_augreg":
         from keras_augreg.augment import RandAugment
 

@@ -117,7 +117,7 @@ def test_a_file_of_several_grids(tmp_path):
         ({"recipes": [{"level": "none"}]}, "Expected a recipe"),
         ({"datasets": ["/a/x", "/b/x"]}, "Two data sets are called 'x'"),
         ({"datasets": [{"path": "x"}]}, "Expected a data set"),
-        ({"transfers": [{"steps": [1]}]}, "lacks `data`"),
+        ({"transfers": [{"steps": [1]}]}, "lacks data"),
         ({"checkpoints": ["B_17"]}, "Unknown checkpoint"),
         ({"lr": 0.1}, "Expected a grid: .* some of batch_size, checkpoints"),
     ],
