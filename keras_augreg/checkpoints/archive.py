@@ -11,8 +11,9 @@ the head mean, and the patch grid, without which 7 x 28 patches look like
 
 | file | where they are |
 | --- | --- |
-| `.npz` | in the comment of the zip archive, as JSON: `numpy.load`, and so \
-the original code, sees only the arrays |
+| `.npz` | class names in the comment of the zip archive, as JSON, where \
+readers of the arrays do not see them; the grid in the array `patch_grid`, \
+which has a checksum, unless it is a square |
 | `.safetensors` | in the header's `__metadata__`, as JSON |
 | `.keras` | class names in the model's configuration, where Keras puts them; \
 the grid as in `.weights.h5` |
@@ -42,10 +43,9 @@ MAX_HEADER_BYTES = 2**22
 _MAX_NPY_HEADER_BYTES = 10_000
 _MAX_AXES = 32
 
-# Keys of the metadata, where HDF5 has it, and how a comment of ours begins.
+# Keys of the metadata.
 CLASS_NAMES, PATCH_GRID = "class_names", "patch_grid"
 _H5_GRID = f"layers/position_embedding/vars/{PATCH_GRID}"
-_COMMENTS = tuple(f'{{"{key}"'.encode() for key in (CLASS_NAMES, PATCH_GRID))
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
 BFLOAT16 = np.dtype("V2")
@@ -286,6 +286,11 @@ def _npy_header(stream: Any) -> tuple[Header, Literal["C", "F"], int]:
     return Header(shape, dtype), "F" if fortran else "C", length
 
 
+def _grid(shape: Any, fetch: Callable[[], np.ndarray]) -> Any:
+    """The array of a patch grid, read only if it is as small as expected."""
+    return fetch().tolist() if shape == (2,) else f"of shape {shape}"
+
+
 def _open_npz(path: pathlib.Path) -> Archive:
     file = zipfile.ZipFile(path)
     headers: dict[str, Header] = {}
@@ -323,11 +328,16 @@ def _open_npz(path: pathlib.Path) -> Archive:
         )
         return array.reshape(header.shape, order=orders[name])
 
-    metadata = {}
+    metadata: dict[str, Any] = {}
     # Other programs may put a comment of their own.
-    if file.comment.startswith(_COMMENTS):
+    if file.comment.startswith(b'{"%s"' % CLASS_NAMES.encode()):
         with _explained(path, "the comment of the archive"):
             metadata = json.loads(file.comment)
+    if PATCH_GRID in headers:
+        metadata[PATCH_GRID] = _grid(
+            headers[PATCH_GRID].shape, lambda: fetch(PATCH_GRID)
+        )
+        del headers[PATCH_GRID]
     return Archive(path, "npz", headers, fetch, metadata)
 
 
@@ -397,10 +407,7 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
         if item.external or item.is_virtual:
             raise ValueError(f"array {name!r} lies in another file")
         if name == _H5_GRID:
-            # Read only if it is as small as expected.
-            metadata[PATCH_GRID] = (
-                item[()].tolist() if item.shape == (2,) else str(item)
-            )
+            metadata[PATCH_GRID] = _grid(item.shape, lambda: item[()])
         elif name.startswith("layers/"):
             with _explained(path, f"array {name!r}"):
                 headers[name] = Header(tuple(item.shape or ()), item.dtype)

@@ -16,7 +16,7 @@ import math
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -56,8 +56,9 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
 
     Names and shapes are those of the released files: a checkpoint that was
     loaded at its own resolution comes out bit for bit.
-    `model.class_names`, and a grid of patches that is not square, go into the
-    archive's comment, which readers of the arrays do not see.
+    `model.class_names` go into the archive's comment, which readers of the
+    arrays do not see, a grid of patches that is not square into an array
+    `patch_grid`.
 
     Args:
         model: A `keras_augreg.VisionTransformer`.
@@ -88,20 +89,19 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
             "grid for a square.",
             stacklevel=2,
         )
-    comment = _comment(_metadata(model))
+    comment = _comment(model.class_names)
     with (
         replacing(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         archive.comment = comment
-        for row, weight in _weights(model):
-            for name, array in _release(row, weight).items():
-                # ZipInfo's own date, so that equal weights give equal files.
-                info = zipfile.ZipInfo(f"{name}.npy")
-                with archive.open(info, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(
-                        member, np.ascontiguousarray(array), allow_pickle=False
-                    )
+        for name, array in _release_arrays(model):
+            # ZipInfo's own date, so that equal weights give equal files.
+            info = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(
+                    member, np.ascontiguousarray(array), allow_pickle=False
+                )
     return path
 
 
@@ -146,7 +146,12 @@ def to_timm(
         path = _check_path(path, ".safetensors")
     arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
     if path is not None:
-        _write_safetensors(path, arrays, _metadata(model))
+        metadata: dict[str, Any] = {}
+        if model.class_names is not None:
+            metadata[CLASS_NAMES] = model.class_names
+        if model.patch_grid[0] != model.patch_grid[1]:
+            metadata[PATCH_GRID] = model.patch_grid
+        _write_safetensors(path, arrays, metadata)
     return arrays
 
 
@@ -382,22 +387,12 @@ def _keras_hub(key: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     return {f"{_HUB[layer]}/{rest}": weight}
 
 
-def _metadata(model: Any) -> dict[str, Any]:
-    """What a file states besides the arrays; see `archive`."""
-    found: dict[str, Any] = {}
-    if model.class_names is not None:
-        found[CLASS_NAMES] = list(model.class_names)
-    rows, columns = model.patch_grid
-    if rows != columns:  # A square one shows in the number of patches.
-        found[PATCH_GRID] = [rows, columns]
-    return found
-
-
-def _comment(metadata: dict[str, Any]) -> bytes:
-    """The metadata as the comment of a `.npz` archive."""
-    if not metadata:
+def _comment(class_names: Sequence[str] | None) -> bytes:
+    """The comment of a `.npz` archive."""
+    if class_names is None:
         return b""
-    text = json.dumps(metadata, ensure_ascii=False).encode()
+    names = {CLASS_NAMES: list(class_names)}
+    text = json.dumps(names, ensure_ascii=False).encode()
     if len(text) > _MAX_COMMENT:
         raise ValueError(
             f"A .npz has room for {_MAX_COMMENT:,} bytes of class names; these "
@@ -405,6 +400,15 @@ def _comment(metadata: dict[str, Any]) -> bytes:
             "no limit, or leave them out with model.class_names = None."
         )
     return text
+
+
+def _release_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of a `.npz`, one weight after the other."""
+    for row, weight in _weights(model):
+        yield from _release(row, weight).items()
+    rows, columns = model.patch_grid
+    if rows != columns:
+        yield PATCH_GRID, np.array(model.patch_grid)
 
 
 def _write_safetensors(

@@ -1,11 +1,12 @@
 """Damaged and hostile checkpoint files, and what has to happen with them.
 
-Shared by `test_bad_checkpoints.py` and `fuzz_checkpoints.py`.
+Shared by `test_archive.py` and `fuzz.py`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import pathlib
 import random
 import zipfile
@@ -26,12 +27,16 @@ def contents(kind: str, model: Any, folder: pathlib.Path) -> bytes:
     import safetensors.numpy
 
     path = folder / f"sound.{kind.split()[0]}"
+    grid = {}
+    if model.patch_grid[0] != model.patch_grid[1]:
+        grid = {"patch_grid": model.patch_grid}
     if kind == "npz":
-        np.savez(path, **release())
+        np.savez(path, **release(), **grid)
     elif kind == "npz compressed":
-        np.savez_compressed(path, **release())
+        np.savez_compressed(path, **release(), **grid)
     elif kind == "safetensors":
-        safetensors.numpy.save_file(timm(release()), path)
+        metadata = {key: json.dumps(value) for key, value in grid.items()}
+        safetensors.numpy.save_file(timm(release()), path, metadata or None)
     elif kind == "keras":
         model.save(path)
     else:

@@ -660,7 +660,7 @@ def test_another_keras_model(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutations(sound, tmp_path, model, kind):
-    """40 of each kind; `fuzz_checkpoints.py` does thousands."""
+    """40 of each kind; `fuzz.py` does thousands."""
     path = tmp_path / f"damaged.{kind.split()[0]}"
     path.write_bytes(sound[kind])
     assert attempt(model, path) == "loaded"
