@@ -16,7 +16,12 @@ FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "notebooks"
 NAMES = ["quickstart", "finetune", "checkpoints", "pretrain_tpu", "augreg"]
 # Printed by the last cells, or by cells that depend on the network.
 SHOWN = {
-    "quickstart": ["Training a small model", "astronaut", "chelsea", "coffee"],
+    "quickstart": [
+        "Training a small model",
+        "astronaut ",
+        "\ncat ",
+        "\nespresso ",
+    ],
     "finetune": ["using handwritten digits", "Pre-training a small model"],
     "checkpoints": ["model.safetensors"],
     "pretrain_tpu": ["In the end:"],
