@@ -17,10 +17,11 @@ from keras_augreg import dataset_names
 from keras_augreg.variants import find
 
 # level: ((RandAugment's layers, magnitude) or None, Mixup's p, the level's
-# name in the release's file names). The first two are RANDAUG_DEF and
-# MIXUP_DEF of the configs, which name the levels as the paper does but for
-# strong, their heavy. That the release's light0 and light1 are our light1 and
-# light2 is inferred: both lists have seven levels, and only these two differ.
+# name in the release's file names). The first two columns are the configs'
+# RANDAUG_DEF and MIXUP_DEF. The configs use the paper's level names, except
+# that they say "strong" where the paper says "heavy". That light0 and light1
+# in file names are light1 and light2 is inferred: both lists have seven
+# levels, and only these two names differ.
 LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
     "none": (None, 0.0, "none"),
     "light1": ((2, 0), 0.0, "light0"),
@@ -33,7 +34,7 @@ LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
 _SHORT = {"light": "light1", "medium": "medium1", "heavy": "heavy1"}
 LEVEL_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
 
-# Dropout and stochastic depth, and weight decay, of the paper's grid.
+# (dropout, stochastic depth) and weight decay in the paper's grid.
 REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
 WEIGHT_DECAY = (0.1, 0.03)
 
@@ -52,11 +53,11 @@ CLIP_NORM = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningRuns:
-    """The study's fine-tuning runs on one data set: every pair.
+    """The study's fine-tuning runs on one data set: all pairs of these.
 
     Args:
         steps: Weight updates.
-        learning_rates: Peaks of the learning rate.
+        learning_rates: Peak learning rates.
     """
 
     steps: tuple[int, ...]
@@ -64,8 +65,8 @@ class FinetuningRuns:
 
 
 _RATES = (0.001, 0.003, 0.01, 0.03)
-# By data set. At two resolutions: the 68 fine-tunings that the release has of
-# each pre-trained model (`vit_jax_augreg.ipynb`).
+# By data set. Times two resolutions, these are the release's 68 fine-tunings
+# of each pre-trained model (`vit_jax_augreg.ipynb`).
 FINETUNING_RUNS = {
     "imagenet-1k": FinetuningRuns((20_000,), (0.01, 0.03)),
     "cifar-100": FinetuningRuns((2_500, 10_000), _RATES),
@@ -95,9 +96,7 @@ def finetuning_warmup(total_steps: int) -> int:
 
 
 # (data set, variant's release name): (level, dropout = stochastic depth,
-# weight decay). i1k: levels of vit_i1k.py, whose docstring says that
-# regularisation, which it lacks, helps the last three. i21k: the README's
-# best checkpoints by upstream validation, and for B/8 its notebook's.
+# weight decay). `AugReg.recommended` says where they come from.
 _PICKS: dict[tuple[str, str], tuple[str, float, float]] = {
     ("i1k", "Ti_16"): ("light1", 0.0, 0.1),
     ("i1k", "S_32"): ("medium1", 0.0, 0.1),
@@ -135,10 +134,10 @@ class AugReg:
     | `heavy1` | (2, 20) | 0.5 | `strong1` |
     | `heavy2` | (2, 20) | 0.8 | `strong2` |
 
-    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`. The
-    names in the release's file names differ, and that its `light0` and
-    `light1` are `light1` and `light2` is an inference from the order of the
-    seven; so both names are shown wherever a recipe is printed.
+    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`. File
+    names of the release use other names; that their `light0` and `light1` are
+    `light1` and `light2` is inferred from the order of the seven. Both names
+    are shown wherever a recipe is printed.
 
     Args:
         augment: A name from the first column; `light`, `medium` and `heavy`
@@ -146,9 +145,9 @@ class AugReg:
         dropout: Rate of dropout, in [0, 1). The study used 0 and 0.1.
         stochastic_depth: Rate of stochastic depth in the last block, in
             [0, 1). The study used the dropout's.
-        weight_decay: Decoupled weight decay as the study counts it: a step
-            takes off `weight_decay` times the learning rate. The study used
-            0.1 and 0.03.
+        weight_decay: Decoupled weight decay as the study counts it: each
+            step subtracts `weight_decay` times the learning rate. The study
+            used 0.1 and 0.03.
 
     Raises:
         ValueError: An argument is not as above.
@@ -170,8 +169,8 @@ class AugReg:
             hint = ""
             if level in LEVEL_OF_RELEASE:
                 hint = (
-                    f" {level!r} is a name of the release's files, where it "
-                    f"means {LEVEL_OF_RELEASE[level]!r}."
+                    f" {level!r} in the release's file names means "
+                    f"{LEVEL_OF_RELEASE[level]!r}."
                 )
             raise ValueError(
                 f"Unknown `augment` {self.augment!r}. Expected one of: "
@@ -206,7 +205,7 @@ class AugReg:
         return LEVELS[self.augment][2]
 
     def __str__(self) -> str:
-        """Reads like the paper, with both names of the level."""
+        """The recipe in the paper's terms, with both names of the level."""
         level = self.augment
         if self.release_name != level:
             level += f" ({self.release_name} in the release's file names)"
@@ -235,7 +234,7 @@ class AugReg:
             The recipe.
 
         Raises:
-            ValueError: The text is no such object.
+            ValueError: The text is not such an object.
         """
         fields: Any = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
@@ -244,8 +243,8 @@ class AugReg:
             or not {"augment"} <= set(fields) <= known
         ):
             raise ValueError(
-                f"Expected a JSON object with {', '.join(sorted(known))}, of "
-                f"which only augment is required. Received: {text!r}."
+                f"Expected a JSON object with {', '.join(sorted(known))}; "
+                f"only augment is required. Received: {text!r}."
             )
         return cls(**fields)
 
@@ -269,18 +268,17 @@ class AugReg:
         """The recipe that a released checkpoint was pre-trained with.
 
         Args:
-            name: A name of the release, or a path that ends in one, for
-                example
-                `"B_16-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"`;
-                the name of a fine-tuned checkpoint will do. Its level is one
-                of the release's names: `light1` there is `light2` here (an
-                inference, see the class).
+            name: The name of a pre-trained or fine-tuned checkpoint of the
+                release, or a path that ends in one, for example
+                `"B_16-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"`.
+                `light1` in such a name is `light2` here (an inference, see
+                the class).
 
         Returns:
             The recipe.
 
         Raises:
-            ValueError: The name holds no recipe of the release.
+            ValueError: The name does not contain a recipe of the release.
 
         Example:
         >>> name = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"
@@ -302,15 +300,15 @@ class AugReg:
     def recommended(cls, variant: str, dataset: str) -> AugReg:
         """The study's pick for pre-training a model on a data set.
 
-        For ImageNet-1k the levels are those of big_vision's `vit_i1k.py`
-        ("a good average" of 30 and 300 epochs in the paper's figure 4),
-        whose docstring says that regularisation, which it lacks, helps B/32,
-        B/16 and L/16: these get dropout and stochastic depth 0.1.
+        For ImageNet-1k, the levels are those of big_vision's `vit_i1k.py`
+        ("a good average" of 30 and 300 epochs in the paper's figure 4). Its
+        docstring says that regularisation, which the file lacks, helps B/32,
+        B/16 and L/16; these get dropout and stochastic depth 0.1.
 
-        For ImageNet-21k they are the recipes of the best checkpoints by
+        For ImageNet-21k, they are the recipes of the best checkpoints by
         upstream validation in google-research/vision_transformer's README
-        (and its notebook, for B/8). The levels of big_vision's `vit_i21k.py`
-        are others for half of the models:
+        (for B/8, in its notebook). big_vision's `vit_i21k.py` has different
+        levels for half of the models:
 
         | model | here | `vit_i21k.py` |
         | --- | --- | --- |
@@ -321,22 +319,22 @@ class AugReg:
         | L/16 | heavy1 | medium2 |
         | R+Ti/16, R26+S/32, R50+L/32, B/8 | see the table | not there |
 
-        S/16 agrees if the release's light1 is light1, against the inference
-        of the class; B/32 then disagrees. `vit_i21k.py` says that
-        regularisation did not help; the README's R50+L/32 has 0.1.
+        If light1 in file names were the paper's light1, S/16 would agree and
+        B/32 would not. `vit_i21k.py` says that regularisation did not help;
+        the README's R50+L/32 has 0.1.
 
         Args:
-            variant: A builder's name (`"ViT_B16"`), a release's prefix
-                (`"B_16"`) or the paper's name (`"B/16"`, `"R26+S/32"`).
-            dataset: `"i1k"` (or `"imagenet2012"`) or `"i21k"` (or
-                `"imagenet21k"`).
+            variant: An architecture in any spelling: `"ViT_B16"`, `"B_16"`,
+                `"B/16"`, `"R26+S/32"`.
+            dataset: ImageNet-1k or ImageNet-21k in any spelling: `"i1k"`,
+                `"imagenet2012"`, `"i21k"`, `"imagenet21k"`.
 
         Returns:
             The recipe.
 
         Raises:
-            ValueError: The sources have no pick for these, or do not know
-                them.
+            ValueError: An argument is unknown, or the sources recommend
+                nothing for the two.
 
         Example:
         >>> print(keras_augreg.AugReg.recommended("B/16", "i21k"))
@@ -348,8 +346,8 @@ class AugReg:
             known = [v for d, v in _PICKS if d == dataset]
             raise ValueError(
                 f"The study's authors recommend no recipe for {variant} on "
-                f"{dataset}; they do for: {', '.join(known)}. Take that of "
-                "the model nearest in size."
+                f"{dataset}, only for: {', '.join(known)}. Use the recipe of "
+                "the model closest in size."
             )
         level, regularization, decay = _PICKS[dataset, release]
         return cls(level, regularization, regularization, decay)

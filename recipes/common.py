@@ -1,40 +1,63 @@
-"""What `pretrain.py` and `finetune.py` share: data, run, and what is left."""
+"""What the scripts share: secondary flags, data, the run and its results."""
 
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from absl import app, flags
 
-from keras_augreg import data, visualize
+from keras_augreg import atomic, data, visualize
 from keras_augreg.augment import AugRegAugment
-from keras_augreg.training.workdir import Workdir
+from keras_augreg.training import Workdir
 
 SEED = 0
+# Flags that do not change what is trained.
+ELSEWHERE = ("workdir", "tensorboard", "restore_best")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("train_split", "train", "Or train[:10%].")
+flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.")
+flags.DEFINE_bool("restore_best", False, "End with the best checkpoint.")
+flags.DEFINE_string("distribute", "auto", "See `distribute`.")
+flags.DEFINE_string("workdir", None, "Output folder; by default runs/SCRIPT.")
+flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow, TensorBoard.")
 
 
-def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
-    """Opens the working directory of the run that the flags describe.
+def load(
+    source: str, shard: tuple[int, int], **options: Any
+) -> tuple[Any, Any, Any]:
+    """The training set, the test set with its classes, and `data.Info`."""
+    train, info = data.load(
+        source, FLAGS.train_split, training=True, seed=SEED, **options
+    )
+    test, _ = data.load(
+        source, "test", training=False, class_names=info.class_names, **options
+    )
+    return train.sharded(*shard), test.sharded(*shard), info
 
-    Args:
-        path: The directory.
-        elsewhere: Names of flags that change no result.
-        devices: Of `distribute`.
 
-    Returns:
-        The run.
+def workdir() -> pathlib.Path:
+    """The folder of `--workdir`."""
+    script = pathlib.Path(sys.argv[0]).stem
+    return pathlib.Path(FLAGS.workdir or f"runs/{script}")
+
+
+def open_run(devices: Any) -> Workdir:
+    """Opens the run that the flags describe; call it late.
+
+    A command that fails before leaves no directory behind.
     """
     if devices.kind == "model" and devices.shard[1] > 1:
         raise app.UsageError(
-            "The scripts save a model from one host, which has a part of it "
-            "under --distribute=model. Use --distribute=data, or one host."
+            "With --distribute=model, no host has the whole model, and the "
+            "scripts save it from one. Use --distribute=data, or one host."
         )
-    if flags.FLAGS.tensorboard:
+    if FLAGS.tensorboard:
         try:
             import tensorboard  # noqa: F401 (tf.summary needs it)
             import tensorflow  # noqa: F401 (writes the files)
@@ -44,97 +67,52 @@ def open_run(path: str, elsewhere: Sequence[str], devices: Any) -> Workdir:
                 "with `pip install tensorflow tensorboard`, or leave the flag "
                 "out: `metrics.jsonl` has the same numbers."
             ) from error
-    settings = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return Workdir(
-        path, {f.name: f.value for f in settings if f.name not in elsewhere}
-    )
+    modules = (sys.argv[0], __name__)
+    known = [f for m in modules for f in FLAGS.get_key_flags_for_module(m)]
+    settings = {f.name: f.value for f in known if f.name not in ELSEWHERE}
+    return Workdir(workdir(), settings)
 
 
-def load(
-    source: str, train_split: str, shard: tuple[int, int], **options: Any
-) -> tuple[Any, Any, Any]:
-    """Loads both splits.
-
-    Args:
-        source: The source, as in `data.load`.
-        train_split: "train" or a part of it, "train[:10%]".
-        shard: (index, count) of this process.
-        **options: Further arguments of `data.load`, for both splits.
-
-    Returns:
-        (train, test, info): the training set, the test set with the training
-        set's classes, and the training set's `data.Info`.
-    """
-    train, info = data.load(
-        source, train_split, training=True, seed=SEED, **options
-    )
-    test, _ = data.load(
-        source, "test", training=False, class_names=info.class_names, **options
-    )
-    return train.sharded(*shard), test.sharded(*shard), info
-
-
-def tensorboard(run: Workdir, batches: Any, recipe: Any, info: Any) -> list:
-    """Shows inputs of a new run's first batch, and makes the callback.
-
-    Args:
-        run: The run.
-        batches: Training batches.
-        recipe: A `keras_augreg.AugReg`.
-        info: Of the training set.
-
-    Returns:
-        The callbacks of `fit` that log scalars.
-    """
+def tensorboard(
+    run: Workdir, train: Any, recipe: Any, info: Any, devices: Any
+) -> list[Any]:
+    """TensorBoard's callback, after it got a new run's first inputs."""
+    if not FLAGS.tensorboard or devices.shard[0]:
+        return []
     import tensorflow as tf
 
     path = run.path / "tensorboard"
     if not (path / "inputs").exists():
-        images, labels = map(np.asarray, next(iter(batches))[:2])
+        images, labels = map(np.asarray, next(iter(train.at(0, 1)))[:2])
         augment = AugRegAugment(recipe, info.num_classes, seed=SEED)
-        shown, _ = augment(images, labels, step=0)
+        shown = keras.ops.convert_to_numpy(augment(images, labels, step=0)[0])
         with tf.summary.create_file_writer(str(path / "inputs")).as_default():
             tf.summary.image(
-                "inputs of the first step",
-                keras.ops.convert_to_numpy(shown[:16]) / 255,
-                step=0,
-                max_outputs=16,
+                "inputs of the first step", shown / 255, 0, max_outputs=16
             )
     return [keras.callbacks.TensorBoard(path)]
 
 
 def finish(
-    run: Workdir,
-    model: Any,
-    test: Any,
-    info: Any,
-    devices: Any,
-    result: dict[str, Any],
+    run: Workdir, net: Any, test: Any, info: Any, devices: Any, **result: Any
 ) -> None:
-    """Saves the model and a picture of predictions, prints the JSON line.
-
-    Args:
-        run: The run.
-        model: The trained model.
-        test: The test set.
-        info: Of the training set.
-        devices: Of `distribute`. The first host does all of this; there is no
-            picture from several, which would have to predict together.
-        result: What the line says.
-    """
-    index, hosts = devices.shard
+    """Evaluates; the first process saves and prints the result as JSON."""
+    scores = net.evaluate(test, return_dict=True)
+    index, processes = devices.shard
     if index:
         return
-    model.save(run.path / "model.keras")
-    if hosts == 1:
-        images, labels = map(np.asarray, next(iter(test))[:2])
-        visualize.plot_predictions(
-            images[:32],
-            labels[:32],
-            model.predict(images[:32], verbose=0),
-            info.class_names,
-        ).savefig(run.path / "predictions.png", dpi=100)
-    result["backend"] = keras.config.backend()
-    result["devices"] = devices.replicas
-    result["workdir"] = str(run.path)
-    print(json.dumps(result))
+    net.class_names = info.class_names
+    unfinished = run.path / "unfinished.keras"  # Keras checks the ending.
+    with atomic.replacing(run.path / "model.keras", unfinished) as file:
+        net.save(file.name)
+    if processes == 1:  # Several would have to predict together.
+        images, labels = (np.asarray(x)[:32] for x in next(iter(test))[:2])
+        predicted = net.predict(images, verbose=0)
+        figure = visualize.plot_predictions(
+            images, labels, predicted, info.class_names
+        )
+        with atomic.replacing(run.path / "predictions.png") as file:
+            figure.savefig(file, format="png", dpi=100)
+    result |= {f"test_{name}": value for name, value in scores.items()}
+    result |= {"devices": devices.replicas, "workdir": str(run.path)}
+    print(json.dumps({**result, "backend": keras.config.backend()}))

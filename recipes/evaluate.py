@@ -3,21 +3,22 @@ r"""Measures a model on a test set: top-1, top-5, each class, confusions.
     python recipes/evaluate.py --weights=runs/pretrain/model.keras \
         --dataset=digits --image_size=32
 
-A released checkpoint on ImageNet (of the published figures, the sources do
-not say which resize they used: --crop=resize is vit_jax's, resize_small
+A released checkpoint on ImageNet (the sources do not say how the published
+figures resized images: --crop=resize is vit_jax's way, resize_small
 big_vision's):
 
     python recipes/evaluate.py --dataset=imagenet-1k --model=ViT_S16 \
         --weights=augreg-in21k-ft-in1k --image_size=384 --crop=resize
 
-and `--dataset=imagenet-v2` or `imagenet-real` (a prediction is right if it is
-one of the image's classes). These were not run here. --workdir gets
+and `--dataset=imagenet-v2` or `imagenet-real` (a prediction is correct if it
+is one of the image's classes). These were not run here. --workdir gets
 `per_class.csv` and `confusions.png`; the last line on stdout is JSON.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -29,14 +30,14 @@ import numpy as np
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import data, visualize
+from keras_augreg import atomic, data, visualize
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _SPLIT = flags.DEFINE_string("split", "test", "See `data.load`.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a step.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _CROP = flags.DEFINE_string("crop", None, "See `data.load`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evaluate", "Output folder.")
 
@@ -62,8 +63,9 @@ def main(argv: list[str]) -> None:
     )
     if model.classes != info.num_classes:
         raise app.UsageError(
-            f"{_WEIGHTS.value} knows {model.classes} classes, the data set "
-            f"has {info.num_classes}."
+            f"{_WEIGHTS.value} has {model.classes} classes, the data set "
+            f"{info.num_classes}. Fine-tune it first (recipes/finetune.py), "
+            "or take the data set that it was trained on."
         )
     truth = np.concatenate([np.asarray(batch[1]) for batch in test]) > 0
     scores = model.predict(test)
@@ -76,13 +78,16 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     counts = truth.sum(axis=0)
     hits = (truth & np.eye(model.classes, dtype=bool)[best[:, 0]]).sum(axis=0)
-    with open(workdir / "per_class.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["class", "name", "images", "found"])
-        rows = zip(info.class_names, counts, hits, strict=True)
-        table.writerows([i, *row] for i, row in enumerate(rows))
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["class", "name", "images", "found"])
+    rows = zip(info.class_names, counts, hits, strict=True)
+    table.writerows([i, *row] for i, row in enumerate(rows))
+    with atomic.replacing(workdir / "per_class.csv") as file:
+        file.write(text.getvalue().encode())
     figure = visualize.plot_confusions(truth, best[:, 0], info.class_names)
-    figure.savefig(workdir / "confusions.png", dpi=150)
+    with atomic.replacing(workdir / "confusions.png") as file:
+        figure.savefig(file, format="png", dpi=150)
     result = {
         "model": _MODEL.value,
         "weights": _WEIGHTS.value,

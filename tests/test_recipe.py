@@ -127,7 +127,7 @@ def test_of_a_fine_tuned_file():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AugReg("strong1"), "files, where it means 'heavy1'"),
+        (lambda: AugReg("strong1"), "file names means 'heavy1'"),
         (lambda: AugReg("weak"), "Unknown `augment` 'weak'. Expected one of"),
         (lambda: AugReg("none", dropout=1.0), r"`dropout` must be in \[0, 1\)"),
         (
@@ -145,11 +145,11 @@ def test_of_a_fine_tuned_file():
             lambda: AugReg.from_checkpoint("-aug_heavy1-wd_0.1-do_0.0-sd_0.0"),
             "LEVEL is one of none, light0",
         ),
-        (lambda: AugReg.recommended("B/16", "cifar"), "Unknown `dataset`"),
-        (lambda: AugReg.recommended("G/14", "i1k"), "Unknown `variant` 'G/14'"),
+        (lambda: AugReg.recommended("B/16", "cifar"), "dataset='cifar'"),
+        (lambda: AugReg.recommended("G/14", "i1k"), "no architecture 'G/14'"),
         (
             lambda: AugReg.recommended("L/32", "i21k"),
-            "no recipe for L/32 on i21k; they do for: R_Ti_16, Ti_16",
+            "no recipe for L/32 on i21k, only for: R_Ti_16, Ti_16",
         ),
     ],
 )

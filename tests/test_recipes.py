@@ -73,6 +73,8 @@ def journey(tmp_path_factory):
     result = run(
         *PRETRAIN,
         "--tensorboard",
+        "--fewshot=2",
+        "--restore_best",
         f"--workdir={folder / 'digits'}",
         cwd=folder,
     )
@@ -95,6 +97,9 @@ def test_pretrain(journey):
         "train",
         "validation",
     }
+    lines = (folder / "digits" / "metrics.jsonl").read_text().splitlines()
+    assert 0 <= json.loads(lines[-1])["fewshot_2"] <= 1
+    assert not list((folder / "digits").glob("unfinished*"))
     (images,) = (logged / "inputs").iterdir()
     assert b"inputs of the first step" in images.read_bytes()
 
@@ -248,7 +253,7 @@ def test_model_parallel_over_hosts_is_refused(monkeypatch):
 
     devices = types.SimpleNamespace(kind="model", shard=(0, 2))
     with pytest.raises(app.UsageError, match="--distribute=data"):
-        common.open_run("nowhere", (), devices)
+        common.open_run(devices)
 
 
 def test_finetune_what_pretrain_saved_then_evaluate(journey):

@@ -1,9 +1,8 @@
 """Which library computes: Keras's backend, or TensorFlow in `tf.data`.
 
-Inside `tf.data.Dataset.map` tensors are TensorFlow's, whatever the Keras
-backend is, so `keras.ops` would be wrong there. The functions of this package
-take a namespace `xp` from `namespace` and call it by the names of
-`keras.ops`.
+Inside `tf.data.Dataset.map`, tensors are TensorFlow's whatever the Keras
+backend is, and `keras.ops` would not work. So the functions of this package
+take a namespace `xp` from `namespace`, with the function names of `keras.ops`.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ import keras
 
 
 def is_tensorflow(x: Any) -> bool:
-    """Whether `x` is a TensorFlow tensor, asked without an import."""
+    """Whether `x` is a TensorFlow tensor; does not import TensorFlow."""
     return "tensorflow" in sys.modules and _tensorflow().is_tensor(x)
 
 
 def in_tensorflow_graph(x: Any) -> bool:
-    """Whether `x` is a tensor of a TensorFlow function being traced."""
+    """Whether `x` belongs to a TensorFlow function that is being traced."""
     return is_tensorflow(x) and not _tensorflow().executing_eagerly()
 
 
 def in_dataset(x: Any) -> bool:
-    """Whether `x` is a tensor of a function that `tf.data` runs on the host."""
+    """Whether `x` belongs to a function that `tf.data` runs on the host."""
     if not is_tensorflow(x):
         return False
     if keras.backend.backend() != "tensorflow":
         return True
-    # With the TensorFlow backend a training step looks alike, except for the
-    # name that `tf.data` gives the functions it traces. A wrong guess costs
-    # speed: the results are the same.
+    # On the TensorFlow backend, a training step differs only by the name that
+    # `tf.data` gives the functions it traces. A wrong guess would cost speed,
+    # not change the result.
     graph = _tensorflow().compat.v1.get_default_graph()
     while graph is not None:
         if getattr(graph, "name", "").startswith("Dataset_"):
@@ -45,13 +44,13 @@ def in_dataset(x: Any) -> bool:
 
 
 def place(x: Any) -> tuple[bool, str]:
-    """Whether `x` is on the host in `tf.data`, and whose array it is."""
+    """(whether `x` is on the host in `tf.data`, the library of its array)."""
     host = in_dataset(x)
     return host, "tensorflow" if host else keras.backend.backend()
 
 
 def namespace(x: Any) -> Any:
-    """The array functions for `x`, by the names they have in `keras.ops`."""
+    """The array functions for `x`, under their names in `keras.ops`."""
     return _tensorflow_ops() if is_tensorflow(x) else keras.ops
 
 
@@ -86,17 +85,17 @@ def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
 
 
 def compiled(function: Callable, library: str) -> Callable:
-    """`function` compiled by XLA, or as it is on PyTorch.
+    """Compiles a function with XLA; on PyTorch, returns it unchanged.
 
     Args:
         function: Takes and returns arrays.
-        library: Whose arrays: `"jax"`, `"tensorflow"` or `"torch"`.
+        library: The arrays' library: `"jax"`, `"tensorflow"` or `"torch"`.
 
     Returns:
-        A function to keep, since each one made anew compiles anew.
+        A function. Keep it: calling this again compiles again.
     """
     if library == "tensorflow":
-        # Traced for each shape, as JAX does: the plan needs a known size.
+        # Traced for each shape, as in JAX: `ops.Lookups` needs a known size.
         return _tensorflow().function(
             function, jit_compile=True, autograph=False
         )
@@ -108,11 +107,11 @@ def compiled(function: Callable, library: str) -> Callable:
 
 
 def computed_once(columns: list[Any]) -> list[Any]:
-    """The same columns, which a compiler does not compute again where used.
+    """Returns the columns behind a barrier so that XLA computes them once.
 
-    XLA on a CPU fuses a draw for an image into all that is decided about its
-    pixels, and draws again for each: 16 images of 224 px took 14 times as
-    long under JAX. It drops barriers before it fuses, but keeps a sort.
+    On a CPU, XLA fuses an image's draw into the decisions about its pixels
+    and draws again for each pixel: 16 images of 224 px took 14 times as long
+    under JAX. It drops barriers before fusing, but keeps a sort.
 
     Args:
         columns: int32 arrays of shape (n,).
@@ -125,22 +124,23 @@ def computed_once(columns: list[Any]) -> list[Any]:
     import jax
 
     table = jax.numpy.stack(columns, axis=1)
-    # Along the columns, as the other axis may be split over devices.
+    # Along the columns, because the other axis may be split over devices.
     order = jax.lax.broadcasted_iota("int32", table.shape, 1)
     _, table = jax.lax.sort((order, table), dimension=1, num_keys=1)
     return [table[:, i] for i in range(len(columns))]
 
 
 def fused(function: Callable, x: Any, y: Any, library: str) -> Any:
-    """`function(x, y)`, element by element, without its intermediates.
+    """Computes `function(x, y)` without memory for large intermediates.
 
-    A compiler sees to that. PyTorch computes some examples at a time.
+    Compilers fuse; on PyTorch, this computes a few examples at a time.
 
     Args:
-        function: Of two arrays of one shape; gives a float32 array of it.
+        function: Maps two arrays of one shape to a float32 array, element by
+            element.
         x: An array.
         y: An array of its shape.
-        library: Whose arrays: `"jax"`, `"tensorflow"` or `"torch"`.
+        library: The arrays' library: `"jax"`, `"tensorflow"` or `"torch"`.
 
     Returns:
         The result.
@@ -164,7 +164,7 @@ def _tensorflow_ops() -> types.SimpleNamespace:
     tf = _tensorflow()
 
     def shape(x: Any) -> tuple[Any, ...]:
-        """Integers where they are known, scalar tensors where not."""
+        """Integers where known, otherwise scalar tensors."""
         dynamic = tf.shape(x)
         return tuple(
             dynamic[i] if size is None else size
@@ -177,7 +177,7 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         return tf.gather(x, indices, axis=axis, batch_dims=1)
 
     def segment_sum(data: Any, segment_ids: Any, num_segments: Any) -> Any:
-        # XLA drops what is out of range, and the CPU kernel raises there.
+        # XLA drops ids out of range; the CPU kernel raises an error.
         kept = tf.where(segment_ids < num_segments, segment_ids, -1)
         return tf.math.unsorted_segment_sum(data, kept, num_segments)
 

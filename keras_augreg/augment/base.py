@@ -1,4 +1,4 @@
-"""What the augmentation layers share: the seed, the step, where they run."""
+"""The augmentation layers' base class: seed, step, and where they run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from keras_augreg.augment import arrays
 
 
 class AugmentationLayer(keras.layers.Layer):
-    """A layer whose draws depend on its seed and a step, and nothing else.
+    """A layer whose draws depend only on its seed and a step.
 
     Args:
         seed: Integer in [0, 2^31), or `None` for one from
             `keras.utils.set_random_seed`'s stream.
-        **kwargs: Of `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
     """
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class AugmentationLayer(keras.layers.Layer):
         return super().__call__(images, *args, **kwargs)
 
     def _key(self, images: Any, step: Any) -> tuple[Any, Any]:
-        """The seed and the step that key this call's draws: int32 scalars."""
+        """This call's (seed, step), int32 scalars that key its draws."""
         if not arrays.in_dataset(images):
             ops = keras.ops
             if step is None:
@@ -56,12 +56,12 @@ class AugmentationLayer(keras.layers.Layer):
         with tf.init_scope():
             state = keras.ops.convert_to_numpy(self.seed_generator.state)
             if step is None and self._dataset_steps is None:
-                # Not the SeedGenerator's: its backend may not run in
-                # `tf.data`, and reading and then writing it is not atomic
-                # in a parallel map. This state of TensorFlow's is.
+                # Not the SeedGenerator's state: its backend may not run in
+                # `tf.data`, and reading, then writing it is not atomic in a
+                # parallel map. Updates of this TensorFlow state are.
                 self._dataset_steps = tf.Variable([0, 0, 0], dtype="int64")
         if step is None:
-            # Counts by 256, the numbers that a draw may use up.
+            # Counts in units of 256, the numbers that a draw may use.
             step = (
                 tf.raw_ops.RngReadAndSkip(
                     resource=self._dataset_steps.handle, alg=1, delta=1

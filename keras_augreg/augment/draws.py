@@ -1,13 +1,13 @@
 """Random numbers that are the same on every backend, host and device.
 
-`keras.random` draws other numbers on each backend, and refuses a traced seed
-outside JAX. So the layers here draw with Threefry-2x32, the counter-based
+`keras.random` draws different numbers on each backend, and refuses a traced
+seed outside JAX. So the layers here draw with Threefry-2x32, the counter-based
 generator of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3"
-(SC 2011), keyed by (seed, step): a number depends on the seed, the step, the
-position in the batch and the stream, and on nothing else.
+(SC 2011), keyed by (seed, step): a number depends only on the seed, the step,
+the position in the batch and the stream.
 
-Everything is 32-bit two's complement arithmetic in Python operators that
-NumPy, JAX, TensorFlow and PyTorch share, so there is one implementation.
+Everything is 32-bit two's complement arithmetic with Python operators that
+NumPy, JAX, TensorFlow and PyTorch share, so one implementation serves all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIXUP_STREAM = 1 << 30
 
 
 def _shift_right(x: Any, bits: int) -> Any:
-    """Logical shift; `//` rounds down, so it carries the sign in."""
+    """Logical shift; the mask removes the sign bits that `//` shifts in."""
     return (x // (1 << bits)) & ((1 << (32 - bits)) - 1)
 
 
@@ -55,7 +55,7 @@ def threefry(key: tuple[Any, ...], counter: tuple[Any, ...]) -> tuple[Any, Any]:
 def below(bits: Any, limit: int) -> Any:
     """Scales 32 random bits to 0, ..., `limit` - 1, for limits below 32,768.
 
-    The high half of a 64-bit product, made of products that fit 31 bits.
+    The high half of a 64-bit product, computed from 31-bit products.
     """
     low = (bits & 0xFFFF) * limit
     return (_shift_right(bits, 16) * limit + low // 65536) // 65536
@@ -63,5 +63,5 @@ def below(bits: Any, limit: int) -> Any:
 
 def top_bits(bits: Any, count: int) -> Any:
     """The highest `count` bits, as 0, ..., 2^count - 1."""
-    # In two steps, since 2^31 is no int32.
+    # In two steps, because 2^31 does not fit int32.
     return _shift_right(bits, 1) // (1 << (31 - count))

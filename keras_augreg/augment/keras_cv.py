@@ -1,4 +1,4 @@
-"""The nearest KerasCV layers to a recipe, for pipelines built on KerasCV."""
+"""KerasCV layers that come close to a recipe, for KerasCV pipelines."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from keras_augreg.recipe import AugReg
 
 
 def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
-    """KerasCV's layers with the settings nearest to a recipe's.
+    """KerasCV's layers with the settings closest to a recipe's.
 
-    They follow the recipe's idea and are not the study's augmentation, which
-    `RandAugment` and `MixUp` of this package are:
+    They follow the recipe's idea, but only this package's `RandAugment` and
+    `MixUp` are the study's augmentation:
 
     | | this package | `keras_cv.layers` 0.9 |
     | --- | --- | --- |
     | operations | 16 | without Invert, Rotate, Posterize, Sharpness, Cutout |
     | Solarize, SolarizeAdd | two operations | one that adds, then inverts |
-    | drawn operation | always applied | with 10/11 by default, 1 here |
+    | drawn operation applied | always | probability 10/11, 1 here |
     | magnitude | in [0, 20] | in [0, 1]: magnitude / 20 here |
     | its spread | none | normal by default, none here |
     | at most | shear 0.6, shift 200 pixels | shear 1, shift the whole side |
@@ -34,13 +34,13 @@ def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
 
     Args:
         recipe: A `keras_augreg.AugReg`.
-        seed: Integer, or `None`: given to the layers.
+        seed: Integer or `None`, passed to the layers.
 
     Returns:
-        A list of layers to be called one after the other, in `tf.data`, on a
-        dictionary of float `"images"` (batch, height, width, 3) in [0, 255]
-        and float one-hot `"labels"` (batch, classes): `RandAugment` if the
-        recipe has it, then `MixUp` if the recipe has it.
+        A list of layers to call in order, in `tf.data`, on a dictionary of
+        float `"images"` (batch, height, width, 3) in [0, 255] and float
+        one-hot `"labels"` (batch, classes): `RandAugment` and `MixUp`, if the
+        recipe has them.
 
     Raises:
         ImportError: KerasCV is not installed.
@@ -54,8 +54,8 @@ def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
         import keras_cv
     except ImportError as error:
         raise ImportError(
-            "`keras_cv_layers` needs KerasCV: pip install "
-            "'keras_augreg[keras-cv]'."
+            "`keras_cv_layers` needs KerasCV, which is not installed: pip "
+            "install 'keras_augreg[keras-cv]'."
         ) from error
     layers = []
     if recipe.randaugment is not None:

@@ -1,11 +1,11 @@
 """The 16 operations of RandAugment as the AugReg study used them.
 
-The authority is `pp/archive/autoaugment.py` of google-research/big_vision at
-0127fb6, run with TensorFlow 2.21; `tests/golden/ops_*.npz` holds what it
-computes. The quirks of that code are part of the recipe and are kept.
+The reference is `pp/archive/autoaugment.py` of google-research/big_vision at
+0127fb6, run with TensorFlow 2.21; `tests/golden/ops_*.npz` holds its results.
+The quirks of that code are part of the recipe and are kept.
 
-Nearly all that an operation does to a pixel is known before an image is seen.
-It is computed once, in NumPy (`Plan`), and the backends only look it up:
+Most of what an operation does to a pixel does not depend on the image. It is
+computed once, in NumPy (`Lookups`), and the backends only look it up:
 
 | operations | what is looked up |
 | --- | --- |
@@ -32,7 +32,7 @@ import numpy as np
 
 from keras_augreg.augment import arrays
 
-# In the order of the original, which a random draw indexes.
+# In the original's order, into which a random draw indexes.
 OPERATIONS = (
     "AutoContrast",
     "Equalize",
@@ -51,11 +51,11 @@ OPERATIONS = (
     "Cutout",
     "SolarizeAdd",
 )
-# Those that draw a sign.
+# The operations that draw a sign.
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 # At 22.5 the original's Posterize would keep more bits than there are.
 MAX_MAGNITUDE = 20
-# The value of pixels that an operation leaves without a source.
+# Value of pixels that have no source.
 FILL = 128
 
 _INDEX = {name: i for i, name in enumerate(OPERATIONS)}
@@ -72,15 +72,15 @@ def _split(x: Any) -> tuple[Any, Any]:
 def _product(integers: Any, factor: tuple[Any, ...]) -> Any:
     """float32 integers (below 4,096) times a `_split` factor, rounded once.
 
-    Both partial products are exact, so it does not matter whether the
-    compiler fuses one of them with the sum, and what is added to the result
-    later is added after rounding, as in the original.
+    Both partial products are exact, so the result does not depend on whether
+    the compiler fuses one of them with the sum; and a later addition comes
+    after the rounding, as in the original.
     """
     return integers * factor[0] + integers * factor[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Lookups:
     """What RandAugment at one magnitude does to images of one size.
 
     Args:
@@ -189,12 +189,12 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=8)
-def plan(magnitude: float, height: int, width: int) -> Plan:
-    """The `Plan` of a magnitude and an image size, made once."""
-    return Plan(magnitude, height, width)
+def lookups(magnitude: float, height: int, width: int) -> Lookups:
+    """The `Lookups` of a magnitude and an image size, made once."""
+    return Lookups(magnitude, height, width)
 
 
-# Row of `Plan.sources` for operation i: [2i] with sign +1, [2i + 1] with -1.
+# Row of `Lookups.sources` for operation i: [2i] with sign +1, [2i + 1] with -1.
 _SOURCE_ROWS = np.array(
     [
         1 + 2 * GEOMETRIC.index(name) + flip if name in GEOMETRIC else 0
@@ -252,19 +252,19 @@ def _fill(xp: Any, images: Any, kept: Any) -> Any:
     return xp.where(kept, images, xp.cast(FILL, images.dtype))
 
 
-def _sources(xp: Any, choice: Choice, plan: Plan) -> Any:
+def _sources(xp: Any, choice: Choice, lookups: Lookups) -> Any:
     row = xp.take(_SOURCE_ROWS, 2 * choice.operation + choice.negative, axis=0)
-    return xp.take(plan.sources, row, axis=0)
+    return xp.take(lookups.sources, row, axis=0)
 
 
-def _outside_box(xp: Any, choice: Choice, half: Any, plan: Plan) -> Any:
+def _outside_box(xp: Any, choice: Choice, half: Any, lookups: Lookups) -> Any:
     """False in Cutout's box of half side `half` (n,)."""
-    y = xp.arange(plan.height)[None] - choice.row[:, None]
-    x = xp.arange(plan.width)[None] - choice.column[:, None]
+    y = xp.arange(lookups.height)[None] - choice.row[:, None]
+    x = xp.arange(lookups.width)[None] - choice.column[:, None]
     half = half[:, None]
     rows, columns = (y < -half) | (y >= half), (x < -half) | (x >= half)
     outside = rows[:, :, None] | columns[:, None, :]
-    return xp.reshape(outside, (-1, plan.height * plan.width))
+    return xp.reshape(outside, (-1, lookups.height * lookups.width))
 
 
 def _look_up(xp: Any, images: Any, tables: Any) -> Any:
@@ -326,7 +326,7 @@ def _equalize_tables(xp: Any, images: Any, wanted: Any = None) -> Any:
 
 
 def _grey(xp: Any, shares: Any) -> Any:
-    """The grey level, from `Plan.tables`' shares: (n, height, width, 1)."""
+    """The grey level, from `Lookups.tables`' shares: (n, height, width, 1)."""
     grey = shares[..., :1] + shares[..., 1:2] + shares[..., 2:]
     return xp.floor(grey * 255.5)
 
@@ -374,42 +374,46 @@ def _smooth(xp: Any, images: Any) -> Any:
     return xp.where(border, images, xp.reshape(smoothed, (n, h, w, c)))
 
 
-def _blend_images(xp: Any, low: Any, images: Any, plan: Plan) -> Any:
+def _blend_images(xp: Any, low: Any, images: Any, lookups: Lookups) -> Any:
     """`low` + factor * (`images` - `low`), truncated: float32."""
-    difference = _product(images - low, _split(plan.factor))
+    difference = _product(images - low, _split(lookups.factor))
     return xp.floor(xp.clip(low + difference, 0.0, 255.0))
 
 
-def _move(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
-    sources = _sources(xp, choice, plan)
+def _move(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
+    sources = _sources(xp, choice, lookups)
     return _fill(xp, _show(xp, images, sources), sources >= 0)
 
 
-def _cut_out(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
-    half = xp.ones_like(choice.row) * plan.cutout
-    return _fill(xp, images, _outside_box(xp, choice, half, plan))
+def _cut_out(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
+    half = xp.ones_like(choice.row) * lookups.cutout
+    return _fill(xp, images, _outside_box(xp, choice, half, lookups))
 
 
-def _map_values(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
-    return _look_up(xp, images, xp.take(plan.tables, choice.operation, axis=0))
+def _map_values(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
+    return _look_up(
+        xp, images, xp.take(lookups.tables, choice.operation, axis=0)
+    )
 
 
-def _autocontrast(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+def _autocontrast(
+    xp: Any, images: Any, choice: Choice, lookups: Lookups
+) -> Any:
     return _look_up(xp, images, _autocontrast_tables(xp, images))
 
 
-def _equalize(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+def _equalize(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
     return _look_up(xp, images, _equalize_tables(xp, images))
 
 
-def _color(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
-    grey = _grey(xp, _map_values(xp, images, choice, plan))
-    return _blend_images(xp, grey, xp.cast(images, "float32"), plan)
+def _color(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
+    grey = _grey(xp, _map_values(xp, images, choice, lookups))
+    return _blend_images(xp, grey, xp.cast(images, "float32"), lookups)
 
 
-def _sharpen(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+def _sharpen(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
     images = xp.cast(images, "float32")
-    return _blend_images(xp, _smooth(xp, images), images, plan)
+    return _blend_images(xp, _smooth(xp, images), images, lookups)
 
 
 _FAMILIES: dict[Callable, tuple[str, ...]] = {
@@ -433,7 +437,7 @@ _FAMILY_OF = {
 }
 
 
-def apply_all(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
+def apply_all(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
     """Every image's own operation, for a whole batch without a branch.
 
     What an accelerator wants: a fixed number of passes over the batch, each
@@ -443,7 +447,7 @@ def apply_all(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
         xp: The array namespace of `images`.
         images: uint8 (n, height, width, 3).
         choice: What each image undergoes.
-        plan: The magnitude's plan for this image size.
+        lookups: The magnitude's lookups for this image size.
 
     Returns:
         uint8 (n, height, width, 3).
@@ -458,27 +462,27 @@ def apply_all(xp: Any, images: Any, choice: Choice, plan: Plan) -> Any:
 
     # PyTorch has no way to leave a count out; see `_equalize_tables`.
     leave_out = keras.backend.backend() != "torch"
-    tables = xp.take(plan.tables, choice.operation, axis=0)
+    tables = xp.take(lookups.tables, choice.operation, axis=0)
     tables = pick("AutoContrast", _autocontrast_tables(xp, images), tables)
     equalized = _equalize_tables(
         xp, images, chosen("Equalize") if leave_out else None
     )
     tables = pick("Equalize", equalized, tables)
 
-    sources = _sources(xp, choice, plan)
-    half = xp.cast(chosen("Cutout"), "int32") * plan.cutout
-    kept = (sources >= 0) & _outside_box(xp, choice, half, plan)
+    sources = _sources(xp, choice, lookups)
+    half = xp.cast(chosen("Cutout"), "int32") * lookups.cutout
+    kept = (sources >= 0) & _outside_box(xp, choice, half, lookups)
 
     shown = _show(xp, images, sources)
     mapped = _look_up(xp, shown, tables)
     shown = xp.cast(shown, "float32")
     low = pick("Sharpness", _smooth(xp, shown), _grey(xp, mapped))
-    blended = _blend_images(xp, low, shown, plan)
+    blended = _blend_images(xp, low, shown, lookups)
     mapped = pick("Color", blended, pick("Sharpness", blended, mapped))
     return xp.cast(_fill(xp, mapped, kept), "uint8")
 
 
-def apply_each(images: Any, choices: list[Choice], plan: Plan) -> Any:
+def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
     """Each image's own operations, one image after the other, with branches.
 
     What a CPU in `tf.data` wants: the work of the drawn operations alone.
@@ -486,7 +490,7 @@ def apply_each(images: Any, choices: list[Choice], plan: Plan) -> Any:
     Args:
         images: A TensorFlow tensor, uint8 (n, height, width, 3).
         choices: What each image undergoes, in order.
-        plan: The magnitude's plan for this image size.
+        lookups: The magnitude's lookups for this image size.
 
     Returns:
         uint8 (n, height, width, 3).
@@ -506,7 +510,7 @@ def apply_each(images: Any, choices: list[Choice], plan: Plan) -> Any:
                 tf.gather(family_of.astype("int32"), choice.operation),
                 [
                     lambda f=f, i=image, c=one: xp.cast(
-                        f(xp, i, c, plan), "uint8"
+                        f(xp, i, c, lookups), "uint8"
                     )
                     for f in families
                 ],
@@ -595,7 +599,7 @@ def apply_op(
         each = (_INDEX[op], negative, row, column)
         choice = Choice(*(xp.arange(n) * 0 + x for x in each))
         pixels = to_uint8(xp, images)
-        this = plan(magnitude, height, width)
+        this = lookups(magnitude, height, width)
         result = _FAMILY_OF[op](xp, pixels, choice, this)
         return xp.cast(result, images.dtype)
 

@@ -11,8 +11,8 @@ import keras
 from keras_augreg.augment import arrays, draws, ops
 from keras_augreg.augment.base import AugmentationLayer
 
-# Images are augmented on the device in chunks of about 32 at 224 x 224
-# pixels, which bounds the memory of what is computed on the way.
+# On the device, images are augmented in chunks of about 32 at 224 x 224
+# pixels, which bounds the memory of intermediate results.
 _CHUNK_PIXELS = 32 * 224 * 224
 
 
@@ -20,11 +20,11 @@ _CHUNK_PIXELS = 32 * 224 * 224
 class RandAugment(AugmentationLayer):
     """`num_layers` random operations on each image, as in the AugReg study.
 
-    For every image and each of its layers, one of the 16 operations of
-    `apply_op` is drawn uniformly and applied; Rotate, Shear* and Translate*
-    draw a sign, Cutout the pixel of its centre, and nothing else is random
-    (source: `pp/archive/autoaugment.py` of google-research/big_vision). The
-    operations' arithmetic is that of the original, to the byte.
+    For each image and layer, one of the 16 operations of `apply_op` is drawn
+    uniformly and applied. Rotate, Shear* and Translate* draw a sign, Cutout
+    the pixel of its centre; nothing else is random (source:
+    `pp/archive/autoaugment.py` of google-research/big_vision). The
+    operations compute the same bytes as the original.
 
     The layer works on a batch
 
@@ -32,32 +32,31 @@ class RandAugment(AugmentationLayer):
       PyTorch: without a loop over images, without data-dependent shapes and
       without waiting for the host, in chunks of bounded memory;
     - inside `tf.data.Dataset.map`, on any Keras backend, where it computes
-      for each image only what was drawn for it.
+      only the operations drawn for each image.
 
     Both give the same bytes for the same seed, step and position in the batch.
 
     Args:
-        num_layers: Operations for each image, at least 0. The study used 2.
+        num_layers: Operations per image, at least 0. The study used 2.
         magnitude: Their strength, in [0, 20]. The study used 0, 10, 15, 20;
-            0 is not nothing.
-        seed: Integer in [0, 2^31). The same seed gives the same run again.
-            `None` takes one from Keras's global seed.
-        **kwargs: Of `keras.layers.Layer`.
+            magnitude 0 is not the identity.
+        seed: Integer in [0, 2^31); equal seeds draw equally. `None` takes one
+            from Keras's global seed.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         images: uint8 or float (batch, height, width, 3), values in [0, 255],
-            sides below 32,768 pixels. The fractional part of float values is
-            dropped.
+            sides below 32,768 pixels. Floats are rounded to integers first.
         step: Integer scalar, traced or not: the number of this call. Equal
-            steps draw equally, so a run resumed at a step draws what it
-            would have drawn. `None` counts the calls from 0. A parallel
+            steps draw equally, so a resumed run draws what the uninterrupted
+            run would have drawn. `None` counts the calls from 0. A parallel
             `map` counts in no fixed order; where that matters, number the
             batches: `dataset.enumerate(first_step).map(lambda step, images:
             layer(images, step=step), tf.data.AUTOTUNE)`.
-        training: With `False`, the images are returned as they are.
+        training: With `False`, images are returned unchanged.
 
     Returns:
-        The images, in the shape and dtype given.
+        The images, with their shape and dtype unchanged.
 
     Raises:
         ValueError: `num_layers`, `magnitude`, `seed` or the images' shape or
@@ -137,8 +136,8 @@ def randaugment(
         key: The seed and the step, int32 scalars of the images' library.
         num_layers: Operations for each image.
         magnitude: Their strength.
-        host: Whether to branch for each image, in TensorFlow, instead of
-            computing every operation for the batch.
+        host: Whether to branch for each image (in TensorFlow) instead of
+            computing every operation for the whole batch.
 
     Returns:
         uint8, image-shaped.
@@ -148,16 +147,16 @@ def randaugment(
     choices = [
         draw(xp, key, n, height, width, layer) for layer in range(num_layers)
     ]
-    plan = ops.plan(magnitude, height, width)
+    lookups = ops.lookups(magnitude, height, width)
     if host:
-        return ops.apply_each(images, choices, plan)
-    return _apply_in_chunks(xp, images, choices, plan)
+        return ops.apply_each(images, choices, lookups)
+    return _apply_in_chunks(xp, images, choices, lookups)
 
 
 def draw(
     xp: Any, key: tuple[Any, ...], n: int, height: int, width: int, layer: int
 ) -> ops.Choice:
-    """What one layer does to each of `n` images."""
+    """Draws what one layer does to each of `n` images."""
     index = xp.arange(n)
     operation, sign = draws.threefry(key, (index, index * 0 + 2 * layer))
     row, column = draws.threefry(key, (index, index * 0 + 2 * layer + 1))
@@ -171,13 +170,13 @@ def draw(
 
 
 def _apply_in_chunks(
-    xp: Any, images: Any, choices: list[ops.Choice], plan: ops.Plan
+    xp: Any, images: Any, choices: list[ops.Choice], lookups: ops.Lookups
 ) -> Any:
     """`ops.apply_all` for each layer, some images at a time."""
 
     def apply(images: Any, choices: list[ops.Choice]) -> Any:
         for choice in choices:
-            images = ops.apply_all(xp, images, choice, plan)
+            images = ops.apply_all(xp, images, choice, lookups)
         return images
 
     n, height, width, channels = xp.shape(images)
@@ -187,7 +186,7 @@ def _apply_in_chunks(
     count = -(-n // most)
     size = -(-n // count)
 
-    # Chunk i holds images i, i + count, ...: where the batch is split over
+    # Chunk i holds images i, i + count, ...: if the batch is split over
     # devices, each device has its part of every chunk.
     def split(x: Any) -> Any:
         x = xp.concatenate((x, x[: count * size - n]), axis=0)

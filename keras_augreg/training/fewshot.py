@@ -1,12 +1,13 @@
 """Few-shot linear evaluation in closed form.
 
-As big_vision's `evaluators/fewshot_lsr.py`: ridge regression from a frozen
+Like big_vision's `evaluators/fewshot_lsr.py`: ridge regression from a frozen
 model's features to targets of -1 and 1, on a few images of each class. It
 takes seconds, and tracks what pre-training learns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ import numpy as np
 
 # `configs/common_fewshot.py` of big_vision.
 L2 = 2.0**10
-# The constant feature of `fewshot_lsr.py`: so large that the ridge hardly
+# The constant feature of `fewshot_lsr.py`, so large that the ridge hardly
 # shrinks its weight.
 CONSTANT = 100.0
 
@@ -31,7 +32,7 @@ def fewshot_accuracy(
 ) -> float:
     """Accuracy of ridge regression on a few examples of each class.
 
-    Features are standardised with the few examples' means and deviations.
+    Features are standardised with the mean and deviation of those examples.
 
     Args:
         features: Float (N, D), of the examples to choose from.
@@ -40,13 +41,13 @@ def fewshot_accuracy(
         test_labels: Integer (M,).
         shots: Examples of each class, at least 1.
         l2: Strength of the ridge, above 0.
-        seed: Of the choice of the examples.
+        seed: Seed of the choice of the examples.
 
     Returns:
-        Share of the test examples that are classified rightly.
+        Share of the test examples that are classified correctly.
 
     Raises:
-        ValueError: If a class has fewer examples than `shots`, or an argument
+        ValueError: A class has fewer examples than `shots`, or an argument
             is out of range.
 
     Example:
@@ -56,7 +57,7 @@ def fewshot_accuracy(
     """
     if shots < 1 or not l2 > 0:
         raise ValueError(
-            "`shots` is at least 1 and `l2` above 0. Received: "
+            "`shots` must be at least 1 and `l2` above 0. Received: "
             f"shots={shots}, l2={l2}"
         )
     classes, counts = np.unique(labels, return_counts=True)
@@ -78,7 +79,7 @@ def fewshot_accuracy(
 
     x = standardised(x)
     targets = np.where(labels[chosen, None] == classes, 1.0, -1.0)
-    # The smaller of the two equal forms of the solution.
+    # The solution has two equal forms; solve the smaller system.
     if len(x) > x.shape[1]:
         gram = x.T @ x + l2 * np.eye(x.shape[1])
         weights = np.linalg.solve(gram, x.T @ targets)
@@ -90,58 +91,89 @@ def fewshot_accuracy(
 
 
 class FewShot(keras.callbacks.Callback):
-    """Adds few-shot accuracy to the logs of every epoch.
+    """Adds few-shot accuracy to the logs of epochs, as `fewshot_SHOTS`.
 
     Args:
-        train: (images, labels) to choose from: uint8 (N, H, W, 3), integer
-            (N,).
-        test: (images, labels) to test on.
-        shots: Examples of each class.
-        every: Epochs from one evaluation to the next.
+        train: Batches of images in [0, 255] and integer labels, for example
+            a training split that `data.load` loaded with `training=False`.
+            The first `shots` images of each class are kept in memory.
+        test: Batches to test on.
+        shots: Examples of each class, at least 1.
+        every: Epochs from one evaluation to the next, at least 1.
 
-    The log's name is `fewshot_SHOTS`.
+    Raises:
+        ValueError: When the first evaluation finds fewer than `shots`
+            examples of a class.
 
     Example:
     ```python
-    model.fit(dataset, callbacks=[FewShot((images, labels), (x, y), shots=5)])
+    batches = [(images, labels)]
+    model.fit(dataset, callbacks=[FewShot(batches, batches, shots=5)])
     ```
     """
 
     def __init__(
         self,
-        train: tuple[np.ndarray, np.ndarray],
-        test: tuple[np.ndarray, np.ndarray],
+        train: Iterable[Any],
+        test: Iterable[Any],
         shots: int = 10,
         every: int = 1,
     ) -> None:
         super().__init__()
         self.train, self.test = train, test
         self.shots, self.every = shots, every
+        self._chosen: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._body: Any = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if (epoch + 1) % self.every:
             return
-        x, y = (
-            features(self.model, images)
-            for images, _ in (self.train, self.test)
-        )
-        accuracy = fewshot_accuracy(
-            x, self.train[1], y, self.test[1], shots=self.shots
-        )
+        if self._chosen is None:
+            self._chosen = list(_first_of_each(self.train, self.shots))
+        if self._body is None:  # Kept: a new one would compile again.
+            self._body = features_model(self.model)
+        train, test = self._features(self._chosen), self._features(self.test)
+        accuracy = fewshot_accuracy(*train, *test, shots=self.shots)
         if logs is not None:
             logs[f"fewshot_{self.shots}"] = accuracy
 
+    def _features(self, batches: Iterable[Any]) -> tuple[Any, Any]:
+        features, labels = [], []
+        for images, truth in _real(batches):
+            features.append(self._body.predict_on_batch(images))
+            labels.append(truth)
+        return np.concatenate(features), np.concatenate(labels)
 
-def features(model: Any, images: np.ndarray, batch_size: int = 64) -> Any:
-    """What a model's classifier reads.
+
+def features_model(model: Any) -> keras.Model:
+    """The part of a model that computes what its classifier reads.
 
     Args:
-        model: A `keras_augreg` model with classifier.
-        images: (N, H, W, 3), as the model takes them.
-        batch_size: Images of a step.
+        model: A `keras_augreg` model with a classifier.
 
     Returns:
-        Float array (N, width).
+        A model from images to features (B, width) that shares its weights.
     """
-    body = keras.Model(model.inputs, model.get_layer("head").input)
-    return body.predict(images, batch_size=batch_size, verbose=0)
+    return keras.Model(model.inputs, model.get_layer("head").input)
+
+
+def _real(batches: Iterable[Any]) -> Any:
+    """Images and labels of each batch, without padding (weight 0)."""
+    for batch in batches:
+        images, labels, *weights = map(np.asarray, batch)
+        if weights:
+            images, labels = images[weights[0] > 0], labels[weights[0] > 0]
+        yield images, labels
+
+
+def _first_of_each(batches: Iterable[Any], shots: int) -> Any:
+    """The same batches with the first `shots` examples of each class."""
+    counts: dict[int, int] = {}
+    for images, labels in _real(batches):
+        kept = []
+        for i, label in enumerate(labels.tolist()):
+            counts[label] = counts.get(label, 0) + 1
+            if counts[label] <= shots:
+                kept.append(i)
+        if kept:
+            yield images[kept], labels[kept]

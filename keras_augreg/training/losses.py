@@ -18,10 +18,10 @@ from keras_augreg.augment.arrays import soft_labels
 class SigmoidCrossentropy(keras.losses.Loss):
     """Sigmoid cross-entropy of logits: the sum over classes.
 
-    Averaged over the batch. What the AugReg study pre-trained with (source:
+    Averaged over the batch; the AugReg study's pre-training loss (source:
     `sigmoid_xent` in `utils.py` of google-research/big_vision).
-    `keras.losses.BinaryCrossentropy` averages over classes as well, which
-    makes it as many times smaller as there are classes.
+    `keras.losses.BinaryCrossentropy` also averages over classes, so it is
+    smaller by a factor of the number of classes.
 
     Call arguments:
         y_true: Integer labels (batch,) or (batch, 1), or probabilities
@@ -45,7 +45,7 @@ class SoftmaxCrossentropy(keras.losses.Loss):
     """Softmax cross-entropy of logits, averaged over the batch.
 
     Call arguments:
-        y_true: As of `SigmoidCrossentropy`.
+        y_true: As in `SigmoidCrossentropy`.
         y_pred: Float logits (batch, classes).
 
     Example:
@@ -61,14 +61,14 @@ class SoftmaxCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class Accuracy(keras.metrics.MeanMetricWrapper):
-    """How often the highest logit is the likeliest label.
+    """How often the highest logit belongs to the most probable label.
 
     Args:
         name: Name of the metric.
         dtype: Dtype of its computation.
 
     Call arguments:
-        y_true: As of `SigmoidCrossentropy`.
+        y_true: As in `SigmoidCrossentropy`.
         y_pred: Float (batch, classes): logits or probabilities.
 
     Example:
@@ -88,10 +88,10 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class MeanLoss(keras.metrics.MeanMetricWrapper):
-    """The mean of a loss over examples, each counted by its weight.
+    """The mean of a loss over examples, weighted by their sample weights.
 
-    It takes the place of Keras's own "loss" in logs, which counts padding
-    (weight 0, where several hosts evaluate) as examples without loss.
+    It replaces Keras's own "loss" in the logs, which counts padding (weight
+    0, when several hosts evaluate) as examples with loss 0.
 
     Args:
         loss: `SigmoidCrossentropy()` or `SoftmaxCrossentropy()`.
@@ -99,8 +99,8 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
         dtype: Dtype of its computation.
 
     Call arguments:
-        y_true: As of the loss.
-        y_pred: As of the loss.
+        y_true: As in the loss.
+        y_pred: As in the loss.
 
     Example:
     >>> metric = keras_augreg.training.losses.MeanLoss(SoftmaxCrossentropy())

@@ -2,7 +2,7 @@
 
 Keras's own differ where it moves weights: its Adam adds epsilon to the
 uncorrected root, its SGD stores learning rate times gradient in the momentum,
-its clipping under TensorFlow's strategies comes before the sum over replicas,
+it clips before the sum over replicas under TensorFlow's strategies,
 its schedules and moving averages count batches instead of weight updates
 under gradient accumulation, and `exclude_from_weight_decay` is forgotten on
 reload. These two are equal to
@@ -29,7 +29,7 @@ from keras_augreg.distribution import mean_over_processes
 
 
 class _Step(NamedTuple):
-    """What all variables share in one weight update."""
+    """What one weight update has in common for all variables."""
 
     learning_rate: Any
     count: Any  # float32: weight updates before this one
@@ -37,23 +37,23 @@ class _Step(NamedTuple):
 
 
 def is_kernel(variable: Any) -> bool:
-    """Whether weight decay is for this variable.
+    """Whether weight decay applies to this variable.
 
     The originals decay `.*/kernel`: convolutions, projections, MLP, head. In
     these models: `kernel`, `qkv_kernel`, `out_kernel`, `mlp_kernel1` and
-    `mlp_kernel2`, not biases, scales, position embedding and class token.
+    `mlp_kernel2`; not biases, scales, position embedding and class token.
     """
     name: str = variable.path.split("/")[-1]
     return re.search(r"(^|_)kernel\d*$", name) is not None
 
 
 def layer_rates(paths: list[str], decay: float) -> list[float]:
-    """The factor on the learning rate of each variable.
+    """Each variable's factor on the learning rate.
 
     1 for the head and the last LayerNorm, `decay` for the last block,
-    `decay`^2 for the one before, one more for the embeddings and a ResNet
-    stem (as in BEiT, arXiv 2106.08254, appendix; not part of the AugReg
-    study).
+    `decay`^2 for the block before it, and one power more than the first block
+    for the embeddings and a ResNet stem (as in BEiT, arXiv 2106.08254,
+    appendix; not part of the AugReg study).
     """
     blocks = [re.search(r"encoderblock_(\d+)/", path) for path in paths]
     depth = 1 + max((int(b[1]) for b in blocks if b), default=-1)
@@ -69,13 +69,14 @@ def layer_rates(paths: list[str], decay: float) -> list[float]:
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """What Adam and SGD share: everything but `direction`.
+    """What Adam and SGD share: everything except `direction`.
 
-    Subclasses name their slots (variables of a weight's shape) and say which
-    way a gradient moves it.
+    Subclasses name their slots (variables of a weight's shape), their own
+    settings, and the direction in which a gradient moves a weight.
     """
 
     slots: tuple[str, ...]
+    settings: tuple[str, ...]
 
     def __init__(
         self,
@@ -89,13 +90,13 @@ class _Optimizer(keras.optimizers.Optimizer):
                 raise ValueError(
                     f"{type(self).__name__} does not implement "
                     f"`{unsupported}`. Received: {unsupported}="
-                    f"{kwargs[unsupported]}. It clips with `global_clipnorm`, "
-                    "and keras.callbacks.SwapEMAWeights swaps averages in."
+                    f"{kwargs[unsupported]}. Clip with `global_clipnorm`; "
+                    "to validate averages, use "
+                    "keras.callbacks.SwapEMAWeights()."
                 )
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ValueError(
-                "`layer_decay` is the factor on the learning rate from one "
-                "block to the one before, above 0 and at most 1. Received: "
+                "`layer_decay` must be above 0 and at most 1. Received: "
                 f"layer_decay={layer_decay}"
             )
         super().__init__(**kwargs)
@@ -103,9 +104,9 @@ class _Optimizer(keras.optimizers.Optimizer):
         self.momentum_dtype = momentum_dtype
 
     def direction(self, gradient: Any, slots: list[Any], count: Any) -> Any:
-        """Returns the way before learning rate and decay, and new slots.
+        """Returns the update before learning rate and decay, and new slots.
 
-        All in float32, whatever the slots are stored in.
+        All in float32, in whatever dtype the slots are stored.
         """
         raise NotImplementedError
 
@@ -135,7 +136,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         )
 
     def _get_current_learning_rate(self) -> Any:
-        """The schedule's rate for the weight update that is accumulating."""
+        """The schedule's rate for the current weight update."""
         if isinstance(
             self._learning_rate,
             keras.optimizers.schedules.LearningRateSchedule,
@@ -147,11 +148,11 @@ class _Optimizer(keras.optimizers.Optimizer):
         if keras.backend.backend() == "tensorflow":
             pairs = zip(grads, variables, strict=True)
             return [g for g, _ in super()._all_reduce_sum_gradients(pairs)]
-        # JAX differentiates the loss of the whole batch already.
+        # JAX's gradient is that of the whole batch already.
         return mean_over_processes(grads)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        # TensorFlow's update would sum here, after the clipping.
+        # Keras would sum here, after the clipping.
         return grads_and_vars
 
     def _backend_apply_gradients(
@@ -178,7 +179,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             due,
         )
         # Keras's own loop over the variables, which TensorFlow's strategies
-        # need; it takes whatever `update_step` understands.
+        # need; it passes pairs of gradient and sum on to `update_step`.
         self._backend_update_step(
             list(zip(grads, sums, strict=True)), trainable_variables, step
         )
@@ -207,7 +208,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         new = variable - rate * direction
         if self.use_ema:
             average = self._model_variables_moving_average[index]
-            # The first update is the average's first value.
+            # The average starts at the first update's weights.
             keep = self.ema_momentum * ops.cast(step.count > 0, "float32")
             assign(average, keep * average + (1 - keep) * new)
         for slot, value in zip(slots, new_slots, strict=True):
@@ -220,46 +221,39 @@ class _Optimizer(keras.optimizers.Optimizer):
             )
 
     def get_config(self) -> dict[str, Any]:
+        names = ("layer_decay", "momentum_dtype", *self.settings)
         return {
             **super().get_config(),
-            "layer_decay": self.layer_decay,
-            "momentum_dtype": self.momentum_dtype,
+            **{name: getattr(self, name) for name in names},
         }
 
 
-_SHARED_ARGS = """learning_rate: A rate above 0, or a Keras schedule, which is
-            asked for the rate of a weight update, under accumulation too.
-        weight_decay: Decoupled decay, times the learning rate, on kernels
-            alone (`is_kernel`). `None` for none.
-        global_clipnorm: Largest norm of all gradients together, after they
-            are summed over replicas. `None` for no clipping.
-        gradient_accumulation_steps: Batches for each weight update, at least
-            2; `None` for one. Gradients are averaged before the clipping.
-        layer_decay: Factor in (0, 1] on the learning rate from one block to
-            the one before (`layer_rates`). `None` for none.
-        momentum_dtype: Dtype that the momentum is stored in, for example
-            `"bfloat16"`; `None` for that of the weight.
-        **kwargs: `name`, `use_ema`, `ema_momentum` and `loss_scale_factor` of
-            `keras.optimizers.Optimizer`. Averages are updated once for each
-            weight update."""
-
-
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class Adam(_Optimizer):  # noqa: D101 (an f-string)
-    __doc__ = f"""Adam as in optax: epsilon is added to the corrected root.
+class Adam(_Optimizer):
+    """Adam as in optax: epsilon is added to the corrected root.
 
     The betas and epsilon are big_vision's `scale_by_adam` defaults, those of
     arXiv 1412.6980.
 
     Args:
-        {_SHARED_ARGS}
+        learning_rate: A rate above 0, or a Keras schedule; it is evaluated at
+            the number of weight updates, under accumulation too.
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: Added to the root of the corrected second moment.
+        layer_decay: Factor in (0, 1] by which each block's learning rate is
+            that of the block after it (`layer_rates`). `None` for 1.
+        momentum_dtype: Dtype in which the momentum is stored, for example
+            `"bfloat16"`; `None` for that of the weight.
+        **kwargs: Of `keras.optimizers.Optimizer`: `weight_decay` (decoupled,
+            times the learning rate, only on kernels), `global_clipnorm`
+            (after gradients are summed over replicas),
+            `gradient_accumulation_steps` (gradients are averaged, then
+            clipped), `use_ema` and `ema_momentum` (averages are updated once
+            per weight update), `loss_scale_factor` and `name`.
 
     Raises:
-        ValueError: If an argument is out of range, or is one of Keras's that
-            is not implemented.
+        ValueError: An argument is out of range or not implemented.
 
     Example:
     >>> optimizer = Adam(1e-3, weight_decay=0.1, global_clipnorm=1.0)
@@ -267,29 +261,17 @@ class Adam(_Optimizer):  # noqa: D101 (an f-string)
     """
 
     slots = ("momentum", "velocity")
+    settings = ("beta_1", "beta_2", "epsilon")
 
     def __init__(
         self,
         learning_rate: Any = 1e-3,
-        weight_decay: float | None = None,
-        global_clipnorm: float | None = None,
-        gradient_accumulation_steps: int | None = None,
-        layer_decay: float | None = None,
-        momentum_dtype: str | None = None,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            global_clipnorm=global_clipnorm,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            layer_decay=layer_decay,
-            momentum_dtype=momentum_dtype,
-            **kwargs,
-        )
+        super().__init__(learning_rate=learning_rate, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -302,29 +284,21 @@ class Adam(_Optimizer):  # noqa: D101 (an f-string)
         corrected = m / (1 - ops.power(self.beta_1, count + 1))
         return corrected / (root + self.epsilon), (m, v)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class SGD(_Optimizer):  # noqa: D101 (an f-string)
-    __doc__ = f"""SGD whose momentum is a sum of gradients, as in optax.
+class SGD(_Optimizer):
+    """SGD whose momentum is a sum of gradients, as in optax.
 
-    The learning rate multiplies the momentum, it is not stored in it: under a
-    schedule, `keras.optimizers.SGD` goes another way.
+    The learning rate multiplies the momentum and is not stored in it: under a
+    schedule, `keras.optimizers.SGD` takes a different trajectory.
 
     Args:
-        {_SHARED_ARGS}
+        learning_rate: As in `Adam`.
         momentum: Decay of the sum, in [0, 1).
+        **kwargs: As in `Adam`, with `layer_decay` and `momentum_dtype`.
 
     Raises:
-        ValueError: If an argument is out of range, or is one of Keras's that
-            is not implemented.
+        ValueError: An argument is out of range or not implemented.
 
     Example:
     >>> optimizer = SGD(0.003, global_clipnorm=1.0, momentum_dtype="bfloat16")
@@ -332,33 +306,15 @@ class SGD(_Optimizer):  # noqa: D101 (an f-string)
     """
 
     slots = ("momentum",)
+    settings = ("momentum",)
 
     def __init__(
-        self,
-        learning_rate: Any = 0.01,
-        weight_decay: float | None = None,
-        global_clipnorm: float | None = None,
-        gradient_accumulation_steps: int | None = None,
-        layer_decay: float | None = None,
-        momentum_dtype: str | None = None,
-        momentum: float = 0.9,
-        **kwargs: Any,
+        self, learning_rate: Any = 0.01, momentum: float = 0.9, **kwargs: Any
     ) -> None:
-        super().__init__(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            global_clipnorm=global_clipnorm,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            layer_decay=layer_decay,
-            momentum_dtype=momentum_dtype,
-            **kwargs,
-        )
+        super().__init__(learning_rate=learning_rate, **kwargs)
         self.momentum = momentum
 
     def direction(self, gradient: Any, slots: list[Any], count: Any) -> Any:
         (momentum,) = slots
         total = gradient + self.momentum * momentum
         return total, (total,)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "momentum": self.momentum}

@@ -14,13 +14,13 @@ def warmup_cosine(
     (`vit_jax/utils.py`) and of big_vision (`utils.py`); the very first step
     has rate 0.
 
-    The optimizers of `keras_augreg.training.optimizers` ask for the rate of a
-    weight update, under gradient accumulation too; those of Keras count
-    batches.
+    The optimizers of `keras_augreg.training.optimizers` evaluate it at the
+    number of weight updates, under gradient accumulation too; Keras's own
+    count batches.
 
     Args:
         learning_rate: Peak of the learning rate, above 0.
-        total_steps: Weight updates until the rate is 0 again.
+        total_steps: Weight updates until the rate is back to 0.
         warmup_steps: Weight updates until the peak, at least 0 and fewer than
             `total_steps`.
 
@@ -28,7 +28,7 @@ def warmup_cosine(
         A Keras schedule: step -> rate, serializable.
 
     Raises:
-        ValueError: If the steps or the rate are out of these ranges.
+        ValueError: The steps or the rate are out of these ranges.
 
     Example:
     >>> schedule = warmup_cosine(0.01, total_steps=20, warmup_steps=10)
@@ -37,13 +37,13 @@ def warmup_cosine(
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
-            "The warm-up is a part of the training: 0 <= warmup_steps < "
-            f"total_steps. Received: warmup_steps={warmup_steps}, "
-            f"total_steps={total_steps}. Both count weight updates."
+            "`warmup_steps` must be at least 0 and less than `total_steps`. "
+            f"Received: warmup_steps={warmup_steps}, total_steps="
+            f"{total_steps}. Both count weight updates."
         )
     if not learning_rate > 0:
         raise ValueError(
-            "`learning_rate` is above 0. Received: "
+            "`learning_rate` must be above 0. Received: "
             f"learning_rate={learning_rate}"
         )
     if not warmup_steps:

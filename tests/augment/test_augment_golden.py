@@ -99,11 +99,11 @@ def test_a_batch_where_every_image_has_another_operation(
     """The way of the compiled training step."""
     if compiled and BACKEND == "torch":
         pytest.skip("test_torch_compile does one magnitude: it takes long")
-    plan = ops.plan(magnitude, *image.shape[:2])
+    lookups = ops.lookups(magnitude, *image.shape[:2])
 
     def apply(images, *choice):
         xp = arrays.namespace(images)
-        return ops.apply_all(xp, images, ops.Choice(*choice), plan)
+        return ops.apply_all(xp, images, ops.Choice(*choice), lookups)
 
     if compiled:
         apply = arrays.compiled(apply, BACKEND)
@@ -119,10 +119,10 @@ def test_torch_compile():
 
     image, cases = GOLDEN["astronaut"]
     cases = [case for case in cases if case[1] == 15]
-    plan = ops.plan(15, *image.shape[:2])
+    lookups = ops.lookups(15, *image.shape[:2])
 
     def apply(images, *choice):
-        return ops.apply_all(keras.ops, images, ops.Choice(*choice), plan)
+        return ops.apply_all(keras.ops, images, ops.Choice(*choice), lookups)
 
     images = np.repeat(image[None], len(cases), axis=0)
     arguments = map(torch.tensor, (images, *choice_of(cases)))
@@ -134,10 +134,10 @@ def test_torch_compile():
 def test_one_image_after_the_other_in_tf_data(image, magnitude, cases):
     """The way of a `tf.data` pipeline, compiled as `RandAugment` does."""
     tf = pytest.importorskip("tensorflow")
-    plan = ops.plan(magnitude, *image.shape[:2])
+    lookups = ops.lookups(magnitude, *image.shape[:2])
 
     def apply(images, *choice):
-        return ops.apply_each(images, [ops.Choice(*choice)], plan)
+        return ops.apply_each(images, [ops.Choice(*choice)], lookups)
 
     images = np.repeat(image[None], len(cases), axis=0)
     data = tf.data.Dataset.from_tensors((images, *choice_of(cases)))
@@ -158,7 +158,7 @@ def test_sources_are_those_of_tensorflows_kernel(op):
     position = np.arange(side * side, dtype="int32").reshape(side, side)
     row = 1 + 2 * ops.GEOMETRIC.index(op)
     for magnitude in range(21):
-        plan = ops.plan(magnitude, side, side)
+        lookups = ops.lookups(magnitude, side, side)
         level = magnitude / 10
         for flip, sign in enumerate((1.0, -1.0)):
             shear, shift = sign * level * 0.3, sign * level * 100
@@ -188,14 +188,14 @@ def test_sources_are_those_of_tensorflows_kernel(op):
                 fill_value=-1.0,
             )
             np.testing.assert_array_equal(
-                plan.sources[row + flip], np.ravel(expected)
+                lookups.sources[row + flip], np.ravel(expected)
             )
 
 
 def test_the_grey_level_of_every_colour():
     """All 16.7 million, against the function that the original called."""
     tf = pytest.importorskip("tensorflow")
-    shares = ops.plan(10, 1, 1).tables[OPERATIONS.index("Color")]
+    shares = ops.lookups(10, 1, 1).tables[OPERATIONS.index("Color")]
     green, blue = np.meshgrid(*[np.arange(256)] * 2, indexing="ij")
     for red in range(256):
         image = np.stack([np.full_like(green, red), green, blue], axis=-1)

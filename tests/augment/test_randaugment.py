@@ -193,14 +193,14 @@ def test_batch_order_is_irrelevant():
     images = photo(16)
     choice = draw(16, 24, 24)
     order = np.random.default_rng(0).permutation(16)
-    plan = randaugment.ops.plan(15, 24, 24)
+    lookups = randaugment.ops.lookups(15, 24, 24)
 
     def apply(images, choice):
         convert = keras.ops.convert_to_tensor
         choice = randaugment.ops.Choice(*map(convert, choice))
         images = convert(images)
         xp = randaugment.arrays.namespace(images)
-        return numpy(randaugment.ops.apply_all(xp, images, choice, plan))
+        return numpy(randaugment.ops.apply_all(xp, images, choice, lookups))
 
     result = apply(images, choice)
     permuted = apply(images[order], [x[order] for x in choice])

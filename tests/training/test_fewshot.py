@@ -2,7 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg.training.fewshot import FewShot, features, fewshot_accuracy
+from keras_augreg.training.fewshot import (
+    FewShot,
+    features_model,
+    fewshot_accuracy,
+)
 
 
 def blobs(n, seed, size=6):
@@ -62,21 +66,29 @@ def softmax(x):
     return x / x.sum(axis=1, keepdims=True)
 
 
-def test_callback_logs_it(tiny_model):
+def photos():
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3))
-    images, labels = images.astype("uint8"), np.arange(20) % 5
+    return images.astype("uint8"), np.arange(20) % 5
+
+
+def test_callback_logs_it(tiny_model):
+    images, labels = photos()
+    padded = np.concatenate([images[12:], images[:2]])
+    batches = [
+        (images[:12], labels[:12]),
+        (padded, np.r_[labels[12:], 0, 0], np.r_[np.ones(8), 0, 0]),
+    ]
     tiny_model.compile("sgd", "sparse_categorical_crossentropy")
+    callback = FewShot(batches, batches, 2, every=2)
     history = tiny_model.fit(
-        images,
-        labels,
-        epochs=2,
-        callbacks=[FewShot((images, labels), (images, labels), 2, every=2)],
-        verbose=0,
+        images, labels, epochs=4, callbacks=[callback], verbose=0
     )
-    x = features(tiny_model, images)
+    logged = history.history["fewshot_2"]
+    assert len(logged) == 2
+    x = features_model(tiny_model).predict(images, verbose=0)
     assert x.shape == (20, 16)
-    want = fewshot_accuracy(x, labels, x, labels, shots=2)
-    assert history.history["fewshot_2"] == [want]
+    first = x[:10], labels[:10]  # two of each class
+    assert logged[1] == fewshot_accuracy(*first, x, labels, shots=2)
     # The features are what the classifier reads.
     head = tiny_model.get_layer("head")
     head.kernel.assign(np.random.default_rng(1).normal(size=(16, 5)))
@@ -85,3 +97,28 @@ def test_callback_logs_it(tiny_model):
         tiny_model.predict(images, verbose=0),
         atol=1e-5,
     )
+
+
+def test_callback_compiles_once(tiny_model):
+    images, labels = photos()
+    callback = FewShot([(images, labels)], [(images, labels)], shots=4)
+    tiny_model.compile("sgd", "sparse_categorical_crossentropy")
+    functions = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            functions.append(callback._body.predict_function)
+
+    tiny_model.fit(
+        images, labels, epochs=3, callbacks=[callback, Look()], verbose=0
+    )
+    assert functions[0] is not None
+    assert functions[0] is functions[1] is functions[2]
+
+
+def test_callback_refuses_too_few_examples(tiny_model):
+    images, labels = photos()
+    callback = FewShot([(images, labels)], [(images, labels)], shots=5)
+    tiny_model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"needs 5 examples\. Class 0 has 4"):
+        tiny_model.fit(images, labels, callbacks=[callback], verbose=0)
