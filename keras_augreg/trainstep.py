@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -160,10 +161,29 @@ class TrainStep(keras.Model):
                 self._check_weights()
             x, count = self._augmented_dataset(x)
             kwargs["callbacks"] = [count, *callbacks]
+        before = self._updates_past_schedule()
+        if before >= 0:
+            _warn_of_schedule("`fit` changes nothing")
         try:
             return super().fit(x, *args, **kwargs)
         finally:
             separate_averages(self)
+            past = self._updates_past_schedule()
+            if before < 0 < past:
+                _warn_of_schedule(f"The last {past} updates changed nothing")
+
+    def _updates_past_schedule(self) -> int:
+        """Updates since the learning rate reached 0; below 0 before."""
+        optimizer: Any = self.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        schedule = optimizer._learning_rate
+        if (
+            not isinstance(schedule, keras.optimizers.schedules.CosineDecay)
+            or schedule.alpha
+        ):
+            return -1
+        total = schedule.decay_steps + schedule.warmup_steps
+        return int(optimizer.iterations) - int(total)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         self._augment_where(host=False)
@@ -217,6 +237,14 @@ class TrainStep(keras.Model):
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
             return super().get_metrics_result()
+
+
+def _warn_of_schedule(what: str) -> None:
+    warnings.warn(
+        f"{what}: all `total_steps` weight updates are done, and the learning "
+        "rate is 0. Compile again to train on.",
+        stacklevel=3,
+    )
 
 
 def separate_averages(model: Any) -> None:

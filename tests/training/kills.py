@@ -1,15 +1,18 @@
 """Kills a run at random moments, resumes it, compares it with one left alone.
 
-    python tests/training/kills.py 20 FOLDER \
+    python tests/training/kills.py [--damage] 20 FOLDER \
         python recipes/pretrain.py --epochs=2 --save_every=50
 
 runs the command to its end with `--workdir=FOLDER/whole`, then again and
 again with `--workdir=FOLDER/killed`, sending SIGKILL after a random time, 20
 times; lets it end; and compares the two last checkpoints bit by bit: weights,
-seeds, optimizer, moving averages. A run that ended in between is compared, too,
-and another one begun. The exit status is 0 if all are equal.
+seeds, optimizer, moving averages. A run that ended in between is compared,
+too, and another one is started. With `--damage`, every other kill is followed
+by damage to one or two of the run's files: truncated, emptied, a flipped bit,
+a directory or a FIFO in its place. The exit status is 0 if all are equal.
 """
 
+import os
 import pathlib
 import random
 import subprocess
@@ -24,7 +27,35 @@ def newest(workdir):
     return files[-1] if files else None
 
 
-def main(kills, folder, *command):
+def damage(workdir, rng):
+    """Damages the newest checkpoint, and at times another file; says how."""
+    files = sorted((workdir / "checkpoints").glob("*.npz"))
+    others = [workdir / "best.npz", workdir / "metrics.jsonl", *files[:-1]]
+    chosen = [*files[-1:], *rng.sample(others, rng.randrange(2))]
+    done = []
+    for file in chosen:
+        if not file.is_file():
+            continue
+        kind = rng.choice(["truncated", "emptied", "flipped", "folder", "fifo"])
+        if kind == "truncated":
+            os.truncate(file, rng.randrange(file.stat().st_size + 1))
+        elif kind == "emptied":
+            os.truncate(file, 0)
+        elif kind == "flipped":
+            content = bytearray(file.read_bytes())
+            if content:
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            file.write_bytes(content)
+        else:
+            file.unlink()
+            (os.mkdir if kind == "folder" else os.mkfifo)(file)
+        done.append(f"{file.name} {kind}")
+    return ", ".join(done)
+
+
+def main(*arguments):
+    damages = arguments[0] == "--damage"
+    kills, folder, *command = arguments[damages:]
     folder = pathlib.Path(folder)
     whole, killed = folder / "whole", folder / "killed"
     rng = random.Random(0)
@@ -44,11 +75,11 @@ def main(kills, folder, *command):
             count += 1
             file = newest(killed)
             unfinished = list(killed.rglob("*.tmp"))
-            print(
-                f"kill {count}: newest checkpoint {file and file.name}"
-                + (", one half written" if unfinished else ""),
-                flush=True,
-            )
+            line = f"kill {count}: newest checkpoint {file and file.name}"
+            line += ", one half written" if unfinished else ""
+            if damages and count % 2 == 0 and killed.exists():
+                line += f"; {damage(killed, rng)}"
+            print(line, flush=True)
             continue
         if status:
             sys.exit(f"the run failed with status {status}")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -270,6 +271,64 @@ def test_class_weights():
 def test_refuses_class_weights_with_mixup():
     with pytest.raises(ValueError, match="mixture has no weight"):
         fit(pretrain(build()), class_weight={0: 2.0})
+
+
+def test_warns_of_updates_that_change_nothing():
+    model = finetune(build(), total_steps=4, warmup_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(model, epochs=1)
+    with pytest.warns(UserWarning, match="The last 2 updates changed nothing"):
+        fit(model, epochs=2)
+    before = weights(model)
+    with pytest.warns(UserWarning, match="`fit` changes nothing: all `total_"):
+        fit(model, epochs=1)
+    assert_close(weights(model), before)
+
+
+@pytest.mark.parametrize("optimizer", ["ours", "keras"])
+def test_usable_after_fit_with_averages(tmp_path, optimizer):
+    model = finetune(build(), ema_momentum=0.5)
+    if optimizer == "keras":
+        sgd = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+        model.compile(sgd, SoftmaxCrossentropy(), on_logits=True)
+    fit(model)
+    images, labels = batch()
+    before = model.predict(images, verbose=0)
+    model.evaluate(images, labels, verbose=0)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        np.testing.assert_allclose(
+            each.predict(images, verbose=0), before, rtol=1e-5
+        )
+        fit(each)
+
+
+@pytest.mark.parametrize("swap", [None, True])
+def test_early_stopping_restores_what_was_validated(swap):
+    rng = np.random.default_rng(1)
+    images, labels = batch()
+    validation = rng.permutation(images), labels
+    model = finetune(build(), ema_momentum=0.9, learning_rate=0.3)
+    stop = keras.callbacks.EarlyStopping(
+        "val_loss", patience=1, restore_best_weights=True
+    )
+    callbacks = [keras.callbacks.SwapEMAWeights(True)] * bool(swap) + [stop]
+    fit(model, epochs=6, validation_data=validation, callbacks=callbacks)
+    got = model.evaluate(*validation, verbose=0, return_dict=True)["loss"]
+    assert got == pytest.approx(stop.best, rel=1e-5)
+
+
+def test_refuses_to_restore_what_was_not_validated():
+    stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    for callbacks in (
+        [keras.callbacks.SwapEMAWeights(), stop],
+        [stop, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+    ):
+        with pytest.raises(ValueError, match=r"EarlyStopping.*before it in"):
+            fit(finetune(build(), ema_momentum=0.9), callbacks=callbacks)
 
 
 def test_ema_ends_in_the_model():

@@ -382,7 +382,7 @@ def test_refuses_arguments(tmp_path, argument):
     reason="bit-identity is promised on JAX and TensorFlow",
 )
 def test_three_kills(tmp_path):
-    command = [sys.executable, str(HERE / "kills.py"), "3"]
+    command = [sys.executable, str(HERE / "kills.py"), "--damage", "3"]
     done = subprocess.run(
         [*command, str(tmp_path), sys.executable, str(HERE / "_run.py")],
         capture_output=True,
