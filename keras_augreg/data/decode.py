@@ -15,6 +15,7 @@ quality 90), and a crop that is cut while decoding has exact edges.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import random
@@ -40,8 +41,18 @@ STRETCH = 4
 # What lies within rounding of an integer is that integer.
 ROUNDING = np.float32(1e-4)
 
-# What Pillow may open.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# What Pillow may open: its name of a format -> the extensions of its files.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k"),
+}
 EXIF_ORIENTATION = 0x0112
 # Orientation -> the `PIL.Image.Transpose` that undoes it (Exif 2.32, table 5).
 UPRIGHT = {
@@ -60,6 +71,28 @@ SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
 
 class ImageError(ValueError):
     """An image that cannot be read; the message names the file."""
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Returns the members of `FORMATS` that the installed Pillow can open."""
+    import PIL.features
+    import PIL.Image
+
+    PIL.Image.init()
+    optional = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+    return tuple(
+        name
+        for name in FORMATS
+        if name in PIL.Image.OPEN
+        and (name not in optional or PIL.features.check(optional[name]))
+    )
+
+
+@functools.cache
+def extensions() -> tuple[str, ...]:
+    """Returns the extensions of image files that can be read, in lower case."""
+    return tuple(end for name in formats() for end in FORMATS[name])
 
 
 class Window(NamedTuple):
@@ -221,7 +254,7 @@ class Picture:
         self.data = data
         self.name = name
         self._brightness = brightness
-        # Of PNG files the pixels are decoded already, once is enough.
+        # Kept, because the pixels of some files are decoded already.
         self._opened: Any = None
         size, plain = _plain_jpeg_size(data), True
         if size is None:
@@ -242,11 +275,12 @@ class Picture:
     def _open(self) -> Any:
         import PIL.Image
 
-        PIL.Image.init()
         try:
-            image = PIL.Image.open(io.BytesIO(self.data), formats=FORMATS)
-            if image.format == "PNG":
-                image.load()  # The orientation may follow the pixels.
+            image = PIL.Image.open(io.BytesIO(self.data), formats=formats())
+            if image.format in ("PNG", "TIFF"):
+                # PNG's orientation may follow the pixels; Pillow undoes
+                # TIFF's when it loads them.
+                image.load()
             return image
         except PIL.Image.DecompressionBombError as error:
             raise ImageError(
@@ -260,8 +294,8 @@ class Picture:
         what = f"{len(self.data)} bytes" if self.data else "it is empty"
         return ImageError(
             f"Cannot read the image {self.name!r} ({what}): {error}. Expected "
-            "a whole JPEG, PNG, WebP, GIF or BMP file. Replace or remove it, "
-            'or pass on_error="skip" to leave out such files.'
+            f"a complete file of one of {', '.join(formats())}. Replace or "
+            'remove it, or pass on_error="skip" to leave out such files.'
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -398,8 +432,17 @@ def _upright_rgb(image: Any) -> Any:
 
     image.load()
     orientation = _orientation(image)
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floats of unknown range; store 8 or 16 bits"
+        )
     if image.mode.startswith("I"):  # 16-bit grey, perhaps in 32 bits
         grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() >= 1 << 16:
+            raise ValueError(
+                f"its grey values are {grey.min()} to {grey.max()}; store 8 "
+                "or 16 bits"
+            )
         transparent = image.info.get("transparency")
         image = PIL.Image.fromarray((grey >> 8).astype(np.uint8))
         if transparent is not None:

@@ -33,6 +33,8 @@ class Info:
         engine: The engine that reads, "tensorflow" or "python".
         skipped: With `on_error="skip"`, `skipped.names` lists what the latest
             complete epoch left out; otherwise `None`.
+        unread: Extension -> number of files in the class folders that are not
+            images or cannot be read by the installed Pillow.
     """
 
     num_classes: int
@@ -41,6 +43,7 @@ class Info:
     steps_per_epoch: int
     engine: str
     skipped: Skipped | None
+    unread: dict[str, int]
 
 
 def load(
@@ -164,6 +167,7 @@ def load(
         feed.order.steps,
         engine,
         feed.skipped,
+        getattr(examples, "unread", {}),
     )
     if engine == "tensorflow":
         from keras_augreg.data.engine_tensorflow import Pipeline

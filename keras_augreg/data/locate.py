@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ class Location:
                 )
             found.weights = weights.astype(np.float32)
         if options.cache:
-            found.read = functools.cache(found.read)
+            found.read = sources.Cached(found.read)
         return found
 
     def _records(self, split: str, options: Options) -> Records:

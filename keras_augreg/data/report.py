@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from absl import logging
 
@@ -22,6 +22,31 @@ def none_excluded(names: frozenset[str]) -> None:
         len(names),
         min(names),
     )
+
+
+def not_read(folder: str, extensions: Mapping[str, int], outside: int) -> None:
+    """Warns about files of a folder that are not read.
+
+    Args:
+        folder: The folder.
+        extensions: Extension -> number of files.
+        outside: Number of images outside the class folders.
+    """
+    kinds = sorted(extensions.items(), key=lambda item: -item[1])
+    counts = [f"{count} {kind}" for kind, count in kinds[:NAMED]]
+    if len(kinds) > NAMED:
+        counts.append(f"{sum(count for _, count in kinds[NAMED:])} others")
+    if outside:
+        counts.append(f"{outside} images outside the class folders")
+    if counts:
+        logging.warning(
+            "Files in %r that are not read: %s.", folder, ", ".join(counts)
+        )
+
+
+def unwrapped(folder: str, inner: str) -> None:
+    """Says that the only folder in a folder is read in its place."""
+    logging.warning("%r holds one folder; reading %r.", folder, inner)
 
 
 class Skipped:

@@ -1,11 +1,12 @@
 """Where images and labels come from: folders and bundled data.
 
 A source has `names`, `labels` and `class_names`, and reads one example by its
-number. TFDS, which reads in files' order, is in `tfds.py`.
+number. TFDS data sets, read in the order of their files, are in `tfds.py`.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -15,17 +16,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from keras_augreg.data.decode import ArrayPicture, ImageError, Picture
-
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp",
-)  # fmt: skip
-# What folders of splits are called, in lower case: no names of classes.
-SPLITS = frozenset(
-    ("train", "training", "val", "valid", "validation", "dev", "test")
-    + ("testing", "eval", "evaluation")
+from keras_augreg.data import report
+from keras_augreg.data.decode import (
+    ArrayPicture,
+    ImageError,
+    Picture,
+    extensions,
 )
-# Of class folders and digits, which come without a test split.
+
+# Lower-case names that folders of splits have, so not names of classes.
+# Those to evaluate on come in the order of preference.
+EVALUATION = ("test", "testing", "eval", "evaluation", "val", "valid",
+              "validation", "dev")  # fmt: skip
+SPLITS = frozenset(("train", "training", *EVALUATION))
+# What operating systems and archivers leave behind, in lower case.
+JUNK = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin")
+    + ("system volume information", "lost+found", "@eadir")
+)
+# Share of the test split of class folders and digits, which come without one.
 TEST_SHARE = 0.2
 BUNDLED = ("digits",)
 # "train[:10%]", TFDS's syntax.
@@ -39,20 +48,23 @@ class Examples:
     Attributes:
         names: What error messages and `exclude` lists call each example.
         labels: int64 of shape (n,).
-        class_names: What each label means.
-        read: Example's number -> the bytes of an image file, or a uint8 array
-            of shape (h, w, 3).
+        class_names: The name of each label.
+        read: Name of an example -> the bytes of an image file, or a uint8
+            array of shape (h, w, 3).
         root: The folder that names are relative to, if any.
         left_out: Names that `on_error="skip"` left out before reading.
-        weights: float32 of shape (n,), the examples' own weights.
+        unread: Extension -> number of files that are not images, or images of
+            a kind that cannot be read.
+        weights: float32 of shape (n,), the weight of each example.
     """
 
     names: list[str]
     labels: np.ndarray
     class_names: list[str]
-    read: Callable[[int], bytes | np.ndarray]
+    read: Callable[[str], bytes | np.ndarray]
     root: str = ""
     left_out: list[str] = dataclasses.field(default_factory=list)
+    unread: dict[str, int] = dataclasses.field(default_factory=dict)
     weights: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,24 +79,24 @@ class Examples:
         return len(self.names)
 
     def name(self, number: int) -> str:
-        """The name of an example."""
+        """Returns the name of an example."""
         return self.names[number]
 
     def picture(self, number: int) -> Picture | ArrayPicture:
-        """Reads an example, as far as the header of its file.
+        """Reads an example up to the header of its file.
 
         Args:
-            number: Of the example.
+            number: Number of the example.
 
         Returns:
             The picture, whose pixels are not decoded yet.
 
         Raises:
-            ImageError: If it is no picture that can be read.
+            ImageError: If it cannot be read.
         """
         name = os.path.join(self.root, self.names[number])
         try:
-            data = self.read(number)
+            data = self.read(self.names[number])
         except OSError as error:
             raise ImageError(
                 f"Cannot read {name!r}: {error}. Replace or remove the file, "
@@ -97,31 +109,45 @@ class Examples:
     def pictures(
         self,
     ) -> Iterator[tuple[str, Callable[[], Picture | ArrayPicture]]]:
-        """All examples' names, and how to read each, in order."""
+        """Yields each example's name and how to read it, in order."""
         for i, name in enumerate(self.names):
             yield name, functools.partial(self.picture, i)
 
     def subset(self, numbers: Iterable[int]) -> Examples:
-        """These examples alone, in this order."""
+        """Returns the examples with these numbers, in this order."""
         numbers = np.asarray(list(numbers), np.int64)
-        read = self.read
         return dataclasses.replace(
             self,
             names=[self.names[i] for i in numbers],
             labels=self.labels[numbers],
-            read=lambda i: read(int(numbers[i])),
         )
 
 
+class Cached:
+    """Keeps what a function returns; the kept values are not pickled."""
+
+    def __init__(self, read: Callable[[str], bytes | np.ndarray]) -> None:
+        self._read = read
+        self._kept: dict[str, bytes | np.ndarray] = {}
+
+    def __call__(self, name: str) -> bytes | np.ndarray:
+        if name not in self._kept:
+            self._kept[name] = self._read(name)
+        return self._kept[name]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Cached, (self._read,)
+
+
 def digits(split: str, split_seed: int) -> Examples:
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 10 classes.
+    """Returns scikit-learn's 1,797 handwritten digits, 8 x 8 pixels.
 
     Args:
         split: "train", "test" or "all".
-        split_seed: Of the stratified split.
+        split_seed: Seed of the stratified split.
 
     Returns:
-        The examples, as arrays of shape (8, 8, 3).
+        The examples, as arrays of shape (8, 8, 3), in 10 classes.
 
     Raises:
         ImportError: If scikit-learn is not installed.
@@ -137,11 +163,12 @@ def digits(split: str, split_seed: int) -> Examples:
     # Sixteen is white.
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=-1)
+    names = [f"digits[{i}]" for i in range(len(images))]
     everything = Examples(
-        names=[f"digits[{i}]" for i in range(len(images))],
+        names=names,
         labels=bunch.target.astype(np.int64),
         class_names=[str(name) for name in bunch.target_names],
-        read=lambda i: images[i],
+        read=dict(zip(names, images, strict=True)).__getitem__,
     )
     return _split(everything, "digits", split, split_seed)
 
@@ -153,17 +180,17 @@ def folder(
     class_names: Sequence[str] | None,
     on_error: str,
 ) -> Examples:
-    """Image files in one folder for each class.
+    """Lists image files in one folder per class.
 
     Args:
-        path: Either holds one folder for each split (`train/CLASS/x.jpg`), or
-            the class folders themselves. Folders in `train`, or in the one
-            that `split` names, tell which.
-        split: The split's folder; of class folders "train", "test" or "all".
-        split_seed: Of the stratified split of class folders.
+        path: A folder that holds either one folder per split
+            (`train/CLASS/x.jpg`) or the class folders themselves; it may hold
+            a single folder that does.
+        split: The split's folder; for class folders "train", "test" or "all".
+        split_seed: Seed of the stratified split of class folders.
         class_names: The classes in the order of their labels; `None` for the
-            sorted names of the folders that `train` has, or else the split,
-            or `path`.
+            sorted names of the folders in `train`, if it exists, or else in
+            the split or in `path`.
         on_error: "raise" or "skip": what to do about an empty class folder
             and a class that `train` lacks.
 
@@ -173,13 +200,12 @@ def folder(
     Raises:
         ValueError: If a folder is not as described.
     """
-    root = pathlib.Path(path)
+    root = _unwrapped(pathlib.Path(path), class_names)
+    splits = [n for n in ("train", split) if n in split_folders(root)]
     inside = _folders(root)
-    splits = [n for n in ("train", split) if n in inside and _folders(root / n)]
-    with_splits = bool(splits)
-    top = root / split if with_splits else root
+    top = root / split if splits else root
     if not top.is_dir() or (
-        inside and not with_splits and SPLITS.issuperset(map(str.lower, inside))
+        inside and not splits and SPLITS.issuperset(map(str.lower, inside))
     ):
         raise ValueError(
             f"{str(root)!r} has no split {split!r} with class folders in it. "
@@ -187,26 +213,87 @@ def folder(
         )
     if class_names is not None and len(set(class_names)) < len(class_names):
         raise ValueError(
-            "`class_names` has each class once. Received: class_names="
+            "`class_names` must not repeat a class. Received: class_names="
             f"{list(class_names)}"
         )
-    found = {name: _images(top / name) for name in _folders(top)}
-    of_train = root / splits[0] if with_splits else root
-    # An empty class is none, in every split alike.
-    in_train = found if top == of_train else {
-        name: _images(of_train / name) for name in _folders(of_train)
-    }  # fmt: skip
+    of_train = root / splits[0] if splits else root
+    unread: collections.Counter[str] = collections.Counter()
+    found = {name: _images(top / name, unread) for name in _folders(top)}
+    known, left_out = _known_classes(
+        top, found, of_train, class_names, on_error
+    )
+    files = [(n, f) for n in known for f in found.get(n, ())]
+    if not files:
+        raise ValueError(
+            f"{str(top)!r} holds no images in class folders: expected files "
+            f"such as CLASS/picture.jpg ({', '.join(extensions())}). Folders "
+            f"found: {_folders(top)}"
+        )
+    outside = sum(n.lower().endswith(extensions()) for n in _files(top))
+    report.not_read(str(top), unread, outside)
+    number = {name: i for i, name in enumerate(known)}
+    everything = Examples(
+        names=[f"{name}/{file}" for name, file in files],
+        labels=np.array([number[name] for name, _ in files], np.int64),
+        class_names=known,
+        read=functools.partial(_read_file, str(top)),
+        root=str(top),
+        left_out=left_out,
+        unread=dict(unread),
+    )
+    if splits:
+        return everything
+    return _split(everything, str(root), split, split_seed)
+
+
+def split_folders(root: pathlib.Path) -> list[str]:
+    """Returns the names of the folders that hold class folders."""
+    return [name for name in _folders(root) if _folders(root / name)]
+
+
+def _unwrapped(
+    root: pathlib.Path, class_names: Sequence[str] | None
+) -> pathlib.Path:
+    """Returns the inner folder where an archive has put one around all."""
+    folders = _folders(root)
+    if len(folders) != 1 or folders[0].lower() in SPLITS:
+        return root
+    inner = root / folders[0]
+    if folders[0] in (class_names or ()) or not _folders(inner):
+        return root
+    if any(name.lower().endswith(extensions()) for name in _files(inner)):
+        return root  # A class whose folder has folders.
+    report.unwrapped(str(root), str(inner))
+    return inner
+
+
+def _known_classes(
+    top: pathlib.Path,
+    found: dict[str, list[str]],
+    of_train: pathlib.Path,
+    class_names: Sequence[str] | None,
+    on_error: str,
+) -> tuple[list[str], list[str]]:
+    """Returns the classes in order, and the names that are left out."""
+    in_train = found
+    if top != of_train:
+        unread: collections.Counter[str] = collections.Counter()
+        in_train = {
+            name: _images(of_train / name, unread)
+            for name in _folders(of_train)
+        }
+    # A folder that is empty in `train` is not a class in any split.
     empty = [n for n, files in in_train.items() if not files]
     known = list(class_names or (n for n in in_train if n not in empty))
     unknown = [n for n in found if n not in known and n not in empty]
     lost = _lost_links(top)
     problem = None
     if lost:
-        problem = f"{str(top / lost[0])!r} is a link to nothing"
+        problem = f"{str(top / lost[0])!r} is a broken link"
     elif class_names is None and empty:
         problem = (
             f"The class folder {str(of_train / empty[0])!r} holds no image "
-            f"(expected files that end in {', '.join(EXTENSIONS)})"
+            f"(expected files that end in {', '.join(extensions())})"
         )
     elif unknown:
         where = "`class_names`" if class_names else repr(str(of_train))
@@ -218,50 +305,32 @@ def folder(
         raise ValueError(
             f'{problem}. Remove or fill it, or pass on_error="skip".'
         )
-    files = [(n, f) for n in known for f in found.get(n, ())]
-    if not files:
-        raise ValueError(
-            f"{str(top)!r} holds no images in class folders: expected files "
-            f"such as CLASS/picture.jpg ({', '.join(EXTENSIONS)}). Folders "
-            f"found: {_folders(top)}"
-        )
-    number = {name: i for i, name in enumerate(known)}
-    names = [f"{name}/{file}" for name, file in files]
-    everything = Examples(
-        names=names,
-        labels=np.array([number[name] for name, _ in files], np.int64),
-        class_names=known,
-        read=lambda i: _read_file(f"{top}/{names[i]}"),
-        root=str(top),
-        left_out=[f"{n}/{f}" for n in unknown for f in found[n]]
-        + [f"{n}/" for n in empty if class_names is None]
-        + lost,
-    )
-    if with_splits:
-        return everything
-    return _split(everything, str(root), split, split_seed)
+    left_out = [f"{n}/{f}" for n in unknown for f in found[n]]
+    if class_names is None:
+        left_out += [f"{n}/" for n in empty]
+    return known, left_out + lost
 
 
 def line_of(name: str) -> str:
-    """An example's name as a list of names has it, on one line."""
+    """Returns an example's name as a list of names holds it, on one line."""
     return name.replace("\n", "\\n")
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Reads a list of names, a line each, whose bytes may be no UTF-8."""
+    """Reads a list of names, one per line, which need not be UTF-8."""
     text = pathlib.Path(path).read_bytes().decode("utf-8", "surrogateescape")
     # `splitlines` would break at characters that names may hold.
     return [line.removesuffix("\r") for line in text.split("\n") if line]
 
 
 def part(split: str) -> tuple[str, tuple[int, int]]:
-    """Takes a split such as `"train[:10%]"` apart.
+    """Parses a split such as `"train[:10%]"`.
 
     Args:
         split: A split, or a part of one between two percentages.
 
     Returns:
-        (name, (first, last)), in percent; (0, 100) of a whole split.
+        (name, (first, last)), in percent; (0, 100) for a whole split.
 
     Raises:
         ValueError: If the part is empty or not within the split.
@@ -282,18 +351,18 @@ def part(split: str) -> tuple[str, tuple[int, int]]:
 def take(
     examples: Examples, percent: tuple[int, int], split_seed: int
 ) -> Examples:
-    """A part of every class, so that few examples still show all of them.
+    """Takes the same share of every class.
 
     Args:
-        examples: The whole.
+        examples: All examples.
         percent: (first, last), 0 <= first < last <= 100. Bounds are rounded
-            up, so a part from 0 has an example of each class, and one from
-            elsewhere may lack small classes; parts that meet in a bound share
-            nothing and together are the whole.
-        split_seed: Of the order in which examples are taken.
+            up, so a part from 0 has an example of each class, while others
+            may lack small classes. Adjacent parts are disjoint and together
+            make up the whole.
+        split_seed: Seed of the order in which examples are taken.
 
     Returns:
-        The examples, in the order of the whole.
+        The examples, in their original order.
 
     Raises:
         ValueError: If the part is empty.
@@ -302,63 +371,75 @@ def take(
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         first, last = (-(-p * len(members) // 100) for p in percent)
-        # Not the stream of `_split`, which ordered them already.
+        # A stream other than that of `_split`, which ordered them.
         rng = np.random.RandomState([split_seed, label, 1])
         taken.extend(rng.permutation(members)[first:last])
     if not taken:
         raise ValueError(
-            f"{percent[0]}% to {percent[1]}% of each class is no example at "
-            f"all: there are {len(examples)} in {len(examples.class_names)} "
+            f"{percent[0]}% to {percent[1]}% of each class is empty: there "
+            f"are {len(examples)} examples in {len(examples.class_names)} "
             "classes. Take a larger part, or one that begins at 0%."
         )
     return examples.subset(sorted(taken))
 
 
-def _read_file(path: str) -> bytes:
-    # A third of the time that `pathlib` takes.
-    with open(path, "rb", buffering=0) as file:
+def _read_file(root: str, name: str) -> bytes:
+    # Three times as fast as `pathlib`.
+    with open(f"{root}/{name}", "rb", buffering=0) as file:
         return file.read()
+
+
+def _wanted(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in JUNK
 
 
 def _folders(path: pathlib.Path) -> list[str]:
     return sorted(
-        p.name
-        for p in path.iterdir()
-        if p.is_dir() and not p.name.startswith(".")
+        p.name for p in path.iterdir() if p.is_dir() and _wanted(p.name)
     )
+
+
+def _files(path: pathlib.Path) -> list[str]:
+    return [p.name for p in path.iterdir() if p.is_file() and _wanted(p.name)]
 
 
 def _lost_links(path: pathlib.Path) -> list[str]:
-    """Links in the places of class folders that lead nowhere."""
+    """Returns broken links in the place of class folders."""
     return sorted(
         p.name
         for p in path.iterdir()
-        if p.is_symlink() and not p.exists() and not p.name.startswith(".")
+        if p.is_symlink() and not p.exists() and _wanted(p.name)
     )
 
 
-def _images(path: pathlib.Path) -> list[str]:
-    """Names of image files under a folder, relative to it, sorted."""
+def _images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
+    """Returns the image files under a folder, as sorted relative names.
+
+    Args:
+        path: The folder.
+        unread: Where the extensions of other files are counted.
+    """
     found = []
 
     def fail(error: OSError) -> None:
         raise error
 
     for where, folders, names in os.walk(path, onerror=fail):
-        # Such as `.ipynb_checkpoints`, with copies.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.relpath(os.path.join(where, n), path).replace(os.sep, "/")
-            for n in names
-            if n.lower().endswith(EXTENSIONS) and not n.startswith(".")
-        ]
+        # Such as `.ipynb_checkpoints`, which holds copies.
+        folders[:] = filter(_wanted, folders)
+        for name in filter(_wanted, names):
+            if name.lower().endswith(extensions()):
+                file = os.path.relpath(os.path.join(where, name), path)
+                found.append(file.replace(os.sep, "/"))
+            else:
+                unread[os.path.splitext(name)[1].lower() or name] += 1
     return sorted(found)
 
 
 def _split(
     examples: Examples, where: str, split: str, split_seed: int
 ) -> Examples:
-    """The train or test part, with every class in the same proportion."""
+    """Returns the train or test part, with the same share of every class."""
     if split == "all":
         return examples
     if split not in ("train", "test"):
