@@ -33,7 +33,7 @@ import keras_augreg
 from keras_augreg import atomic, data, visualize
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
-_SPLIT = flags.DEFINE_string("split", "test", "See `data.load`.")
+_SPLIT = flags.DEFINE_string("split", None, "Default: test, else val.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
@@ -45,9 +45,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/evaluate", "Output folder.")
 def main(argv: list[str]) -> None:
     """Predicts, compares, reports."""
     del argv
+    split = _SPLIT.value or data.evaluation_split(_DATASET.value)[1]
     test, info = data.load(
         _DATASET.value,
-        _SPLIT.value,
+        split,
         image_size=_IMAGE_SIZE.value,
         batch_size=_BATCH_SIZE.value,
         training=False,
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
         "model": _MODEL.value,
         "weights": _WEIGHTS.value,
         "dataset": _DATASET.value,
-        "split": _SPLIT.value,
+        "split": split,
         "images": len(truth),
         "top1": float(right[:, 0].mean()),
         "top5": float(right.any(axis=1).mean()),

@@ -3,7 +3,7 @@
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.decode import ImageError
 from keras_augreg.data.loading import Info, load
-from keras_augreg.data.locate import find
+from keras_augreg.data.locate import evaluation_split, find
 from keras_augreg.data.options import Options, Preprocess
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Options",
     "PaperDataset",
     "Preprocess",
+    "evaluation_split",
     "find",
     "load",
 ]

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
@@ -72,6 +73,11 @@ class Batches(keras.utils.PyDataset):
     def sharded(self, index: int, count: int) -> Batches:
         """Returns the slices of one of `count` processes; see `load`."""
         return Batches(self._feed.sharded(index, count))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Threads and what they work on cannot be pickled.
+        feed = dataclasses.replace(self._feed, first_step=self._first_step)
+        return Batches, (feed,)
 
     def __len__(self) -> int:
         return self._length

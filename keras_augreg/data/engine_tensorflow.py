@@ -18,6 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_augreg.checks import check_labels
+from keras_augreg.data import report
 from keras_augreg.data.decode import (
     ArrayPicture,
     Cropping,
@@ -202,19 +204,20 @@ class Pipeline:
         epoch: Any,
         place: Any,
         what: Any,
-        *more: Any,
+        label: Any,
+        weight: Any,
     ) -> Any:
         tf = self._tf
         data, layout, place, broken = tf.numpy_function(
             self._fetch_arrays,
-            [iteration, number, epoch, place, *what],
+            [iteration, number, epoch, place, label, *what],
             [tf.string, tf.int32, tf.int64, tf.string],
         )
         data.set_shape([None])
         layout.set_shape([None, LAYOUT_SIZE])
         place.set_shape([None, 3])
         broken.set_shape([None])
-        return data, layout, *more, place, broken
+        return data, layout, label, weight, place, broken
 
     def _fetch_arrays(
         self,
@@ -222,6 +225,7 @@ class Pipeline:
         numbers: np.ndarray,
         epochs: np.ndarray,
         places: np.ndarray,
+        labels: np.ndarray,
         *what: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reads the examples of a chunk and draws their windows.
@@ -243,12 +247,13 @@ class Pipeline:
                 continue
             example = [column[i] for column in what]
             try:
+                self._check_label(labels[i : i + 1], example)
                 picture = feed.examples.picture(*example)
                 rng = draws(feed.seed, int(epochs[i]), place)
                 contents[i], layouts[i] = _prepare(
                     picture, rng, cropping, under_way is not None
                 )
-            except ImageError as error:
+            except ValueError as error:  # Of the image or of the label.
                 message = str(error)
                 if under_way is None:
                     message = feed.examples.name(*example)
@@ -262,6 +267,17 @@ class Pipeline:
         )
         # As objects: NumPy's own strings lose zeros at the end.
         return np.array(contents, object), layouts, where, broken
+
+    def _check_label(self, label: np.ndarray, example: list[Any]) -> None:
+        """Raises if the label of a record is not the number of a class."""
+        examples = self._feed.examples
+        if isinstance(examples, Records):
+            check_labels(
+                label,
+                len(examples.class_names),
+                [examples.name(*example)],
+                unlabelled=not self._feed.cropping.training,
+            )
 
     def _decode_chunk(self, *chunk: Any) -> Any:
         tf = self._tf
@@ -350,11 +366,16 @@ class Pipeline:
         iteration, number, place = where.T
         names = [os.fsdecode(name) for name in broken]
         last = bool(k == self._feed.num_batches - 1)
-        if self._under_way:
-            self._under_way.arrived(
-                iteration, number, names, k, order.shard_batch, last
-            )
-        done = self._feed.targets(labels, weights, place == PADDING, names)
+        try:
+            if self._under_way:
+                self._under_way.arrived(
+                    iteration, number, names, k, order.shard_batch, last
+                )
+            done = self._feed.targets(labels, weights, place == PADDING, names)
+        except ValueError as error:
+            # TensorFlow raises it again, behind a page of its own text.
+            report.error(error)
+            raise
         step = self._first_step() + int(k)
         self._passes += last and order.training
         if skipped and (last or order.ends_epoch(step)):

@@ -8,6 +8,7 @@ import functools
 import keras
 import numpy as np
 
+from keras_augreg.checks import check_labels
 from keras_augreg.data.decode import Cropping
 from keras_augreg.data.options import Options, is_integer
 from keras_augreg.data.order import Order
@@ -35,7 +36,7 @@ class Feed:
 
     Raises:
         ValueError: If `batch_size`, `shard` and the number of examples do not
-            fit together.
+            fit together, or a label is not the number of a class.
     """
 
     examples: Examples | Records
@@ -60,6 +61,12 @@ class Feed:
                 "`batch_size` must be an integer of at least 1 and, as it "
                 "counts the examples of all shards, divisible by their number."
                 f" Received: batch_size={self.batch_size}, shards={count}"
+            )
+        if isinstance(self.examples, Examples):
+            check_labels(
+                self.examples.labels,
+                len(self.examples.class_names),
+                self.examples.names,
             )
         if self.order.steps == 0:
             raise ValueError(

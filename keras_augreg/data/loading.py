@@ -150,6 +150,13 @@ def load(
             f"The labels of {str(source)!r} are vectors of several classes: "
             "`one_hot` and `class_weight` do not apply."
         )
+    if location.kind == "folder" and len(names) == 1 and class_names is None:
+        raise ValueError(
+            f"Found images of only one class, {names[0]!r}, in "
+            f"{location.path!r}. Expected at least two class folders, or "
+            "folders of splits that hold them. If there is only one class, "
+            f"pass class_names={names}."
+        )
     skip = options.on_error == "skip"
     feed = Feed(
         examples,

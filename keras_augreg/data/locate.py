@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from keras_augreg import dataset_names
-from keras_augreg.data import sources, tfds
+from keras_augreg.data import report, sources, tfds
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.options import Options
-from keras_augreg.data.report import none_excluded
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.tfds import Records
 from keras_augreg.labels import class_labels
@@ -70,7 +69,7 @@ class Location:
                 if excluded.isdisjoint((name, sources.line_of(name)))
             )
             if len(found) == everything:
-                none_excluded(excluded)
+                report.none_excluded(excluded)
         if options.sample_weight is not None:
             weights = np.asarray(options.sample_weight)
             if (
@@ -86,6 +85,19 @@ class Location:
         if options.cache:
             found.read = sources.Cached(found.read)
         return found
+
+    def splits(self) -> list[str]:
+        """Returns the names of the splits that can be read."""
+        if self.kind == "folder":
+            found = sources.split_folders(
+                sources.unwrapped(pathlib.Path(self.path))
+            )
+            if not sources.SPLITS.isdisjoint(map(str.lower, found)):
+                return found
+        if self.kind == "tfds":
+            builder = tfds.open_builder(self.path, self.data_dir)
+            return list(self.row.splits or builder.info.splits)
+        return ["train", "test"]
 
     def _records(self, split: str, options: Options) -> Records:
         builder = tfds.open_builder(self.path, self.data_dir)
@@ -131,6 +143,8 @@ def locate(
         row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
         return Location(row, source, "bundled")
     known = dataset_names.lookup(source, DATASETS)
+    if known and directory is None and os.path.isdir(source):
+        report.shadowed(source)
     row = DATASETS[known] if known else PaperDataset(source, None, {}, 0)
     if row.tfds is not None:
         return Location(row, row.tfds, "tfds", directory)
@@ -144,17 +158,59 @@ def locate(
         path = directory
     if tfds.is_prepared_directory(path):
         return Location(row, path, "tfds", directory)
-    looks_like_path = path.startswith((".", "/", "~")) or "://" in path
+    looks_like_path = (
+        path.startswith((".", "/", "~")) or path.endswith("/") or "://" in path
+    )
     # Where TFDS's directory is given, a name is one of TFDS's.
     a_name = directory is not None and not known and not looks_like_path
     if pathlib.Path(path).is_dir() and not a_name:
         return Location(row, path, "folder")
     if looks_like_path or known:
         raise ValueError(
-            f"No folder {path!r}. Expected a folder of class folders, or a "
-            "directory that TFDS wrote (with dataset_info.json)."
+            f"No folder {path!r} in {os.getcwd()!r}. Expected a folder of "
+            "class folders, or a directory that TFDS wrote (with "
+            f"dataset_info.json). Nearest names: {tfds.nearest(path)}"
         )
     return Location(row, path, "tfds", directory)
+
+
+def evaluation_split(
+    source: str | os.PathLike[str],
+    train: str = "train",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[str, str]:
+    """Chooses the split to evaluate on, and says so if it is not the test set.
+
+    Args:
+        source: As in `load`.
+        train: The split to train on.
+        data_dir: As in `load`.
+
+    Returns:
+        (train, evaluation): the test split or, without one, the validation
+        split; where there is neither, 90% and 10% of `train`.
+
+    Raises:
+        ValueError: If there is neither and `train` is a part of a split.
+
+    Example:
+    >>> evaluation_split("digits")
+    ('train', 'test')
+    """
+    splits = locate(source, data_dir).splits()
+    known = {s.lower(): s for s in splits if s != train.partition("[")[0]}
+    chosen = next((known[s] for s in sources.EVALUATION if s in known), None)
+    if chosen is None:
+        if "[" in train:
+            raise ValueError(
+                f"{str(source)!r} has no split to evaluate on besides the "
+                f"part {train!r}. Train on a whole split, of which a tenth is "
+                f"then held out. Splits: {splits}"
+            )
+        train, chosen = f"{train}[:90%]", f"{train}[90%:]"
+    if chosen != "test":
+        report.held_out(str(source), train, chosen)
+    return train, chosen
 
 
 def find(

@@ -44,6 +44,31 @@ def not_read(folder: str, extensions: Mapping[str, int], outside: int) -> None:
         )
 
 
+def error(problem: Exception) -> None:
+    """Logs an error that another library is about to wrap."""
+    logging.error("%s", problem)
+
+
+def held_out(source: str, train: str, evaluation: str) -> None:
+    """Says which splits are used where there is no test split."""
+    logging.warning(
+        "%r has no test split: training on %r and evaluating on %r.",
+        source,
+        train,
+        evaluation,
+    )
+
+
+def shadowed(name: str) -> None:
+    """Warns that a name means a data set although a folder has it too."""
+    logging.warning(
+        "%r is a data set's name and a folder here: reading the data set. "
+        "For the folder, pass pathlib.Path(%r).",
+        name,
+        name,
+    )
+
+
 def unwrapped(folder: str, inner: str) -> None:
     """Says that the only folder in a folder is read in its place."""
     logging.warning("%r holds one folder; reading %r.", folder, inner)

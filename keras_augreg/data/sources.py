@@ -200,7 +200,7 @@ def folder(
     Raises:
         ValueError: If a folder is not as described.
     """
-    root = _unwrapped(pathlib.Path(path), class_names)
+    root = unwrapped(pathlib.Path(path), class_names or ())
     splits = [n for n in ("train", split) if n in split_folders(root)]
     inside = _folders(root)
     top = root / split if splits else root
@@ -251,15 +251,15 @@ def split_folders(root: pathlib.Path) -> list[str]:
     return [name for name in _folders(root) if _folders(root / name)]
 
 
-def _unwrapped(
-    root: pathlib.Path, class_names: Sequence[str] | None
+def unwrapped(
+    root: pathlib.Path, class_names: Sequence[str] = ()
 ) -> pathlib.Path:
     """Returns the inner folder where an archive has put one around all."""
     folders = _folders(root)
     if len(folders) != 1 or folders[0].lower() in SPLITS:
         return root
     inner = root / folders[0]
-    if folders[0] in (class_names or ()) or not _folders(inner):
+    if folders[0] in class_names or not _folders(inner):
         return root
     if any(name.lower().endswith(extensions()) for name in _files(inner)):
         return root  # A class whose folder has folders.

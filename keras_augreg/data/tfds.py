@@ -233,8 +233,9 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"{name!r} is neither a folder nor bundled, and reading it from "
-            "TensorFlow Datasets needs pip install 'keras_augreg[data]'"
+            f"No folder {name!r} in {os.getcwd()!r}. To read a data set of "
+            "TensorFlow Datasets with that name, pip install "
+            "'keras_augreg[data]'"
         ) from error
     if is_prepared_directory(name):
         builder = tfds.builder_from_directory(name)
@@ -242,11 +243,12 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         try:
             builder = tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
-            near = _nearest(name, tfds.list_builders())
+            near = nearest(name, tfds.list_builders())
             raise ValueError(
-                f"Unknown source {name!r}: neither an existing folder, nor "
-                "bundled, nor a data set of the paper, nor one of TensorFlow "
-                f"Datasets (data_dir={data_dir!r}). Nearest names: {near}"
+                f"Unknown source {name!r}: no folder in {os.getcwd()!r}, not "
+                "bundled, not a data set of the paper, and not one of "
+                f"TensorFlow Datasets (data_dir={data_dir!r}). Nearest names: "
+                f"{near}"
             ) from error
         builder.download_and_prepare()
     file_format = builder.info.file_format
@@ -503,7 +505,9 @@ def _count(parts: list[Part], excluded: frozenset[str]) -> int:
     return total
 
 
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
+def nearest(name: str, names: Iterable[str] = ()) -> list[str]:
+    """Returns the most similar of some names and of the folders here."""
     import difflib
 
-    return difflib.get_close_matches(name, list(names), n=5, cutoff=0.5)
+    names = [*names, *filter(os.path.isdir, os.listdir())]
+    return difflib.get_close_matches(name.strip("./"), names, n=5, cutoff=0.5)

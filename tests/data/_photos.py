@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -54,7 +55,13 @@ def fields(kind, arguments):
 
 
 def load(source, split, **arguments):
-    """`data.load`, with the fields of `Preprocess` and `Options` unpacked."""
+    """`data.load`, with the fields of `Preprocess` and `Options` unpacked.
+
+    One folder of images will do: without `class_names`, one class is refused.
+    """
+    if isinstance(source, pathlib.Path) and split == "all":
+        names = sorted(path.name for path in source.iterdir())
+        arguments.setdefault("class_names", names)
     return data.load(
         source,
         split,

@@ -218,9 +218,10 @@ def test_grey_and_palette_files(mode):
     ) == 0  # fmt: skip
 
 
-def test_16_bit_grey():
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey(kind):
     ramp = np.linspace(0, 65535, 72 * 96).astype(np.uint16).reshape(72, 96)
-    image = upright(encode(PIL.Image.fromarray(ramp), "PNG"))
+    image = upright(encode(PIL.Image.fromarray(ramp), kind))
     assert largest_difference(image, (ramp >> 8)[..., None]) == 0
 
 
@@ -300,7 +301,11 @@ def test_rotated_by_exif(orientation):
         image = image.transpose(stored[orientation])
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    for kind, options, tolerance in (("PNG", {}, 0), ("JPEG", LIGHTLY, 12)):
+    for kind, options, tolerance in (
+        ("PNG", {}, 0),
+        ("TIFF", {}, 0),
+        ("JPEG", LIGHTLY, 12),
+    ):
         data = encode(image, kind, exif=exif, **options)
         picture = Picture(data, "x")
         assert (picture.height, picture.width) == (72, 96)
@@ -467,9 +472,23 @@ def test_broken_files_are_errors_that_name_them(what):
         Picture(BROKEN[what], "dir/name 1.jpg").pixels((0, 0, 1, 1))
 
 
-def test_tiff_is_refused():
-    with pytest.raises(ImageError, match="Expected a whole JPEG, PNG"):
-        Picture(encode(PHOTO, "TIFF"), "x.jpg")
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (
+            np.full((4, 4), 0.5, np.float32),
+            "pixels are floats of unknown range",
+        ),
+        (np.full((4, 4), 70_000, np.int32), "grey values are 70000 to 70000"),
+        (np.full((4, 4), -1, np.int32), "grey values are -1 to -1"),
+    ],
+)
+def test_grey_values_of_unknown_range_are_refused(pixels, message):
+    picture = Picture(encode(PIL.Image.fromarray(pixels), "TIFF"), "x.tif")
+    with pytest.raises(
+        ImageError, match=rf"x\.tif.*{message}.*one of JPEG, PNG"
+    ):
+        picture.pixels((0, 0, 4, 4))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import time
@@ -469,6 +470,32 @@ def test_a_broken_file_is_an_error_that_names_it(broken, engine, name):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_first_line_names_the_broken_file(broken, engine):
+    """What a script prints; tf.data puts a page of its own before it."""
+    script = (
+        "import sys\n"
+        "from keras_augreg import data\n"
+        "d, _ = data.load(sys.argv[1], 'train', image_size=8, batch_size=2,"
+        " training=False, options=data.Options(engine=sys.argv[2]))\n"
+        "print('begin', file=sys.stderr)\n"
+        "for batch in d: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(broken), engine],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    lines = done.stderr.partition("begin\n")[2].splitlines()
+    lines = [line for line in lines if not line.startswith(("I0", "W0", "I1"))]
+    where = 0 if engine == "tensorflow" else -1
+    assert "Cannot read" in lines[where]
+    assert f"{broken}/train/coffee/broken link.jpg" in lines[where]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("training", [True, False])
 def test_broken_files_can_be_left_out_and_are_counted(
     broken, engine, training, monkeypatch
@@ -732,6 +759,23 @@ def test_steps_and_shards_in_either_order(photos, engine):
     assert_equal(ours, read(dataset.sharded(1, 2).at(2, 3)))
     whole = read(dataset.at(2, 3))
     assert_equal(ours, [tuple(x[2:] for x in batch) for batch in whole])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pickled_data_go_on_where_they_were(photos, training):
+    options = {"cache": True, "on_error": "skip", "engine": "python"}
+    dataset, info = load(photos, training=training, **options)
+    copy = pickle.loads(pickle.dumps(dataset))
+    first, second = read(dataset), read(dataset)
+    assert_equal(read(copy), first)
+    assert_equal(read(pickle.loads(pickle.dumps(copy))), second)
+    assert pickle.loads(pickle.dumps(info)).class_names == info.class_names
+
+
+def test_digits_can_be_pickled():
+    dataset, info = load("digits", engine="python")
+    assert_equal(read(pickle.loads(pickle.dumps(dataset))), read(dataset))
+    assert pickle.loads(pickle.dumps(info)) == info
 
 
 def test_what_tensorflow_derives_from_a_data_set(photos):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from _photos import encode, photo, write_folder
 
+from keras_augreg import data
 from keras_augreg.data import locate, tfds
+from keras_augreg.data.decode import formats
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -41,6 +43,95 @@ def test_names_are_sorted_and_other_files_are_no_images(root):
     ]  # fmt: skip
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert found.picture(6).height == 400
+
+
+def test_files_that_are_not_read_are_counted(root, caplog):
+    folder = root / "train" / "coffee"
+    for name in ("a.heic", "b.HEIC", "notes.txt", "deep/c.heic"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (root / "train" / "outside.jpg").write_bytes(encode(photo("coffee")))
+    found = find(root)
+    assert len(found) == 6
+    assert found.unread == {".heic": 3, ".txt": 1}
+    (message,) = caplog.messages
+    assert "not read: 3 .heic, 1 .txt, 1 images outside the class" in message
+    assert str(root / "train") in message
+    _, info = data.load(
+        root, "train", image_size=8, batch_size=2, training=True
+    )
+    assert info.unread == {".heic": 3, ".txt": 1}
+
+
+def test_junk_is_neither_a_class_nor_an_error(root, caplog):
+    for folder in (root, root / "train", root / "train" / "coffee"):
+        (folder / "__MACOSX").mkdir()
+        (folder / "__MACOSX" / "x.jpg").write_bytes(b"x")
+        for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._00.jpg"):
+            (folder / name).write_bytes(b"x")
+    found = find(root)
+    assert found.class_names == ["astronaut", "chelsea", "coffee"]
+    assert len(found) == 6
+    assert found.unread == {}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.tif", "TIFF"),
+        ("x.TIFF", "TIFF"),
+        ("x.ppm", "PPM"),
+        ("x.avif", "AVIF"),
+        ("x.jp2", "JPEG2000"),
+    ],
+)
+def test_what_pillow_reads_is_read(root, name, kind):
+    if kind not in formats():
+        pytest.skip(f"Pillow was built without {kind}")
+    image = photo("coffee", (60, 40))
+    options = {}
+    if kind == "AVIF":
+        options = {"quality": 100, "subsampling": "4:4:4"}
+    content = encode(image, kind, **options)
+    (root / "train" / "coffee" / name).write_bytes(content)
+    found = find(root)
+    assert found.names[-1] == f"coffee/{name}"
+    picture = found.picture(6)
+    pixels = picture.pixels((0, 0, picture.height, picture.width))
+    # AVIF loses some of the picture.
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 3
+
+
+def test_a_folder_around_the_folders(tmp_path, caplog):
+    outer = tmp_path / "archive"
+    write_folder(outer / "photos", 2)
+    (outer / "__MACOSX").mkdir()
+    for source, split in ((outer, "test"), (outer, "train")):
+        assert len(find(source, split)) == 6
+    assert f"{str(outer)!r} holds one folder; reading" in caplog.messages[0]
+    (outer / "photos" / "train").rename(tmp_path / "classes")
+    outer = tmp_path / "other"
+    outer.mkdir()
+    (tmp_path / "classes").rename(outer / "classes")
+    found = find(outer, "all")
+    assert found.class_names == ["astronaut", "chelsea", "coffee"]
+    # With `class_names`, it is the class that the user means.
+    assert find(outer, "all", class_names=["classes"]).class_names == [
+        "classes"
+    ]
+
+
+def test_one_class_is_refused(tmp_path):
+    (tmp_path / "cup" / "deep").mkdir(parents=True)
+    for name in ("0.jpg", "deep/1.jpg"):
+        (tmp_path / "cup" / name).write_bytes(encode(photo("coffee")))
+    arguments = {"image_size": 8, "batch_size": 1, "training": False}
+    with pytest.raises(ValueError, match="images of only one class, 'cup'"):
+        data.load(tmp_path, "all", **arguments)
+    names = ["cup"]
+    _, info = data.load(tmp_path, "all", class_names=names, **arguments)
+    assert info.num_examples == 2
 
 
 def test_an_empty_class_folder(root):
@@ -153,7 +244,9 @@ def test_a_link_to_nothing_in_the_place_of_a_class(root):
 
 def test_a_class_twice(root):
     names = ["chelsea", "coffee", "chelsea", "astronaut"]
-    with pytest.raises(ValueError, match=r"not repeat a class.*'chelsea', 'coff"):
+    with pytest.raises(
+        ValueError, match=r"not repeat a class.*'chelsea', 'coff"
+    ):
         find(root, class_names=names)
 
 

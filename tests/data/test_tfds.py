@@ -575,10 +575,34 @@ def test_examples_without_a_label(tmp_path):
     }  # fmt: skip
     dataset, _ = _photos.load("secret", "test", **common)
     assert [batch[1].tolist() for batch in read(dataset)] == [[-1, -1], [-1]]
+    dataset, _ = _photos.load("secret", "test", **{**common, "training": True})
+    with pytest.raises(Exception, match=r"is -1.*has no label: leave it out"):
+        read(dataset)
     for options in ({"one_hot": True}, {"class_weight": {1: 2.0}}):
         dataset, _ = _photos.load("secret", "test", **common, **options)
         with pytest.raises(Exception, match=r"without a label \(-1\)"):
             read(dataset)
+
+
+def test_labels_beyond_the_classes(data_dir, monkeypatch):
+    row = data.PaperDataset(
+        "odd", "local_photos", {}, 3,
+        label=lambda example: example["number"],
+        label_features=("number",),
+    )  # fmt: skip
+    monkeypatch.setitem(data.DATASETS, "odd", row)
+    common = {
+        "image_size": 8, "batch_size": 7, "training": False,
+        "data_dir": data_dir,
+    }  # fmt: skip
+    dataset, _ = _photos.load("odd", "test", **common)
+    name = r"local_photos-test.tfrecord-00000-of-0000\d__\d"
+    with pytest.raises(Exception, match=f"label of '{name}' is .* 0 to 2"):
+        read(dataset)
+    dataset, info = _photos.load("odd", "test", on_error="skip", **common)
+    ((_, labels),) = read(dataset)
+    assert sorted(labels.tolist()) == [0, 1, 2]
+    assert len(info.skipped.names) == 4
 
 
 def test_labels_that_vtab_computes():

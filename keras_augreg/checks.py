@@ -1,0 +1,54 @@
+"""Checks of arrays, for the data side and for the first batch of `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def check_labels(
+    labels: Any,
+    classes: int,
+    names: Sequence[str] | None = None,
+    unlabelled: bool = False,
+) -> None:
+    """Raises if a label is not the number of a class.
+
+    JAX and TensorFlow train on such labels without an error.
+
+    Args:
+        labels: Numbers of shape (n,) or (n, 1); arrays of other shapes, such
+            as soft labels (n, classes), are not checked.
+        classes: Number of classes.
+        names: What the message calls each example; `None` for its place.
+        unlabelled: Whether -1 (no label) is allowed.
+
+    Raises:
+        ValueError: If a label is not an integer from 0 to `classes` - 1. The
+            message names the label and its example.
+
+    Example:
+    >>> check_labels([0, 1, 2], classes=3)
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        return
+    good = (labels >= -int(unlabelled)) & (labels < classes)
+    good &= labels == np.floor(labels)
+    if good.all():
+        return
+    i = int(np.argmin(good))
+    example = f"example {i}" if names is None else repr(names[i])
+    hint = ""
+    if labels.min() == 1 and labels.max() == classes:
+        hint = " The labels seem to count from 1: subtract 1."
+    elif labels[i] == -1:
+        hint = " -1 means that an example has no label: leave it out."
+    raise ValueError(
+        f"The label of {example} is {labels[i]}. Expected an integer from 0 "
+        f"to {classes - 1}, as there are {classes} classes.{hint}"
+    )

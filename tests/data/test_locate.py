@@ -1,0 +1,112 @@
+"""What a data set is called, and which of its splits are used."""
+
+from __future__ import annotations
+
+import sys
+
+import keras
+import pytest
+from _photos import write_folder
+
+from keras_augreg import data
+from keras_augreg.data import locate, tfds
+
+if keras.backend.backend() != "jax":
+    pytest.skip("the same on every backend", allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("pets", "pets"),
+        ("oxford_iiit_pet", "pets"),
+        ("oxford_flowers102", "flowers"),
+        ("imagenet2012", "imagenet-1k"),
+        ("cifar100", "cifar-100"),
+        ("cifar10", "cifar-10"),
+        ("kitti", "kitti-distance"),
+        ("vtab_dtd", "vtab-dtd"),
+    ],
+)
+def test_every_name_of_a_data_set_reaches_its_row(name, row):
+    location = locate.locate(name, None)
+    assert location.row is data.DATASETS[row]
+    assert (location.path, location.kind) == (data.DATASETS[row].tfds, "tfds")
+
+
+@pytest.mark.parametrize("name", ["imagenet-21k", "i21k", "imagenet21k"])
+def test_imagenet_21k_is_a_folder_of_the_user(name, tmp_path):
+    location = locate.locate(name, tmp_path)
+    assert location.row is data.DATASETS["imagenet-21k"]
+    assert (location.path, location.kind) == (str(tmp_path), "folder")
+
+
+def test_other_names_belong_to_tfds():
+    location = locate.locate("dtd", None)
+    assert (location.path, location.row.crop) == ("dtd", "inception")
+
+
+def test_a_name_wins_over_a_folder_and_says_so(tmp_path, monkeypatch, caplog):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate.locate("pets", None).kind == "tfds"
+    (message,) = caplog.messages
+    assert "'pets' is a data set's name and a folder" in message
+    assert "pathlib.Path('pets')" in message
+
+
+def test_a_source_is_located_once(tmp_path, monkeypatch):
+    probes = []
+    real = tfds.is_prepared_directory
+    monkeypatch.setattr(
+        tfds,
+        "is_prepared_directory",
+        lambda path: probes.append(path) or real(path),
+    )
+    root = write_folder(tmp_path, 2)
+    data.load(root, "train", image_size=8, batch_size=2, training=True)
+    assert probes == [str(root)]
+
+
+@pytest.mark.parametrize("name", ["nofolder", "nofolder/"])
+def test_a_mistyped_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_folder").mkdir()
+    arguments = {"image_size": 8, "batch_size": 2, "training": True}
+    with pytest.raises(ValueError, match=r"[Nn]o folder.*my_folder"):
+        data.load(name, "train", **arguments)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    expected = ImportError if name == "nofolder" else ValueError
+    with pytest.raises(expected, match=r"^No folder 'nofolder"):
+        data.load(name, "train", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (("train", "test", "val"), ("train", "test")),
+        (("train", "val"), ("train", "val")),
+        (("train", "valid"), ("train", "valid")),
+        (("train",), ("train[:90%]", "train[90%:]")),
+    ],
+)
+def test_the_split_to_evaluate_on(tmp_path, splits, expected, caplog):
+    root = write_folder(tmp_path, 10, splits=splits)
+    assert data.evaluation_split(root) == expected
+    said = [m for m in caplog.messages if "has no test split" in m]
+    assert len(said) == (expected[1] != "test")
+    train, evaluation = (data.find(root, split) for split in expected)
+    if expected[1] == "train[90%:]":
+        assert not {*train.names} & {*evaluation.names}
+
+
+def test_the_split_to_evaluate_on_where_nothing_is_left(tmp_path):
+    root = write_folder(tmp_path, 2, splits=("train",))
+    with pytest.raises(ValueError, match=r"besides the part 'train\[:50%\]'"):
+        data.evaluation_split(root, "train[:50%]")
+    # Folders without splits, and digits, are split by seed.
+    assert data.evaluation_split(root / "train") == ("train", "test")
+    assert data.evaluation_split("digits", "train[:50%]") == (
+        "train[:50%]",
+        "test",
+    )
