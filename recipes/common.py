@@ -31,13 +31,17 @@ flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow, TensorBoard.")
 def load(
     source: str, shard: tuple[int, int], **options: Any
 ) -> tuple[Any, Any, Any]:
-    """The training set, the test set with its classes, and `data.Info`."""
-    train_split, test_split = data.evaluation_split(source, train_split)
+    """The training set, what to evaluate on, and the former's `data.Info`."""
+    train_split, test_split = data.evaluation_split(source, FLAGS.train_split)
     train, info = data.load(
-        source, FLAGS.train_split, training=True, seed=SEED, **options
+        source, train_split, training=True, seed=SEED, **options
     )
     test, _ = data.load(
-        source, test_split, training=False, class_names=info.class_names, **options
+        source,
+        test_split,
+        training=False,
+        class_names=info.class_names,
+        **options,
     )
     return train.sharded(*shard), test.sharded(*shard), info
 

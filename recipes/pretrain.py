@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
             if devices.replicas > 1:
                 raise app.UsageError("--fewshot runs on one device only.")
             split = flags.FLAGS.train_split
+            # Without what is evaluated on.
+            split = data.evaluation_split(_DATASET.value, split)[0]
             few, _ = data.load(_DATASET.value, split, training=False, **size)
             callbacks = [FewShot(few, test, _FEWSHOT.value)]
         run = common.open_run(devices)
