@@ -238,8 +238,10 @@ def commands(code):
 
 
 def flags(script):
-    """The names of the flags that a script defines with absl."""
+    """The names of the flags of a script, also those that scripts share."""
     text = script.read_text(encoding="utf-8")
+    if "import common" in text:
+        text += script.with_name("common.py").read_text(encoding="utf-8")
     return set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
 
 
