@@ -18,7 +18,7 @@ import keras
 
 from keras_augreg import distribution
 
-# Threads, because TensorFlow's strategies trace each replica in its own.
+# Per thread, because TensorFlow's strategies trace each replica in its own.
 _scope = threading.local()
 
 
@@ -42,7 +42,10 @@ class Predictions(keras.layers.Activation):
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Of `compile`. Not a dict: Keras would track the layer in it."""
+    """Options passed to `compile`.
+
+    A dataclass, because Keras would track a layer inside a dict.
+    """
 
     on_logits: bool = False
     augment: Any = None
@@ -51,10 +54,10 @@ class _Options:
 
 
 class TrainStep(keras.Model):
-    """A model whose `compile` knows logits and augmentation."""
+    """A model whose `compile` takes options on logits and augmentation."""
 
     _options = _Options()
-    _on_host = False  # where `fit` augments, of "auto" decided for its data
+    _on_host = False  # Where `fit` augments; with "auto", decided per call.
 
     def compile(
         self,
@@ -70,18 +73,18 @@ class TrainStep(keras.Model):
         `keras_augreg.compile_pretraining` and `compile_finetuning` call it.
 
         Args:
-            *args: Of `keras.Model.compile`.
-            on_logits: Whether loss and metrics get logits, in `fit` and
+            *args: Passed to `keras.Model.compile`.
+            on_logits: Whether loss and metrics receive logits in `fit` and
                 `evaluate`, whatever the classifier's activation is.
             augment: A layer that maps images (B, H, W, 3), labels and `step`
-                to images and labels, in `fit` alone.
+                to images and labels; used only in `fit`.
             augment_on: `"device"`: inside the compiled training step;
                 `"host"`: inside the `tf.data.Dataset` given to `fit`;
                 `"auto"`: on the host if `fit` gets such a data set and the
                 device is a CPU, else on the device.
-            remat: Whether blocks compute their activations again for the
+            remat: Whether blocks recompute their activations for the
                 backward pass instead of keeping them.
-            **kwargs: Of `keras.Model.compile`.
+            **kwargs: Passed to `keras.Model.compile`.
         """
         super().compile(*args, **kwargs)
         self._options = _Options(on_logits, augment, augment_on, remat)
