@@ -10,13 +10,14 @@ import collections
 import dataclasses
 import functools
 import math
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from keras_augreg.checkpoints.archive import Archive
+from keras_augreg.checkpoints.archive import Archive, open_archive
 from keras_augreg.variants import Sizes, identify
 
 # Weight of the model | release (.npz) | timm (.safetensors) | Keras (.h5).
@@ -255,19 +256,21 @@ class Contents:
         )
 
 
-def inspect(archive: Archive) -> Contents:
-    """Finds out which architecture an archive holds, from its headers.
+def inspect(path: str | pathlib.Path) -> Contents:
+    """Finds out what a checkpoint file holds, without reading its arrays.
 
     Args:
-        archive: An open checkpoint file.
+        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
 
     Returns:
         Its `Contents`.
 
     Raises:
-        ValueError: If arrays are missing that every architecture has, or two
-            names mean the same array.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, if arrays are missing that every
+            architecture has, or if two names mean the same array.
     """
+    archive = open_archive(path)
     names = _table_names(archive)
 
     def file_name(key: str) -> str:

@@ -31,7 +31,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from keras_augreg.checkpoints import files, names
 
@@ -371,32 +371,20 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         super().__init__()
         self._watch = watch
 
-    def http_open(
-        self, req: urllib.request.Request
-    ) -> http.client.HTTPResponse:
-        return self.do_open(
-            self._watch.connection(http.client.HTTPConnection), req
-        )
+    def http_open(self, req: Any) -> Any:
+        connection = self._watch.connection(http.client.HTTPConnection)
+        return self.do_open(connection, req)
 
-    def https_open(
-        self, req: urllib.request.Request
-    ) -> http.client.HTTPResponse:
-        return self.do_open(
-            self._watch.connection(http.client.HTTPSConnection), req
-        )
+    def https_open(self, req: Any) -> Any:
+        connection = self._watch.connection(http.client.HTTPSConnection)
+        return self.do_open(connection, req)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to https; plain http only within the same host."""
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         old, new = (urllib.parse.urlsplit(u) for u in (req.full_url, newurl))
         same = old.scheme == new.scheme and old.hostname == new.hostname

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from keras_augreg.checkpoints import convert, names
-from keras_augreg.checkpoints.archive import open_archive
 from keras_augreg.checkpoints.download import download
 from keras_augreg.variants import Variant
 
@@ -36,7 +35,7 @@ def find(
     """
     text = str(weights)
     if text.startswith("hf://"):
-        return inspect(download(text))
+        return convert.inspect(download(text))
     path = pathlib.Path(weights).expanduser()
     # Text that looks like a release name is taken as one, unless a file of
     # that name exists.
@@ -47,25 +46,9 @@ def find(
         or path.is_file()
         or (text.endswith(FILE_SUFFIXES) and not released)
     ):
-        return inspect(path)
+        return convert.inspect(path)
     name = names.resolve(variant.name, text, resolution)
-    return inspect(download(name))
-
-
-def inspect(path: str | pathlib.Path) -> convert.Contents:
-    """Finds out what a checkpoint file holds, without reading its arrays.
-
-    Args:
-        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
-
-    Returns:
-        `keras_augreg.checkpoints.convert.Contents`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or not a ViT checkpoint.
-    """
-    return convert.inspect(open_archive(path))
+    return convert.inspect(download(name))
 
 
 def load(
@@ -80,7 +63,7 @@ def load(
         model: A `keras_augreg.VisionTransformer`.
         path: A `.npz` of the AugReg release or of big_vision, a timm
             `.safetensors`, a `.weights.h5` or `.keras` file of a
-            `VisionTransformer`, or what `inspect` returned for one of these.
+            `VisionTransformer`, or the `Contents` of one of these.
         head: `"keep"` loads the file's classifier, `"new"` keeps the model's.
 
     Raises:
@@ -102,7 +85,9 @@ def load(
             f"`head` is 'keep' (load the file's classifier) or 'new' (keep the "
             f"model's). Received: head={head!r}"
         )
-    contents = path if isinstance(path, convert.Contents) else inspect(path)
+    contents = path
+    if not isinstance(contents, convert.Contents):
+        contents = convert.inspect(contents)
     contents.require(model.sizes)
     file = contents.archive.path
     if contents.class_token != model.class_token:

@@ -21,7 +21,7 @@ from _timm import import_timm
 import keras_augreg
 from keras_augreg import checkpoints
 from keras_augreg.checkpoints import convert, export
-from keras_augreg.checkpoints.load import inspect
+from keras_augreg.checkpoints.convert import inspect
 from keras_augreg.initialization import zero_weights
 from keras_augreg.variants import VARIANTS, find, identify
 
