@@ -299,6 +299,12 @@ def _open_npz(path: pathlib.Path) -> Archive:
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in headers:
             raise ValueError(f"unexpected or repeated entry {info.filename!r}")
+        # NumPy writes none. A damaged length would make one of the entries
+        # that follow, and the grid is an array that a file need not have.
+        if info.comment:
+            raise ValueError(
+                f"entry {info.filename!r} has a comment, expected none"
+            )
         # What `numpy.savez` and `savez_compressed` write. Others unpack
         # without a limit.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -399,6 +399,16 @@ def test_lengths_that_lie(refused, sound):
         refused(bytes(data), HEAD)
 
 
+def test_an_entry_cannot_hide_in_the_comment_of_another(refused):
+    """Without the grid, 2 x 8 patches would be taken for 4 x 4."""
+    data = bytearray(npz({**release(), "patch_grid": [2, 8]}))
+    name = b"head/kernel.npy"
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"patch_grid.npy") - 46)
+    assert data[at + 46 : at + 46 + len(name)] == name
+    data[at + 32 : at + 34] = (46 + len("patch_grid.npy")).to_bytes(2, "little")
+    refused(bytes(data), "head/kernel", "comment")
+
+
 def test_repeated_entry(refused, sound):
     file = io.BytesIO(sound["npz"])
     with (
