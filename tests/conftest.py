@@ -1,7 +1,7 @@
-"""What every test module shares.
+"""Settings of all test modules.
 
-The backend is the one of `KERAS_BACKEND`; `.ci/run` runs the suite once for
-each of JAX, TensorFlow and PyTorch.
+`KERAS_BACKEND` chooses the backend. `.ci/run` runs the suite on TensorFlow,
+PyTorch and JAX.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if os.environ["KERAS_BACKEND"] == "torch":
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
 
-# Minutes each. Two workers that take modules in order end together if these
-# come first.
+# Each takes minutes. If they come first, two workers that take modules in
+# order finish at about the same time.
 LONG = (
     "test_recipes.py", "test_workdir.py", "test_notebooks.py",
     "test_packaging.py", "test_sweep.py", "test_benchmark.py",

@@ -3,7 +3,7 @@
 #
 #   bash tests/run.sh         everything: what .ci/run runs
 #   bash tests/run.sh quick   without the large models and clean installations,
-#                             on the backend of KERAS_BACKEND alone (or JAX)
+#                             only on the backend of KERAS_BACKEND (or JAX)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ case "$mode" in
 esac
 
 failed=()
-section() { # NAME COMMAND...: runs on when the command fails.
+section() { # NAME COMMAND...: continues if the command fails.
   local name="$1"; shift
   printf '\n=== %s\n' "$name"
   "$@" || failed+=("$name")
@@ -25,7 +25,8 @@ printf '=== set-up (some minutes)\n'
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 # One command: with torch's version named, pip can take a CPU build from its
 # --find-links folders instead of the CUDA build that extras alone would pull.
-.venv/bin/python -m pip install -qq --editable \
+# Most of the modules are never imported, so none is compiled here.
+.venv/bin/python -m pip install -qq --no-compile --editable \
   ".[jax,tensorflow,torch,data,docs,export,keras-cv,study,test]" torch==2.13.0
 export PATH="$PWD/.venv/bin:$PATH"
 
@@ -35,9 +36,9 @@ section types mypy
 section imports lint-imports
 
 run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
-  # A thread each: waiting for a third and fourth one, PyTorch is five times
-  # slower. Many tests start processes, for which JAX would compile the same
-  # programs again. Modules come in the order of tests/conftest.py.
+  # One thread for each: with more threads than cores, PyTorch is five times
+  # slower. The cache saves JAX from compiling the same programs again in the
+  # processes that tests start. tests/conftest.py orders the modules.
   env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 \
     JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
     python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
@@ -46,7 +47,7 @@ run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
 if [ "$mode" = quick ]; then
   section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"
 else
-  # Last comes the backend that also runs what one backend suffices for.
+  # Only the last backend runs the tests that do not depend on the backend.
   once="not large and not venv and not once"
   section "tests on tensorflow" run_tests tensorflow "$once"
   section "tests on torch" run_tests torch "$once"
