@@ -1,13 +1,13 @@
 """From the bytes of an image file to a uint8 crop of the model's size.
 
-Both engines share the draws: `Cropping.window` draws the crop and the flip of
-an image from its size, before anything is decoded. `engine_tensorflow.py`
-then crops with TensorFlow's operations and `crop_and_resize` in this module
-with OpenCV's and NumPy's, to within one grey level of each other.
+Both engines share the random draws: `Cropping.window` draws an image's crop
+and flip from its size, before anything is decoded. `engine_tensorflow.py`
+then crops with TensorFlow, and `crop_and_resize` in this module with OpenCV
+and NumPy; the results agree to within one grey level.
 
-The crops, resizing without smoothing and truncating fractions follow
-google-research/big_vision at 0127fb6 (`pp/ops_image.py`). Two things differ,
-so that both engines agree: JPEG files are decoded with the accurate inverse
+The crops, the resizing without smoothing and the truncation follow
+google-research/big_vision at 0127fb6 (`pp/ops_image.py`), with two exceptions
+that make both engines agree: JPEG files are decoded with the accurate inverse
 DCT instead of TensorFlow's fast one (up to 7 grey levels apart on a photo of
 quality 90), and a crop that is cut while decoding has exact edges.
 """
@@ -25,8 +25,8 @@ import numpy as np
 
 CROPS = ("inception", "resize_small", "resize")
 
-# Share of the area and width / height of an inception crop, and how often one
-# is tried: big_vision's `decode_jpeg_and_inception_crop`, and the default of
+# Share of the area, width / height and number of attempts of an inception
+# crop: big_vision's `decode_jpeg_and_inception_crop`, and the default of
 # `tf.image.sample_distorted_bounding_box`.
 CROP_AREA = (0.05, 1.0)
 CROP_ASPECT = (0.75, 1.33)
@@ -35,13 +35,14 @@ CROP_ATTEMPTS = 100
 # `resize_small` before the crop: 256 for 224 (big_vision's `vit_i1k.py`).
 SMALLER_SIDE = 256 / 224
 
-# Of a result's pixels: enlarged images of more are made only in part.
+# Enlarged images of more than this many times the result's pixels are computed
+# only in part.
 STRETCH = 4
 
-# What lies within rounding of an integer is that integer.
+# Values this close below an integer are that integer.
 ROUNDING = np.float32(1e-4)
 
-# What Pillow may open: its name of a format -> the extensions of its files.
+# Formats that Pillow may open -> the extensions of their files.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -120,9 +121,9 @@ class Cropping:
         crop: One of `CROPS`.
         training: Whether crops and flips are drawn or central.
         flip: Whether to mirror half of the training images.
-        smaller_side: Of "resize_small": the smaller side before the crop, in
-            pixels. For an `image_size` that is not square: what it would be
-            for the smaller side of `image_size`.
+        smaller_side: The smaller side before the crop of "resize_small", in
+            pixels. If `image_size` is not square, it refers to the smaller
+            side of `image_size`.
     """
 
     image_size: tuple[int, int]
@@ -166,8 +167,8 @@ class Cropping:
     def stretches(self, window: Window) -> bool:
         """Whether most of an enlarged image would lie outside the crop.
 
-        An image of 1 x 10,000 pixels would be enlarged to 100 million; only
-        `resize_area` computes nothing but the crop.
+        An image of 1 x 10,000 pixels would be enlarged to 100 million pixels;
+        `resize_area` computes only the crop.
         """
         pixels = math.prod(window.size)
         return pixels > math.prod(window.box[2:]) and pixels > STRETCH * (
@@ -175,7 +176,7 @@ class Cropping:
         )
 
     def _small_size(self, height: int, width: int) -> tuple[int, int]:
-        # In float32 and with halves to even, as TensorFlow rounds.
+        # In float32, rounding halves to even, as TensorFlow does.
         h, w = (
             np.float32(round(s * self.smaller_side / min(self.image_size)))
             for s in self.image_size
@@ -194,18 +195,18 @@ def inception_box(
 ) -> tuple[int, int, int, int]:
     """Draws a crop as `tf.image.sample_distorted_bounding_box` does.
 
-    The width / height is uniform in `CROP_ASPECT`; then the height is uniform
-    among those that keep the area in `CROP_AREA` and the crop in the image;
-    then the corner is uniform, where TensorFlow never draws the last one
+    Draws width / height uniformly from `CROP_ASPECT`, then the height
+    uniformly from those that keep the area in `CROP_AREA` and the crop in the
+    image, then the corner uniformly; like TensorFlow, never the last corner
     (kernels/image/sample_distorted_bounding_box_op.cc).
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
         rng: Only its `random()` is used, whose stream Python guarantees.
 
     Returns:
-        (top, left, height, width); the whole image when nothing fits.
+        (top, left, height, width); the whole image if no attempt fits.
     """
     least, most = (share * height * width for share in CROP_AREA)
     low, high = CROP_ASPECT
@@ -218,7 +219,7 @@ def inception_box(
             h_max -= 1
         h_min = min(round(math.sqrt(least / aspect)), h_max)
         h = h_min + int(rng.random() * (h_max - h_min + 1))
-        # Rounding may have left the range by a row.
+        # Rounding may be off by a row.
         if h * round(h * aspect) < least:
             h += 1
         if h * round(h * aspect) > most:
@@ -236,25 +237,25 @@ class Picture:
 
     Args:
         data: The bytes of the file.
-        name: What error messages call it.
-        brightness: What to multiply the pixels by.
+        name: Its name in error messages.
+        brightness: Factor of the pixels.
 
     Attributes:
-        height: Of the upright image, in pixels.
-        width: Of the upright image, in pixels.
+        height: Height of the upright image, in pixels.
+        width: Width of the upright image, in pixels.
         plain_jpeg: Whether TensorFlow's decoder gives the same pixels: it
-            ignores rotations and does not name a file that is cut short.
+            ignores rotations and does not name a truncated file.
 
     Raises:
-        ImageError: If the bytes are no image that can be read, or if it has
-            more pixels than `PIL.Image` takes for a decompression bomb.
+        ImageError: If the bytes cannot be read as an image, or if it has so
+            many pixels that Pillow suspects a decompression bomb.
     """
 
     def __init__(self, data: bytes, name: str, brightness: int = 1) -> None:
         self.data = data
         self.name = name
         self._brightness = brightness
-        # Kept, because the pixels of some files are decoded already.
+        # Kept, because some files' pixels have been decoded by then.
         self._opened: Any = None
         size, plain = _plain_jpeg_size(data), True
         if size is None:
@@ -278,7 +279,7 @@ class Picture:
         try:
             image = PIL.Image.open(io.BytesIO(self.data), formats=formats())
             if image.format in ("PNG", "TIFF"):
-                # PNG's orientation may follow the pixels; Pillow undoes
+                # PNG's orientation may come after the pixels; Pillow undoes
                 # TIFF's when it loads them.
                 image.load()
             return image
@@ -299,7 +300,7 @@ class Picture:
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """Decodes.
+        """Decodes a part of the image.
 
         Args:
             box: (top, left, height, width) of the part to return.
@@ -330,7 +331,7 @@ class Picture:
 
 
 class ArrayPicture:
-    """An array in the place of an image file.
+    """An array with the interface of `Picture`.
 
     Args:
         array: uint8 of shape (h, w, 3).
@@ -351,17 +352,16 @@ class ArrayPicture:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG file as most are, without the cost of Pillow.
+    """Reads (height, width) of a usual JPEG file faster than Pillow.
 
-    `None` leaves the question to Pillow: another kind of file, more than one
-    picture, metadata that may hold a rotation, CMYK, a size that is absurd, a
-    file that is cut short.
+    `None` leaves the file to Pillow: other formats, more than one picture,
+    metadata that may hold a rotation, CMYK, an absurd size, a truncated file.
     """
     import PIL.Image
 
     if not data.startswith(JPEG_START) or not data.endswith(JPEG_END):
         return None
-    # Beyond, Pillow says whether it is a decompression bomb.
+    # Pillow decides whether a larger image is a decompression bomb.
     most = PIL.Image.MAX_IMAGE_PIXELS or math.inf
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
@@ -373,8 +373,8 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             if usual and 0 < height * width <= most:
                 return height, width
             return None
-        # Tables, a comment, JFIF and ICC say nothing about the picture;
-        # neither does Adobe's marker, for three colours.
+        # Tables, comments, JFIF and ICC do not change the picture, nor does
+        # Adobe's marker with three colours.
         if marker not in (0xC4, 0xDB, 0xDD, 0xFE, 0xE0, 0xEE) and (
             marker != 0xE2 or data[at + 4 : at + 8] != b"ICC_"
         ):
@@ -384,27 +384,27 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _one_whole_scan(data: bytes) -> bool:
-    """Whether a JPEG file's one scan goes on, without a marker, to its end.
+    """Whether a JPEG file has one scan, without markers, up to its end.
 
-    OpenCV takes no notice of what comes after the last row, not even of
-    markers that make Pillow and TensorFlow refuse a damaged file. Sound files
-    with markers (restarts, more scans) are left to Pillow, too.
+    OpenCV ignores everything after the last row, even markers that make
+    Pillow and TensorFlow refuse a damaged file. Intact files with markers
+    (restarts, more scans) are left to Pillow as well.
     """
     at = 2
     while data[at : at + 2] != b"\xff\xda":
         if data[at : at + 1] != b"\xff" or data[at + 1] not in SEGMENTS:
             return False
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    # Within a scan, 0 follows 0xFF; only JPEG_END is left.
+    # Within a scan, 0 follows each 0xFF; only JPEG_END remains.
     scan = np.frombuffer(data, np.uint8)[at + 2 :]
     return np.count_nonzero((scan[:-1] == 0xFF) & (scan[1:] != 0)) == 1
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """Pillow's pixels of a sound JPEG file; `None` leaves it to Pillow.
+    """Decodes an intact JPEG file to Pillow's pixels; `None` leaves it to it.
 
-    Two threads decode half as many files again as with Pillow, for each file
-    takes the interpreter's lock once.
+    Two threads decode 1.5 times as many files as with Pillow, because OpenCV
+    takes the interpreter's lock only once per file.
     """
     import cv2
 
@@ -413,21 +413,21 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
             np.frombuffer(data, np.uint8),
             cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
         )
-    except cv2.error:  # It is larger than OpenCV's environment allows.
+    except cv2.error:  # Larger than OpenCV's environment variables allow.
         return None
 
 
 def _orientation(image: Any) -> int:
-    """How the camera was held, 1 to 8; 1 where the file does not tell."""
+    """Exif's orientation, 1 to 8; 1 if the file has none."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # Viewers show pictures whose metadata are garbage.
+    except Exception:  # Viewers show pictures with broken metadata, too.
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _upright_rgb(image: Any) -> Any:
-    """The RGB picture that a person sees, of any kind of file."""
+    """Converts any image to the RGB picture that a person sees."""
     import PIL.Image
 
     image.load()
@@ -452,7 +452,7 @@ def _upright_rgb(image: Any) -> Any:
         method = PIL.Image.Transpose[UPRIGHT[orientation]]
         image = image.transpose(method)
     if image.has_transparency_data:
-        # On white, as a page shows it.
+        # On white, as on a page.
         image = image.convert("RGBA")
         page = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(page, image)
@@ -465,8 +465,8 @@ def crop_and_resize(
     """Resizes, crops and flips the pixels of a window's box.
 
     Args:
-        pixels: uint8 of shape (h, w, 3), cut to the box already.
-        window: The rest of what to do.
+        pixels: uint8 of shape (h, w, 3): the window's box.
+        window: The size, corner and flip to apply.
         cropping: The cropping that drew the window.
         out: uint8 of shape (*image_size, 3) to write the result to.
     """
@@ -482,7 +482,7 @@ def crop_and_resize(
 
 
 def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`tf.image.resize(pixels, size)`, cut to uint8.
+    """Computes `tf.image.resize(pixels, size)`, truncated to uint8.
 
     Args:
         pixels: uint8 of shape (h, w, 3).
@@ -496,7 +496,7 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if len(pixels) <= 2 * size[0]:
         image = _resize(pixels, size, cv2.INTER_LINEAR)
     else:
-        # Of a large photo, the two rows that each row lies between alone.
+        # Only the two rows that each row of the result lies between.
         at = (np.arange(size[0]) + 0.5) * (len(pixels) / size[0]) - 0.5
         low = at.astype(np.int64)
         image, below = (
@@ -515,17 +515,17 @@ def resize_area(
     corner: tuple[int, int] = (0, 0),
     crop: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """`tf.image.resize(pixels, size, "area")`, cropped and cut to uint8.
+    """Computes `tf.image.resize(pixels, size, "area")`, cropped, as uint8.
 
     Args:
         pixels: uint8 of shape (h, w, 3).
         size: (height, width) to resize to, in pixels.
-        corner: (top, left) of the crop of that.
+        corner: (top, left) of the crop in the resized image.
         crop: (height, width) of the crop; `None` for all of it.
 
     Returns:
-        uint8 of shape (*crop, 3): means over rectangles of pixels, whose
-        edges count with the share that lies inside.
+        uint8 of shape (*crop, 3), truncated: means over rectangles, in which
+        pixels on the edge count by the share inside.
     """
     crop = crop or size
     if len(pixels) >= size[0] and pixels.shape[1] >= size[1]:
@@ -534,14 +534,14 @@ def resize_area(
         (y, x), (h, w) = corner, crop
         image = _resize(pixels, size, cv2.INTER_AREA)
         return _cut(image[y : y + h, x : x + w])
-    # Where a side grows, OpenCV interpolates.
+    # OpenCV would interpolate, because a side grows.
     means = pixels
-    # First what leaves fewer numbers.
+    # The axis that leaves fewer numbers comes first.
     for axis in sorted(
         (0, 1), key=lambda axis: crop[axis] / pixels.shape[axis]
     ):
         # A mean is a difference of the integral, which is linear between
-        # pixels; float64 holds it exactly enough to cut the fraction off.
+        # pixels; float64 is exact enough for truncation.
         n, m = means.shape[axis], size[axis]
         integral = np.zeros(
             [s + (i == axis) for i, s in enumerate(means.shape)]
@@ -562,7 +562,7 @@ def resize_area(
 def _resize(
     pixels: np.ndarray, size: tuple[int, int], interpolation: int
 ) -> np.ndarray:
-    """In float32, for OpenCV rounds where TensorFlow's cast cuts off."""
+    """Resizes in float32, because OpenCV rounds where TensorFlow truncates."""
     import cv2
 
     floats = pixels.astype(np.float32)
@@ -570,6 +570,6 @@ def _resize(
 
 
 def _cut(image: np.ndarray) -> np.ndarray:
-    """Cuts off fractions, in place; weights may add up to a little below 1."""
+    """Truncates, in place; weights may add up to slightly less than 1."""
     image += ROUNDING
     return image.astype(np.uint8)

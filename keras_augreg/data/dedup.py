@@ -1,18 +1,18 @@
-r"""Finds training images that an evaluation set holds, too.
+r"""Finds training images that are also in an evaluation set.
 
 The paper pre-trains on ImageNet-21k without the images of its evaluation
-sets, and does not publish which ones were left out. This tool compares
-difference hashes, and writes the names that `load(..., exclude=FILE)` takes:
+sets, but does not publish which ones were left out. This tool compares
+difference hashes and writes the names that `load(..., exclude=FILE)` takes:
 
     python -m keras_augreg.data.dedup --train=/data/imagenet21k:all \
         --against=imagenet2012:validation --against=cifar100:test \
         --out=duplicates.txt
 
-The hash has 64 bits: whether each of 8 x 8 neighbours in a row gets brighter,
-in the grey picture of 9 x 8 pixels. Resizing and compressing an image flips
+The hash has 64 bits: in the grey picture of 9 x 8 pixels, whether each pixel
+of a row is brighter than the one on its left. Resizing and compressing flip
 few of them. That up to 3 of 64 bits may differ is our choice: look at some of
-what is found, flat pictures have equal hashes. A broken file is an error, or
-left out and counted with `--on_error=skip`.
+the results, because flat pictures have equal hashes. A broken file is an
+error; with `--on_error=skip`, it is left out and counted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from keras_augreg.data.sources import line_of
 DISTANCE = 3
 # Seconds between lines of progress.
 EVERY = 10.0
-# Pairs of hashes that are compared at once: some 100 MB.
+# Pairs of hashes compared at once: about 100 MB.
 PAIRS = 1 << 20
 
 
@@ -49,7 +49,7 @@ def difference_hash(picture: Picture | ArrayPicture) -> int:
     """Hashes a picture by where it gets brighter from left to right.
 
     Args:
-        picture: Whose pixels are read.
+        picture: The picture, whose pixels are read.
 
     Returns:
         64 bits, the top left corner in the highest.
@@ -70,10 +70,10 @@ def hash_source(
     """Hashes every image of a split, with progress on the standard error.
 
     Args:
-        source: As `load` takes it.
-        split: As `load` takes it.
-        data_dir: As `load` takes it.
-        on_error: As `load` takes it.
+        source: As in `load`.
+        split: As in `load`.
+        data_dir: As in `load`.
+        on_error: As in `Options`.
 
     Returns:
         The names as `load(exclude=...)` takes them, and their hashes, uint64
@@ -109,12 +109,12 @@ def hash_source(
 def near(
     hashes: np.ndarray, others: np.ndarray, distance: int = DISTANCE
 ) -> np.ndarray:
-    """Tells which hashes differ from one of the others in few bits.
+    """Finds the hashes that differ from one of the others in few bits.
 
     Args:
         hashes: uint64 of shape (n,).
         others: uint64 of shape (m,).
-        distance: How many bits may differ, 0 to 7.
+        distance: Number of bits that may differ, 0 to 7.
 
     Returns:
         bool of shape (n,).
@@ -129,10 +129,11 @@ def near(
     """
     if not 0 <= distance <= 7:
         raise ValueError(
-            f"`distance` is 0 to 7 of 64 bits. Received: {distance}"
+            f"`distance` must be 0 to 7 of 64 bits. Received: {distance}"
         )
     found = np.zeros(len(hashes), bool)
-    # Of one band more than bits that may differ, one is equal.
+    # Pigeonhole: with `distance + 1` bands, hashes that differ in at most
+    # `distance` bits agree in at least one band.
     edges = np.linspace(0, 64, distance + 2).astype(int)
     for low, high in itertools.pairwise(edges):
         mask = np.uint64((1 << int(high - low)) - 1)
@@ -152,7 +153,7 @@ def near(
 
 
 def _groups(keys: np.ndarray) -> dict[int, np.ndarray]:
-    """The places of every key."""
+    """Key -> its positions."""
     order = np.argsort(keys, kind="stable")
     unique, starts = np.unique(keys[order], return_index=True)
     stops = np.append(starts, len(keys))[1:]
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command of the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_augreg.data.dedup",
-        description="Lists training images that evaluation sets hold, too.",
+        description="Lists training images that are in evaluation sets.",
     )
     parser.add_argument(
         "--train", required=True, help="a source of load: SOURCE[:SPLIT]"
@@ -180,20 +181,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--on_error", choices=("raise", "skip"), default="raise",
-        help="what to do about broken files",
+        help="for broken files",
     )  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args(arguments)
 
-    def of(argument: str) -> tuple[list[str], np.ndarray]:
-        # A path may hold colons; a split follows the last one.
+    def hashed(argument: str) -> tuple[list[str], np.ndarray]:
+        # A path may have colons; a split follows the last one.
         source, _, split = argument.rpartition(":")
         if not source or "/" in split:
             source, split = argument, "all"
         return hash_source(source, split, flags.data_dir, flags.on_error)
 
-    names, hashes = of(flags.train)
-    others = np.concatenate([of(argument)[1] for argument in flags.against])
+    names, hashes = hashed(flags.train)
+    others = np.concatenate([hashed(argument)[1] for argument in flags.against])
     found = near(hashes, others, flags.distance)
     lines = [line_of(name) for name, f in zip(names, found, strict=True) if f]
     text = "".join(f"{line}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Which example comes when: the order of batches, by arithmetic only.
+"""The order of examples in batches, by arithmetic only.
 
 No state is kept between batches, so a run can start at any step and every
 shard finds its own slice of a global batch.
@@ -21,8 +21,8 @@ class Batch(NamedTuple):
 
     Attributes:
         epoch: The pass over the data that it belongs to, from 0.
-        start: Place of its first example in the order of that pass.
-        numbers: int64, the examples; `PADDING` where there is none.
+        start: Position of its first example in that pass.
+        numbers: int64, the examples; `PADDING` for missing ones.
     """
 
     epoch: int
@@ -38,10 +38,10 @@ class Order:
         num_examples: Number of examples over all shards.
         batch_size: Examples per step over all shards.
         training: Whether every epoch has a new random order and drops its
-            last partial batch; otherwise the source's order, all of it.
+            last partial batch; otherwise all examples in the source's order.
         seed: Seed of the random orders.
         pad: Whether to fill up the last batch of an evaluation.
-        shard: (index, count): which of `count` slices of every batch.
+        shard: (index, count): the slice of every batch to take.
     """
 
     num_examples: int
@@ -88,5 +88,5 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def draws(seed: int, epoch: int, place: int) -> random.Random:
-    """Returns the generator of the crop and flip of the example at a place."""
+    """Returns the generator of crop and flip for a position in an epoch."""
     return random.Random(f"{seed}/{epoch}/{place}")

@@ -11,13 +11,14 @@ NAMED = 5
 
 
 def none_excluded(names: frozenset[str]) -> None:
-    """Warns that a split has nothing that `exclude` names.
+    """Warns that a split has none of the names in `exclude`.
 
-    No error: of a list for a whole data set, a part may have nothing.
+    A warning, not an error: the list may cover the whole data set, of which
+    this split is only a part.
     """
     logging.warning(
-        "None of the %d names of `exclude` is in this split, so that nothing "
-        "is left out. Expected are names as `CLASS/file.jpg` or TFDS's "
+        "None of the %d names of `exclude` is in this split, so nothing is "
+        "left out. Expected names such as `CLASS/file.jpg`, or TFDS's "
         "`tfds_id`. Received: %r.",
         len(names),
         min(names),

@@ -13,17 +13,17 @@ from keras_augreg.data.report import Skipped
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Finishes a batch, on NumPy arrays, for both routes.
+    """Finishes a batch, on NumPy arrays, for both engines.
 
     Args:
-        num_classes: How many classes there are.
-        training: Whether broken images give their places to others; in
-            evaluation they are left out, or weigh nothing with `pad`.
-        pad: Whether batches keep their size and weights mark what counts.
+        num_classes: Number of classes.
+        training: Whether broken images are replaced by others; in evaluation
+            they are left out, or get weight 0 with `pad`.
+        pad: Whether batches keep their size, and padding gets weight 0.
         one_hot: Whether labels become float32 vectors.
         class_weights: float32 of shape (num_classes,) or `None`.
         weighted: Whether examples have weights of their own.
-        skipped: Where broken images are counted, if they are not errors.
+        skipped: Counts broken images, if they are not errors.
     """
 
     num_classes: int
@@ -51,11 +51,11 @@ class Targets:
         Args:
             labels: int64 of shape (n,), or float32 of shape (n, num_classes).
             weights: float32 of shape (n,), the examples' own.
-            padding: bool of shape (n,), true where there is no example.
-            broken: n names of images that could not be read, "" for others.
+            padding: bool of shape (n,), true for padding.
+            broken: n names of images that could not be read, "" otherwise.
 
         Returns:
-            The places of the batch to take its images from (int64), and
+            The positions in the batch to take images from (int64), and
             their labels (int32, or float32 vectors) and weights (float32).
 
         Raises:
@@ -81,7 +81,7 @@ class Targets:
             )
         take = np.arange(len(labels))
         if self.training:
-            # A broken image's place goes to the next one that is not.
+            # A broken image is replaced by the next good one.
             found = np.flatnonzero(good)
             take = found[np.searchsorted(found, take) % len(found)]
         elif not self.pad:
