@@ -26,19 +26,19 @@ class PaperDataset:
     """One row.
 
     Attributes:
-        name: What `load` calls it.
-        tfds: Its TFDS name; `None` where the user builds it.
+        name: Its name in `load`.
+        tfds: Its TFDS name; `None` if users build it themselves.
         splits: Name -> TFDS split. `{p}` stands for the first example of the
             held-out part of the training set, `{p200}` for 200 more.
-        num_classes: How many classes there are.
+        num_classes: Number of classes.
         crop: The crop in training.
         eval_crop: The crop in evaluation.
         flip: Whether training mirrors images.
-        held_out: Where `{p}` is, in percent of the training set.
+        held_out: Position of `{p}` in percent of the training set.
         label: The feature that is the label, or a function of an example;
             `None` for the data set's own.
-        label_features: The features that such a function needs.
-        brightness: What to multiply pixel values by.
+        label_features: The features that the function needs.
+        brightness: Factor of the pixel values.
     """
 
     name: str
@@ -55,7 +55,7 @@ class PaperDataset:
 
 
 def _bin(value: Any, edges: list[float]) -> Any:
-    """How many of the edges after the first lie strictly below a value."""
+    """Number of edges after the first that lie strictly below a value."""
     import tensorflow as tf
 
     return tf.reduce_sum(tf.cast(tf.constant(edges[1:]) < value, tf.int64))
@@ -104,7 +104,7 @@ def dsprites_orientation(example: Any) -> Any:
     return tf.cast(example["label_orientation"], tf.float32) // (40 / 16)
 
 
-# VTAB-1k: 800 examples to train on, 200 to choose settings with, and both.
+# VTAB-1k: 800 examples to train on, 200 to choose settings on, and both.
 _VTAB_1K = {
     "train800": "train[:800]",
     "val200": "validation[:200]",

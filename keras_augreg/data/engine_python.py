@@ -75,7 +75,7 @@ class Batches(keras.utils.PyDataset):
         return Batches(self._feed.sharded(index, count))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Threads and what they work on cannot be pickled.
+        # Threads and their jobs cannot be pickled.
         feed = dataclasses.replace(self._feed, first_step=self._first_step)
         return Batches, (feed,)
 

@@ -33,8 +33,8 @@ from keras_augreg.data.order import PADDING, draws
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.tfds import Records
 
-# What Python hands to TensorFlow's operations for each example, as int32: the
-# kind of data, the rectangle to decode, the box in it (with channels, as
+# The int32 values that Python passes to TensorFlow for each example: the kind
+# of data, the rectangle to decode, the box in it (with channels, as
 # `tf.slice` takes it), the size to resize to, the corner of the final crop
 # (with channels), and (columns, values per column) for mirroring the result:
 # one column is left as it is.
@@ -138,8 +138,8 @@ class Pipeline:
         dataset = dataset.with_options(options)
         # Attributes rather than a subclass: a subclass of `tf.data.Dataset`
         # would have to implement TensorFlow's private `_inputs` and to be
-        # defined inside a function, since TensorFlow is imported late. What
-        # `map`, `take` and so on return rightly lacks them.
+        # defined inside a function, since TensorFlow is imported late. The
+        # results of `map`, `take` and so on lack them, as they should.
         dataset.at = lambda step, steps=None: Pipeline(
             feed.at(step, steps)
         ).dataset()
@@ -253,7 +253,7 @@ class Pipeline:
                 contents[i], layouts[i] = _prepare(
                     picture, rng, cropping, under_way is not None
                 )
-            except ValueError as error:  # Of the image or of the label.
+            except ValueError as error:  # Image or label.
                 message = str(error)
                 if under_way is None:
                     message = feed.examples.name(*example)
@@ -439,10 +439,10 @@ def _mirror(cropping: Cropping, flip: bool) -> tuple[int, int]:
 
 
 class _UnderWay:
-    """The files that TensorFlow's decoder, which knows no names, works on.
+    """The files being decoded by TensorFlow, whose errors do not name them.
 
-    Images that it refuses are dropped. The number that is missing among those
-    that arrive then tells which file it was.
+    Images that it refuses are dropped; the missing number then identifies the
+    file.
     """
 
     def __init__(self) -> None:
@@ -479,13 +479,13 @@ class _UnderWay:
         Args:
             iterations: The iteration of each example of the batch.
             numbers: The number of each example in the pass.
-            broken: The error message of each example, "" for none.
+            broken: The error message of each example, "" if it has none.
             k: Number of the batch in the pass.
             size: Examples per batch; the last one may have fewer.
             last: Whether it is the last batch of the pass.
 
         Raises:
-            ImageError: If one is; the message names the file.
+            ImageError: If one is; names the file.
         """
         for message in filter(None, broken):
             raise ImageError(message)

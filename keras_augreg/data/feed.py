@@ -29,7 +29,7 @@ class Feed:
         seed: Seed of order, crops and flips.
         options: The options of `load`.
         class_weights: float32 of shape (num_classes,) or `None`.
-        skipped: Where broken images are counted, if they are not errors.
+        skipped: Counts broken images, if they are not errors.
         shard: (index, count) of the shard.
         first_step: Step of the run that the first batch belongs to.
         steps: Batches per pass; `None` for an epoch.
@@ -76,7 +76,7 @@ class Feed:
 
     @functools.cached_property
     def order(self) -> Order:
-        """Which example comes when."""
+        """The order of the examples."""
         count, training = self.shard[1], self.cropping.training
         in_order = len(self.examples)
         if isinstance(self.examples, Records):
@@ -95,7 +95,7 @@ class Feed:
 
     @functools.cached_property
     def targets(self) -> Targets:
-        """What follows the images of a batch."""
+        """Makes a batch's labels and weights."""
         return Targets(
             num_classes=len(self.examples.class_names),
             training=self.cropping.training,

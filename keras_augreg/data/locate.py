@@ -1,4 +1,4 @@
-"""From what the user calls a data set to its examples."""
+"""Finds a data set by name or path, and lists its examples."""
 
 from __future__ import annotations
 

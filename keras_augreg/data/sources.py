@@ -46,7 +46,7 @@ class Examples:
     """Examples that can be read in any order.
 
     Attributes:
-        names: What error messages and `exclude` lists call each example.
+        names: Each example's name in error messages and `exclude` lists.
         labels: int64 of shape (n,).
         class_names: The name of each label.
         read: Name of an example -> the bytes of an image file, or a uint8
@@ -191,8 +191,8 @@ def folder(
         class_names: The classes in the order of their labels; `None` for the
             sorted names of the folders in `train`, if it exists, or else in
             the split or in `path`.
-        on_error: "raise" or "skip": what to do about an empty class folder
-            and a class that `train` lacks.
+        on_error: "raise" or "skip": how to treat an empty class folder and a
+            class that `train` lacks.
 
     Returns:
         The examples, sorted by class and name.
@@ -254,7 +254,7 @@ def split_folders(root: pathlib.Path) -> list[str]:
 def unwrapped(
     root: pathlib.Path, class_names: Sequence[str] = ()
 ) -> pathlib.Path:
-    """Returns the inner folder where an archive has put one around all."""
+    """Returns the inner folder if an archive wrapped everything in one."""
     folders = _folders(root)
     if len(folders) != 1 or folders[0].lower() in SPLITS:
         return root

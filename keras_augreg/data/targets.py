@@ -1,4 +1,4 @@
-"""What follows the images of a batch: labels and, if there are any, weights."""
+"""The labels of a batch and, if there are any, its weights."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from keras_augreg.data.options import Options
 from keras_augreg.data.order import PADDING, Order
 from keras_augreg.data.report import none_excluded
 
-# Files that training reads in turn.
+# Number of files that training interleaves.
 CYCLE = 16
 
 # (path, first record, number of records) of a part of a file.
@@ -46,7 +46,7 @@ class Records:
     options: Options
     brightness: int = 1
     shard: tuple[int, int] = (0, 1)
-    # As `Examples` has them: labels are in the files, nothing is left out.
+    # As in `Examples`: labels are in the files, and nothing is left out.
     labels = None
     left_out: tuple[str, ...] = ()
 
@@ -87,7 +87,7 @@ class Records:
         return (min(shares) if training else max(shares)) * count
 
     def name(self, data: bytes, name: bytes) -> str:
-        """What error messages call an example: TFDS's `tfds_id`."""
+        """An example's name in error messages: TFDS's `tfds_id`."""
         return name.decode()
 
     def picture(self, data: bytes, name: bytes) -> Picture:
@@ -274,12 +274,12 @@ def is_prepared_directory(path: str) -> bool:
 
 
 def part_of(builder: Any, split: str, part: str) -> str:
-    """TFDS's expression for a part of a split.
+    """Returns TFDS's expression for a part of a split.
 
     Args:
-        builder: Of the data set.
-        split: In TFDS's syntax.
-        part: What follows the bracket in TFDS's syntax, such as `":100]"`
+        builder: The data set's builder.
+        split: A split in TFDS's syntax.
+        part: TFDS's syntax after the opening bracket, such as `":100]"`
             (of all examples) or `"10%:20%]"` (of each of the split's
             summands).
 
@@ -327,7 +327,7 @@ def part_of(builder: Any, split: str, part: str) -> str:
         before += count
     if not parts:
         raise ValueError(
-            f"[{part} of {split!r} is no example at all. Take a larger part."
+            f"[{part} of {split!r} is empty. Choose a larger part."
         )
     return "+".join(parts)
 
@@ -428,7 +428,7 @@ def _target(
 
 
 def _check_features(builder: Any, image: str, wanted: list[str]) -> None:
-    """Raises if the image is not of integers or a feature is missing."""
+    """Raises if images are not unsigned integers or a feature is missing."""
     features = builder.info.features
     stored = np.dtype(features[image].np_dtype)
     if stored.kind != "u":

@@ -506,7 +506,7 @@ def test_a_part_is_of_the_papers_split_not_of_tfds_s(data_dir, monkeypatch):
     ]:
         assert part_of(builder, whole, part) == expected
     for split, message in [
-        ("test[:10%]", r"\[:10%\] of 'test' is no example at all"),
+        ("test[:10%]", r"\[:10%\] of 'test' is empty"),
         ("val[:6]", r"part of a split.*within 5. Received: \[:6\] of 'train"),
         ("val[3:3]", "within 5. Received"),
         ("val[:110%]", "within 100%. Received"),
