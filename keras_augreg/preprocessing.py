@@ -8,7 +8,7 @@ import random
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -85,58 +85,86 @@ class Preprocessing(keras.layers.Layer):
         return input_shape
 
 
-def watch_range(data: Any) -> Any:
-    """Warns if images for a model that scales seem to be scaled already.
+def first_images(data: Any, check: Callable[[Any], None]) -> Any:
+    """Shows the first images of any data for `fit` to a function.
 
-    Only floats are looked at: a few images of an array or tensor; the first
-    batch of a `tf.data.Dataset`, as it passes; the first batch of a generator
-    or a `PyDataset`; the first example of a PyTorch `DataLoader`. Constant
-    images prove nothing. Tensors without values (inside a compiled function)
-    and all other kinds of data are not looked at.
+    These are all images of an array or tensor; the first batch of a generator
+    or a `PyDataset`; the first example of a PyTorch `DataLoader`, with a batch
+    axis; and of a `tf.data.Dataset` first its `tf.TensorSpec`, then, if they
+    are floats, some images of the first batch, as it passes.
 
     Args:
         data: The `x` of `fit`, `evaluate` or `predict`.
+        check: Gets the images.
 
     Returns:
         `data`, or what to use in its place: the same data in the same order.
-
-    Warns:
-        UserWarning: If all values lie in [-1, 1].
     """
     tf, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
     if isinstance(data, types.GeneratorType):
         for first in data:
-            _warn(_sample(_images(first)))
+            check(_images(first))
             return (batch for batch in itertools.chain([first], data))
     elif isinstance(data, keras.utils.PyDataset):
         # Those of `keras_augreg.data` say that they yield integers.
         if getattr(data, "image_dtype", None) != "uint8":
             with _same_draws():
-                _warn(_sample(_images(data[0])))
+                check(_images(data[0]))
     elif tf is not None and isinstance(data, tf.data.Dataset):
-        return _watched(tf, data)
+        return _first_of_dataset(tf, data, check)
     elif torch is not None and isinstance(data, torch.utils.data.DataLoader):
         examples = data.dataset
         if not isinstance(examples, torch.utils.data.IterableDataset):
             with _same_draws():
-                _warn(_sample(_images(examples[0])))
+                image = _images(examples[0])
+            check(image[None] if hasattr(image, "shape") else image)
     else:
-        _warn(_sample(_images((data,))))
+        check(only(data))
     return data
 
 
+def only(x: Any) -> Any:
+    """The tensor in a list or dict of one, as Keras accepts it; else `x`."""
+    if isinstance(x, (list, tuple, dict)) and len(x) == 1:
+        (x,) = x.values() if isinstance(x, dict) else x
+    return x
+
+
 def _images(batch: Any) -> Any:
-    """The images of (images, labels, ...), `None` if there are several."""
-    images = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if isinstance(images, dict):
-        images = list(images.values())
-    if isinstance(images, (tuple, list)):
-        return images[0] if len(images) == 1 else None
-    return images
+    """The images of (images, labels, ...)."""
+    return only(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def warn_if_scaled(images: Any) -> None:
+    """Warns if images for a model that scales seem to be scaled already.
+
+    Looks at a few images, if they are floats with values: not inside a
+    compiled function. Constant images prove nothing.
+
+    Args:
+        images: (B, H, W, 3), an array or a tensor.
+
+    Warns:
+        UserWarning: If all values lie in [-1, 1].
+    """
+    images = _sample(images)
+    if images is None or not images.size:
+        return
+    low, high = images.min(), images.max()
+    if -1 <= low < high <= 1:
+        warnings.warn(
+            f"The images are floats from {low:.3g} to {high:.3g}, but this "
+            "model takes pixels from 0 to 255 and scales them itself. Pass "
+            "pixels, without `preprocess_input`, `Rescaling` or a division by "
+            "255; or build the model with include_preprocessing=False, which "
+            "takes floats in [-1, 1].",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _sample(x: Any) -> np.ndarray | None:
-    """Some of a batch's images, `None` unless they are floats with values."""
+    """Some images of a batch, `None` unless they are floats with values."""
     dtype = str(getattr(x, "dtype", ""))
     if "float" not in dtype or isinstance(x, keras.KerasTensor):
         return None
@@ -160,22 +188,6 @@ def _sample(x: Any) -> np.ndarray | None:
     return np.asarray(x[:_SAMPLE]).astype("float32")
 
 
-def _warn(images: np.ndarray | None) -> None:
-    if images is None or not images.size:
-        return
-    low, high = images.min(), images.max()
-    if -1 <= low < high <= 1:
-        warnings.warn(
-            f"The images are floats from {low:.3g} to {high:.3g}, but this "
-            "model takes pixels from 0 to 255 and scales them itself. Pass "
-            "pixels, without `preprocess_input`, `Rescaling` or a division by "
-            "255; or build the model with include_preprocessing=False, which "
-            "takes floats in [-1, 1].",
-            UserWarning,
-            stacklevel=2,
-        )
-
-
 @contextlib.contextmanager
 def _same_draws() -> Iterator[None]:
     """Reading one example in advance must not change later random numbers."""
@@ -188,13 +200,16 @@ def _same_draws() -> Iterator[None]:
     np.random.set_state(states[1])
 
 
-def _watched(tf: Any, dataset: Any) -> Any:
-    """The same data set, whose first batch is looked at when it passes.
+def _first_of_dataset(
+    tf: Any, dataset: Any, check: Callable[[Any], None]
+) -> Any:
+    """The same data set, whose first batch is checked when it passes.
 
     Iterating over it in advance would fill its shuffle buffers, and draw other
     orders for the passes that follow.
     """
     images = _images(dataset.element_spec)
+    check(images)
     if not isinstance(images, tf.TensorSpec) or not images.dtype.is_floating:
         return dataset
     looked = False
@@ -203,7 +218,7 @@ def _watched(tf: Any, dataset: Any) -> Any:
         nonlocal looked
         if not looked:
             looked = True
-            _warn(images.astype("float32"))
+            check(images.astype("float32"))
         return np.int32(0)
 
     def watch(number: Any, batch: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from keras_augreg import distribution
+from keras_augreg.preprocessing import only
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
 _scope = threading.local()
@@ -135,7 +136,7 @@ class TrainStep(keras.Model):
         index, replicas = distribution.replica()
         # Replicas have other images; they should not share their draws.
         step = keras.ops.cast(step, "int32") * replicas + index
-        x, y = self._options.augment(x, y, step=step)
+        x, y = self._options.augment(only(x), y, step=step)
         return keras.utils.pack_x_y_sample_weight(x, y, weights)
 
     def _check_weights(self) -> None:
@@ -220,7 +221,9 @@ class TrainStep(keras.Model):
                 self._check_weights()
             # Processes should not share their draws, as in `_augmented`.
             step = tf.cast(step, "int32") * processes + index
-            images, labels = self._options.augment(*data[:2], step=step)
+            images, labels = self._options.augment(
+                only(data[0]), data[1], step=step
+            )
             return (images, labels, *data[2:])
 
         numbered = tf.data.Dataset.from_tensors(0).flat_map(

@@ -9,7 +9,12 @@ from typing import Any
 import keras
 
 from keras_augreg.dataset_names import CLASSES
-from keras_augreg.preprocessing import Preprocessing, watch_range
+from keras_augreg.preprocessing import (
+    Preprocessing,
+    first_images,
+    only,
+    warn_if_scaled,
+)
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import Sizes
@@ -236,17 +241,23 @@ class VisionTransformer(TrainStep):
 
     @contextlib.contextmanager
     def _watched(self, data: Any) -> Iterator[Any]:
-        """`data`, checked for its range; not again in the calls within."""
-        if self._watching or not self.include_preprocessing:
+        """`data` with its first images checked; not again in calls inside."""
+        if self._watching:
             yield data
             return
         self._watching = True
         try:
-            yield watch_range(data)
+            yield first_images(data, self._check_images)
         finally:
             self._watching = False
 
+    def _check_images(self, images: Any) -> None:
+        _check_shape(images, self.image_shape)
+        if self.include_preprocessing:
+            warn_if_scaled(images)
+
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = only(inputs)
         with self._watched(inputs):
             return super().__call__(inputs, *args, **kwargs)
 
@@ -311,6 +322,40 @@ def _classifier(
     if activation is not None:
         x = Predictions(activation, dtype=dtype, name="predictions")(x)
     return x
+
+
+def _check_shape(images: Any, expected: tuple[int, int, int]) -> None:
+    """Checks the shape of a batch, before a compiled step gets it."""
+    shape = getattr(images, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return
+    shape = tuple(shape)
+    if len(shape) == 4 and all(
+        n is None or n == m for n, m in zip(shape[1:], expected, strict=True)
+    ):
+        return
+    height, width, _ = expected
+    if len(shape) == 3:
+        hint = "Add the axis of images, images[None]."
+    elif len(shape) != 4:
+        hint = "Expected are four axes."
+    elif shape[3] != 3 and shape[1] == 3:
+        hint = (
+            "Put the channels last: keras.ops.transpose(images, (0, 2, 3, 1))."
+        )
+    elif shape[3] == 1:
+        hint = "Make them RGB: keras.ops.repeat(images, 3, axis=-1)."
+    elif shape[3] != 3:
+        hint = "Make them RGB."
+    else:
+        hint = (
+            "Resize them, or build the model with "
+            f"input_shape={(*shape[1:3], 3)}."
+        )
+    raise ValueError(
+        f"Expected images of shape (batch, {height}, {width}, 3). Received: "
+        f"shape={shape}. {hint}"
+    )
 
 
 def _check_sizes(sizes: Sizes) -> None:

@@ -11,8 +11,8 @@ from _checkpoints import CLASSES, tiny
 
 import keras_augreg
 from keras_augreg import data
-from keras_augreg.preprocessing import watch_range
-from keras_augreg.training.fewshot import features
+from keras_augreg.preprocessing import first_images, warn_if_scaled
+from keras_augreg.training.fewshot import features_model
 
 BACKEND = keras.backend.backend()
 LABELS = np.arange(4) % CLASSES
@@ -42,6 +42,10 @@ def folder(pixels, tmp_path):
         path.parent.mkdir(parents=True)
         Image.fromarray(image).save(path)
     return tmp_path / "images"
+
+
+def looked_at(data):
+    return first_images(data, warn_if_scaled)
 
 
 def predict(model, x):
@@ -122,7 +126,8 @@ def from_weights_file(model, x, folder):
 
 def from_features(model, x, folder):
     head = model.get_layer("head")
-    return features(model, x) @ head.kernel.numpy() + head.bias.numpy()
+    features = predict(features_model(model), x)
+    return features @ head.kernel.numpy() + head.bias.numpy()
 
 
 def from_clone(model, x, folder):
@@ -169,6 +174,8 @@ ROUTES = {
     "predict_on_batch": lambda model, x, _: np.asarray(
         model.predict_on_batch(x)
     ),
+    "list": lambda model, x, _: predict(model, [x]),
+    "dict": lambda model, x, _: predict(model, {"image": x}),
     "data.load": from_load,
     "image_dataset_from_directory": from_directory,
     "tf.data": from_tf_data,
@@ -300,7 +307,7 @@ def test_scaled_images_are_noticed_in_every_kind_of_data(kind, values, pixels):
     given = KINDS[kind](x)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        batches = watch_range(given)
+        batches = looked_at(given)
         if kind == "generator" or kind.startswith("tf.data"):
             batches = [
                 batch[0] if isinstance(batch, tuple) else batch
@@ -314,8 +321,57 @@ def test_scaled_images_are_noticed_in_every_kind_of_data(kind, values, pixels):
     assert len(found) == warns
 
 
+# Images that a model cannot take
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, 0], r"shape=\(.*, 16, 3\).*images\[None\]"),
+        (lambda x: x[:, None], r"shape=\(.*, 1, 16, 16, 3\).*four axes"),
+        (lambda x: x[..., :1], r"repeat\(images, 3, axis=-1\)"),
+        (lambda x: np.repeat(x, 2, axis=3), "Make them RGB"),
+        (lambda x: x.transpose(0, 3, 1, 2), "channels last: keras.ops.transp"),
+        (lambda x: x[:, :8], r"Resize them.*input_shape=\(8, 16, 3\)"),
+    ],
+    ids=["rank 3", "rank 5", "grey", "six channels", "channels first", "size"],
+)
+def test_wrong_shapes_are_refused_and_cost_no_weights(
+    change, message, compiled, pixels
+):
+    x = change(pixels)
+    calls = [
+        *CALLS.values(),
+        lambda m, x: m.predict(loader(x), verbose=0),
+        lambda m, x: m.fit(Batches(x), verbose=0),
+        lambda m, x: m.fit(KINDS["generator"](x), verbose=0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(compiled, x)
+    assert compiled(pixels).shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"image": x}])
+def test_lists_and_dicts_of_images_train(wrap, pixels):
+    recipe = keras_augreg.AugReg("medium1")
+    losses = []
+    for x in (pixels, wrap(pixels)):
+        model = tiny(include_preprocessing=True, depth=1, seed=0)
+        for weight in model.trainable_variables:
+            weight.assign(0.01 * np.ones(weight.shape))
+        keras_augreg.compile_pretraining(
+            model, recipe, total_steps=2, warmup_steps=1, seed=0
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The structure of")
+            history = model.fit(x, LABELS, shuffle=False, verbose=0)
+        losses += history.history["loss"]
+    assert losses[0] == losses[1]
+
+
 def test_an_empty_generator_stays_empty():
-    assert list(watch_range(x for x in ())) == []
+    assert list(looked_at(x for x in ())) == []
 
 
 def test_looking_changes_no_order(pixels):
@@ -340,7 +396,7 @@ def test_looking_changes_no_order(pixels):
 
     expected = orders(passes)
     assert len({tuple(expected[i : i + 4]) for i in (0, 4, 8)}) > 1
-    assert orders(lambda x: passes(watch_range(x))) == expected
+    assert orders(lambda x: passes(looked_at(x))) == expected
 
 
 def test_looking_draws_no_random_numbers(pixels):
@@ -364,6 +420,6 @@ def test_looking_draws_no_random_numbers(pixels):
         batches = torch.utils.data.DataLoader(examples, 2, shuffle=True)
         np.random.seed(0)
         torch.manual_seed(0)
-        list(watch_range(batches) if scales else batches)
+        list(looked_at(batches) if scales else batches)
         found.append(examples.seen[int(scales) :])
     assert found[0] == found[1]
