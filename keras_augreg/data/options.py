@@ -30,7 +30,7 @@ class Preprocess:
             crop) or `"resize"` (resize to `image_size` without cropping).
             `None` takes the crop of the source's row in `DATASETS`; other
             sources get `"inception"` in training and `"resize_small"` in
-            evaluation, digits get `"resize"`.
+            evaluation, digits and images of at most 32 pixels `"resize"`.
         flip: Whether to mirror half of the training images. `None` means yes,
             except for digits and where the source's row says otherwise.
         smaller_side: Smaller side before the crop of `"resize_small"`, in

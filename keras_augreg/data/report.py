@@ -70,6 +70,16 @@ def shadowed(name: str) -> None:
     )
 
 
+def small(source: str, side: int) -> None:
+    """Says that a mild crop is the default for small images."""
+    logging.warning(
+        'Images of %r are small (%d pixels): preprocess="resize", without '
+        "cropping, is their default. Pass `preprocess` to choose.",
+        source,
+        side,
+    )
+
+
 def unwrapped(folder: str, inner: str) -> None:
     """Says that the only folder in a folder is read in its place."""
     logging.warning("%r holds one folder; reading %r.", folder, inner)

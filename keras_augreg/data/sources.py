@@ -37,6 +37,8 @@ JUNK = frozenset(
 # Share of the test split of class folders and digits, which come without one.
 TEST_SHARE = 0.2
 BUNDLED = ("digits",)
+# Images whose sizes tell whether a data set has small ones.
+SAMPLE = 16
 # "train[:10%]", TFDS's syntax.
 _PART = re.compile(r"([^\[\]]+)\[(?:([0-9]+)%)?:(?:([0-9]+)%)?\]")
 
@@ -112,6 +114,18 @@ class Examples:
         """Yields each example's name and how to read it, in order."""
         for i, name in enumerate(self.names):
             yield name, functools.partial(self.picture, i)
+
+    def smaller_side(self) -> int | None:
+        """Returns the median smaller side of a few images, in pixels."""
+        few = np.linspace(0, len(self) - 1, min(SAMPLE, len(self)))
+        sides = []
+        for number in few.astype(int).tolist():
+            try:
+                picture = self.picture(number)
+            except ImageError:
+                continue
+            sides.append(min(picture.height, picture.width))
+        return int(np.median(sides)) if sides else None
 
     def subset(self, numbers: Iterable[int]) -> Examples:
         """Returns the examples with these numbers, in this order."""

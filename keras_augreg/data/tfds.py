@@ -35,6 +35,8 @@ class Records:
             the weight, as tensors.
         label_shape: The shape of one label: () or (num_classes,).
         options: `exclude`, `shuffle_buffer` and `cache` of `load`.
+        image_shape: (height, width, channels) of every image; `None` where
+            they differ.
         brightness: Factor that pixel values are multiplied by.
         shard: (index, count): which share of the records is read.
     """
@@ -44,6 +46,7 @@ class Records:
     parse: Callable[[Any], tuple[Any, Any, Any]]
     label_shape: tuple[int, ...]
     options: Options
+    image_shape: tuple[int | None, ...] = (None, None, None)
     brightness: int = 1
     shard: tuple[int, int] = (0, 1)
     # As in `Examples`: labels are in the files, and nothing is left out.
@@ -68,6 +71,11 @@ class Records:
             for i in range(first, first + count)
         )
         return [name for name in names if name not in self._excluded]
+
+    def smaller_side(self) -> int | None:
+        """Returns the smaller side of the images if all have one size."""
+        height, width, _ = self.image_shape
+        return min(height, width) if height and width else None
 
     def in_order(self, training: bool) -> int:
         """Number of places in an epoch, the same for every shard.
@@ -398,6 +406,7 @@ def open_records(
         parse=parse,
         label_shape=(count,) if several else (),
         options=options,
+        image_shape=tuple(builder.info.features[image].shape),
         brightness=row.brightness,
     )
     excluded = options.excluded

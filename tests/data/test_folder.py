@@ -122,6 +122,25 @@ def test_a_folder_around_the_folders(tmp_path, caplog):
     ]
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("side", "small"), [(28, True), (33, False)])
+def test_small_pictures_are_not_cropped(
+    tmp_path, caplog, side, small, training
+):
+    write_folder(tmp_path, 4, size=(side, 60))
+    (tmp_path / "train" / "coffee" / "00.jpg").write_bytes(b"broken")
+    common = {"image_size": 28, "batch_size": 2, "training": training}
+    dataset, _ = _photos.load(tmp_path, "train", engine="python", **common)
+    expected = "inception" if training else "resize_small"
+    assert dataset._cropping.crop == ("resize" if small else expected)
+    said = [m for m in caplog.messages if "are small (28 pixels)" in m]
+    assert len(said) == small
+    dataset, _ = _photos.load(
+        tmp_path, "train", engine="python", crop="resize_small", **common
+    )
+    assert dataset._cropping.crop == "resize_small"
+
+
 def test_one_class_is_refused(tmp_path):
     (tmp_path / "cup" / "deep").mkdir(parents=True)
     for name in ("0.jpg", "deep/1.jpg"):
