@@ -22,7 +22,7 @@ from keras_augreg.data.options import (
 from keras_augreg.data.report import Skipped
 
 # Largest side of small images, in pixels, which are not cropped by default:
-# cropping 28-pixel images costs up to 14 points of accuracy in short training
+# cropping 28-pixel images costs 14 points of accuracy or more in short training
 # runs (docs/data.md). For 32 pixels (CIFAR), the paper's own crop is milder.
 SMALL_SIDE = 32
 
