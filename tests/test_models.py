@@ -308,11 +308,20 @@ def test_integers_need_preprocessing():
         tiny(input_tensor=integers, include_preprocessing=False)
 
 
+def test_a_recipe_sets_the_regularisation():
+    recipe = keras_augreg.AugReg("medium1", 0.1, 0.1)
+    model = keras_augreg.ViT_Ti32(weights=None, classes=2, recipe=recipe)
+    assert (model.dropout, model.stochastic_depth) == (0.1, 0.1)
+    for more in ({"dropout": 0.1}, {"stochastic_depth": 0.1}):
+        with pytest.raises(ValueError, match=r"`recipe` sets.*medium1"):
+            keras_augreg.ViT_Ti32(weights=None, recipe=recipe, **more)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"input_shape": (102, 96, 3)}, r"4 pixels.* is \(104, 96, 3\)"),
-        ({"input_shape": (16, 18, 3)}, r"near to it is \(16, 16, 3\)"),
+        ({"input_shape": (16, 18, 3)}, r"possible one is \(16, 16, 3\)"),
         ({"input_shape": (16, 16, 1)}, "height, width, 3"),
         ({"input_shape": (16, 16)}, "height, width, 3"),
         ({"input_shape": (None, None, 3)}, "fixed height"),
