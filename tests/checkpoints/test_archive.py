@@ -214,7 +214,7 @@ def test_infinite_as_float32(refused):
 
 
 def test_large_but_finite(model, tmp_path):
-    """Numbers whose sum overflows are no infinite numbers."""
+    """A sum that overflows does not mean infinite numbers."""
     path = tmp_path / "large.npz"
     path.write_bytes(changed(HEAD, np.full((12, CLASSES), 3e38, "f4")))
     assert attempt(model, path) == "loaded"
@@ -419,7 +419,7 @@ def test_repeated_entry(refused, sound):
     refused(file.getvalue(), "repeated", "'cls.npy'")
 
 
-def test_entry_that_is_no_array(refused, sound):
+def test_entry_that_is_not_an_array(refused, sound):
     refused(rewrite(sound["npz"], **{"README": b"hello"}), "'README'")
     refused(rewrite(sound["npz"], **{"cls.npy": b"hello"}), "'cls'")
     refused(rewrite(sound["npz"], **{"cls.npy": b""}), "'cls'")

@@ -9,14 +9,18 @@ import pathlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
+import urllib.error
 import urllib.request
 
 import _child
+import filelock
 import pytest
 from _server import ENDLESS, bucket, npz
 
@@ -287,6 +291,17 @@ def test_nobody_answers(server, waits):
     assert waits == [1.0, 2.0]
 
 
+def test_a_wrong_certificate_is_not_tried_again(server, monkeypatch, waits):
+    def fail(*_, **__):
+        error = ssl.SSLCertVerificationError("certificate verify failed")
+        raise urllib.error.URLError(error)
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", fail)
+    with pytest.raises(DownloadError, match="certificate verify failed"):
+        download(NAME)
+    assert waits == []
+
+
 def test_redirect(server):
     server.files["/elsewhere"] = BODY
     server.plan = [{"status": 302, "location": f"{server.url}/elsewhere"}]
@@ -382,6 +397,23 @@ def test_four_processes_download_once(server, target):
     assert paths == [str(target)] * 4
     assert target.read_bytes() == BODY
     assert server.log == [(PATH, None)]
+
+
+def test_waiting_is_said(server, target, part, capsys):
+    target.parent.mkdir(parents=True)
+    held = threading.Event()
+
+    def hold():
+        with filelock.FileLock(target.with_name(f"{NAME}.npz.lock")):
+            held.set()
+            threading.Event().wait(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert download(NAME, progress=False) == target
+    assert "Waiting for another process: " in capsys.readouterr().err
+    thread.join()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")

@@ -128,7 +128,7 @@ def test_npz_comes_out_as_it_went_in(golden, tmp_path, release):
 
 
 @pytest.mark.parametrize("release", SHAPES)
-def test_npz_has_the_release_s_names_and_shapes(release):
+def test_npz_has_the_names_and_shapes_of_the_release(release):
     """One block stands for all: the deeper ones of L take a gigabyte."""
     sizes = find(release).sizes
     side = sizes.stride * 7
@@ -237,7 +237,7 @@ def test_timm_computes_the_same_from_a_folder(tmp_path, kind):
         ),
     ],
 )
-def test_timm_s_logits_are_ours(golden, tmp_path, release, architecture):
+def test_timm_gives_our_logits(golden, tmp_path, release, architecture):
     """Within 1e-3 with its exact GELU, up to rounding with ours."""
     timm, torch = import_timm(), pytest.importorskip("torch")
     model = builder(release)(
@@ -331,7 +331,7 @@ def test_keras_hub_computes_the_same(kind, tmp_path):
         )
 
 
-def test_keras_hub_s_logits_are_ours(golden):
+def test_keras_hub_gives_our_logits(golden):
     pytest.importorskip("keras_hub")
     model = keras_augreg.ViT_Ti16(
         weights=golden("Ti_16"),
@@ -354,7 +354,7 @@ def test_keras_hub_is_missing(monkeypatch):
         export.to_keras_hub(tiny())
 
 
-def test_importing_export_brings_none_of_them():
+def test_export_imports_no_other_library():
     script = (
         "import sys, keras_augreg.checkpoints.export; "
         "print({'keras_hub', 'timm', 'safetensors'} & set(sys.modules))"
@@ -478,6 +478,13 @@ def test_hostile_class_names(tmp_path, suffix, text, message):
         checkpoints.class_names(path)
 
 
+def test_a_configuration_of_megabytes_is_not_read(tmp_path):
+    path = tmp_path / "a.keras"
+    path.write_bytes(archive_of(".keras", "[" + " " * 2**22 + "]"))
+    with pytest.raises(ValueError, match=r"config\.json: it claims 4,194,"):
+        checkpoints.class_names(path)
+
+
 # Errors
 
 
@@ -569,7 +576,7 @@ def state_grid(path, grid):
 @pytest.mark.parametrize(
     "grid", [[4, 2], [16], [-2, -8], [2.0, 8.0], [1] * 99, 16]
 )
-def test_a_grid_that_cannot_be(tmp_path, suffix, grid):
+def test_an_impossible_grid(tmp_path, suffix, grid):
     path = tmp_path / f"a{suffix}"
     save(tiny(input_shape=(16, 64, 3)), path)
     state_grid(path, grid)

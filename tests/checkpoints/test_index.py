@@ -258,7 +258,7 @@ def test_a_failing_network_is_said(server):
     assert len(server.log) == 2
 
 
-def test_another_file_is_no_index(indexed):
+def test_another_csv_is_refused(indexed):
     indexed.write_text("name,filename\nB/16,x\n")
     with pytest.raises(ValueError, match=r"lacks the columns adapt_filename"):
         search()

@@ -447,7 +447,7 @@ def timm_models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timms_own_models(timm_models, name):
+def test_models_made_by_timm(timm_models, name):
     model = getattr(keras_augreg, TIMM[name])(
         weights=timm_models / f"{name}.safetensors",
         classifier_activation=None,

@@ -183,7 +183,7 @@ def _chosen(alias, resolution=None):
     }
 
 
-def test_augreg_in21k_is_google_researchs_choice():
+def test_augreg_in21k_is_the_choice_of_google_research():
     chosen = _chosen("augreg-in21k")
     assert set(chosen) == {*names._FULL_GRID, "ViT_B8"}
     for variant, name in chosen.items():
@@ -192,7 +192,7 @@ def test_augreg_in21k_is_google_researchs_choice():
         assert source in names.table()[name]["sources"].split()
 
 
-def test_ft_in1k_is_google_researchs_at_384_and_timms_at_224():
+def test_ft_in1k_is_the_choice_of_google_at_384_and_of_timm_at_224():
     assert _chosen("augreg-in21k-ft-in1k").keys() == {
         *names._FULL_GRID,
         "ViT_B8",
@@ -208,7 +208,7 @@ def test_ft_in1k_is_google_researchs_at_384_and_timms_at_224():
             assert source in names.table()[name]["sources"].split()
 
 
-def test_in1k_is_timms():
+def test_in1k_is_the_choice_of_timm():
     assert set(_chosen("augreg-in1k")) == {"ViT_S16", "ViT_B16", "ViT_B32"}
     for name in _chosen("augreg-in1k").values():
         parsed = names.parse(name)
@@ -305,7 +305,7 @@ def test_docstrings():
     assert doctest.testmod(names).attempted > 0
 
 
-def test_the_documents_table_of_aliases():
+def test_the_table_of_aliases_in_the_docs():
     def short(name):
         fields = names.parse(name)
         text = fields.augment
