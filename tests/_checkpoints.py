@@ -141,7 +141,7 @@ def linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def big_vision(
     arrays: dict[str, np.ndarray], cls: bool = True
 ) -> dict[str, np.ndarray]:
-    """big_vision's: a position embedding of patches alone, at the top."""
+    """big_vision's: the position embedding of patches only, at the top."""
     arrays = linen(arrays)
     positions = arrays.pop("Transformer/posembed_input/pos_embedding")
     arrays["pos_embedding"] = positions[:, 1:]
@@ -298,7 +298,7 @@ def weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    """Whether two models' weights are equal to the bit."""
+    """Whether two models' weights are bit-identical."""
     return one.keys() == other.keys() and all(
         a.dtype == other[k].dtype
         and a.shape == other[k].shape

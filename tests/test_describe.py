@@ -1,4 +1,4 @@
-"""What `describe` tells, against what backends and the release's shapes say."""
+"""`describe` against the backends and the release's shapes."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_memory_is_within_a_factor_of_two_of_xla_s(kind):
 @pytest.mark.parametrize("kind", ["token", "hybrid"])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_memory_is_within_a_factor_of_two_of_torch_s(kind, dtype):
-    """What autograd keeps for the backward pass, beside weights and Adam."""
+    """Memory that autograd keeps for the backward pass."""
     backend_only("torch")
     import torch
 
@@ -252,7 +252,7 @@ def test_it_prints_as_a_table():
     assert rows["parameters"] == "5,790,376"
     assert "GiB (float32, batch 64, Adam)" in rows["training"]
     assert "adapt_final_test 0.7822" in rows["published"]
-    # What is not known is left out.
+    # Unknown facts are left out.
     assert "recipe" not in str(describe(small()))
     assert isinstance(describe(small()), Description)
 

@@ -65,7 +65,7 @@ def inputs(entry):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Where the file goes; deleted at once, L's have more than 1 GB."""
+    """The path of a file, deleted at once: those of L have over 1 GB."""
     path = tmp_path / "checkpoint.npz"
     yield path
     path.unlink(missing_ok=True)
@@ -276,7 +276,7 @@ def test_ramps_stay_ramps(old, new):
         columns = np.linspace(0, 1, grid[1])[None, :, None]
         return (2 + 3 * rows - 5 * columns).reshape(1, -1, 1)
 
-    # From one row there is no slope to continue.
+    # One row has no slope to continue.
     old = tuple(max(n, 2) for n in old)
     found = resample_positions(plane(old), old, new, prefix=0)
     np.testing.assert_allclose(found, plane(new), atol=1e-12)

@@ -205,7 +205,7 @@ def test_outputs(make):
             one.assign(other.numpy())
         return predict(model, x)
 
-    # The last block computes the class token alone, and nothing changes.
+    # The last block computes only the class token, with the same result.
     close = {"rtol": 0, "atol": 1e-5}
     np.testing.assert_allclose(pooled("token"), tokens[:, 0], **close)
     np.testing.assert_allclose(pooled("avg"), tokens[:, 1:].mean(1), **close)
@@ -236,7 +236,7 @@ def test_not_square():
     assert model.patch_grid == (2, 5)
     x = images((8, 20, 3))
     assert predict(model, x).shape == (2, CLASSES)
-    # Rows and columns are not mixed up: one patch reaches one token alone.
+    # Rows and columns are not mixed up: one patch reaches only one token.
     body = tiny(input_shape=(8, 20, 3), include_top=False, classes=1)
     stem = keras.Model(body.input, body.get_layer("posembed_input").output)
     other = x.copy()

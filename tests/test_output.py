@@ -1,4 +1,4 @@
-"""What figures and Markdown tables are made with."""
+"""Figures' axes and Markdown tables."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_pretrain(journey):
     assert b"inputs of the first step" in images.read_bytes()
 
 
-# TensorFlow has as many CPU devices as it is told before it starts.
+# TensorFlow learns its number of CPU devices before it starts.
 TWO_CPUS = """
 import runpy, sys
 import tensorflow as tf
@@ -192,8 +192,8 @@ def preempt(command, cwd, environments):
     """Starts processes that end in their first steps, after SIGTERM."""
     started = [start(command, cwd, **more) for more in environments]
     try:
-        # Of PyTorch the first step, JAX compiles for longer than the signal,
-        # which it looks for once a second, takes to all hosts.
+        # Wait for PyTorch's first step. JAX compiles for longer than the
+        # signal, polled once a second, takes to reach all hosts.
         sign, text = "1/10" if BACKEND == "torch" else "Epoch 1/", ""
         while sign not in text:
             read = os.read(started[0].stdout.fileno(), 1024)

@@ -1,4 +1,4 @@
-"""Pictures: what they show is computed by hand here, and drawn."""
+"""Pictures show what is computed by hand here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def photo():
 
 
 def drawn(figure):
-    """The pixels of a figure, which have to be more than a white page."""
+    """Draws a figure and checks that it is not a white page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -45,7 +45,7 @@ def shown(figure):
 
 
 def randomised(make=tiny, **kwargs):
-    """A model whose every weight matters, drawn at once for all shapes."""
+    """A model in which every weight matters; quicker than initializers."""
     with zero_weights():
         model = make(**kwargs)
     rng = np.random.default_rng(0)
@@ -121,8 +121,8 @@ def test_attention_is_that_of_the_definition(kwargs):
         assert one.dtype == np.float32
         np.testing.assert_allclose(one, other, atol=1e-5)
         np.testing.assert_allclose(one.sum(-1), 1, atol=1e-5)
-    alone = model.include_top and model.class_token
-    assert found[-1].shape[2] == (1 if alone else found[0].shape[2])
+    one = model.include_top and model.class_token
+    assert found[-1].shape[2] == (1 if one else found[0].shape[2])
 
 
 def test_attention_of_pixels_is_that_of_scaled_images():
@@ -160,7 +160,7 @@ def test_rollout_of_one_block():
 
 def test_rollout_multiplies_from_the_last_block_to_the_first():
     first = np.array([[[[0.2, 0.8], [1.0, 0.0]]]])
-    last = np.array([[[[0.5, 0.5]]]])  # the class token alone
+    last = np.array([[[[0.5, 0.5]]]])  # only the class token
     # (0.75, 0.25) times ((0.6, 0.4), (0.5, 0.5))
     flow = visualize.rollout([first, last])
     np.testing.assert_allclose(flow, [[[0.575, 0.425]]])
@@ -274,8 +274,8 @@ def test_patch_filters_count(count):
 # Recipes
 
 
-# Elsewhere each operation is compiled, which takes a minute; tests/augment has
-# them on all backends.
+# Other backends compile each operation, which takes a minute; tests/augment
+# runs them everywhere.
 eager = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="nothing to compile there"
 )

@@ -1,4 +1,4 @@
-"""RandAugment as a layer: what it draws, keeps, refuses and repeats."""
+"""RandAugment as a layer: draws, dtypes, errors and repetition."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ PINNED = [
     [48, 129, 78, 101, 161, 77, 6, 37],
     [128, 34, 29, 58, 74, 152, 83, 17],
 ]
-# Few sizes, as each is compiled anew, with the hard ones among them.
+# Few sizes, because each is compiled, with the difficult ones among them.
 SIZES = [(1, 1), (2, 5), (24, 20)]
 
 

@@ -1,14 +1,13 @@
-r"""Measures `keras_augreg.data` against a bare tf.data pipeline, in turn.
+r"""Measures `data.load` against a bare tf.data pipeline, in turn.
 
     python tests/benchmarks/data.py [FOLDER] [ROUNDS]
 
 FOLDER holds class folders of JPEG files; without it, 600 photos of 500 x 375
-pixels are made of those that ship with scikit-image. Every round reads every
-file twenty times with each pipeline: decode, inception crop, resize to 224,
-flip, batches of 64. Printed are medians over the rounds: images/s after the
-first batch, the ratio to the bare pipeline of the same round, processor time,
-which other work on the machine disturbs less, and the seconds to the first
-batch.
+pixels are made of those in scikit-image. Each round reads every file twenty
+times with each pipeline: decode, inception crop, resize to 224, flip, batches
+of 64. Printed are medians over the rounds: images/s after the first batch, the
+ratio to the bare pipeline in the same round, processor time, which other work
+on the machine disturbs less, and the seconds to the first batch.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from libraries import SIZE, random_crop
 from keras_augreg import data
 
 BATCH = 64
-# Of a round: with few, what a pipeline has read ahead at the first batch, from
-# where on time is taken, weighs in.
+# Passes of a round. Time is taken from the first batch on; in a short round,
+# the images that a pipeline has read ahead by then would count.
 EPOCHS = 20
 
 
@@ -53,7 +52,7 @@ def make_photos(root: pathlib.Path) -> None:
 
 
 def bare(root: pathlib.Path, dct_method: str) -> tf.data.Dataset:
-    """The pipeline that one would write by hand."""
+    """A hand-written pipeline."""
     files = sorted(root.glob("*/*.jpg"))
     classes = sorted({file.parent.name for file in files})
     labels = [classes.index(file.parent.name) for file in files]
@@ -97,13 +96,14 @@ def main() -> None:
         processor = {name: [] for name in pipelines}
         for i in range(rounds + 1):
             for name, pipeline in pipelines.items():
-                # tf.data takes seconds to end a long pass: not the next's.
+                # tf.data takes seconds to end a long pass; end it here, so
+                # that they do not count for the next one.
                 batches = iter(())
                 begin = time.perf_counter()
                 batches = iter(pipeline)
                 next(batches)
-                # What a run pays once is not throughput: tf.data optimizes
-                # its graph before the first batch.
+                # Costs that a run pays once are not throughput: tf.data
+                # optimizes its graph before the first batch.
                 start, used = time.perf_counter(), time.process_time()
                 count = sum(len(batch[0]) for batch in batches)
                 if i:  # The first round warms up.

@@ -1,12 +1,12 @@
-r"""Measures the TensorFlow-free route against Grain with the same operations.
+r"""Measures the engine without TensorFlow against Grain, in turn.
 
     pip install grain
     python tests/benchmarks/data_grain.py FOLDER [ROUNDS]
 
 FOLDER holds class folders of JPEG files (`data.py` here makes some).
-Every round reads all of them ten times with each pipeline, in turn: decode,
-inception crop, resize to 224, flip, batches of 64. Grain reads on threads, and
-in processes. Printed are medians over the rounds.
+Each round reads all of them ten times with each pipeline, with the same
+operations: decode, inception crop, resize to 224, flip, batches of 64. Grain
+reads on threads and in processes. Printed are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH, EPOCHS, SIZE = 64, 10, 224
 
 
 class Read(grain.transforms.Map):
-    """What `Batches` does with an image."""
+    """Reads an image as `Batches` does."""
 
     def __init__(self, examples, cropping):
         self.examples, self.cropping = examples, cropping

@@ -1,11 +1,11 @@
-"""What `fit` costs above a bare jitted step of the same maths, on JAX.
+"""Measures `fit` against a bare jitted step of the same maths, on JAX.
 
     python tests/benchmarks/fit.py [STEPS] [ROUNDS]
 
-ViT-S/16, batch 16, 224 px, recipe `medium1` inside the step. In turn: a
-hand-written `jax.jit` of augmentation, forward pass, loss, backward pass and
-update in a plain loop; `fit` with a progress bar and TensorBoard. Both over
-the same uint8 images in memory. The first round, which compiles, is left out.
+ViT-S/16, batch 16, 224 px, recipe `medium1` inside the step. A hand-written
+`jax.jit` of augmentation, forward pass, loss, backward pass and update in a
+plain loop takes turns with `fit` with a progress bar and TensorBoard, on the
+same uint8 images in memory. The first round, which compiles, is left out.
 """
 
 import os
@@ -30,7 +30,7 @@ RECIPE = keras_augreg.AugReg("medium1")
 
 
 def make_model():
-    """Returns a model as the study pre-trains it."""
+    """Builds and compiles a model as in the study's pre-training."""
     keras.utils.set_random_seed(0)
     model = keras_augreg.ViT_S16(
         weights=None, classes=CLASSES, classifier_activation=None
@@ -68,7 +68,7 @@ def bare_step(model):
         )
         return value, (trainable, rest, moments)
 
-    # Copies, as the step may use the memory of what it gets.
+    # Copies, because the step may reuse the memory of its arguments.
     state = jax.tree.map(
         lambda v: jax.numpy.copy(v.value),
         (

@@ -1,4 +1,4 @@
-"""What the programs of this folder share: models of all libraries, a crop."""
+"""The models of all libraries and a crop, for the programs beside it."""
 
 from __future__ import annotations
 

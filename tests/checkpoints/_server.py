@@ -3,8 +3,8 @@
 Each GET takes the next fault of `plan`, then `always`; both hold dictionaries:
 
     status: answer with this status      location: and this header
-    cut: close after so many bytes       chunked: no Content-Length
-    stall: wait before the rest          drip: one byte every so many seconds
+    cut: close after this many bytes     chunked: no Content-Length
+    stall: wait before the rest          drip: seconds from byte to byte
     headers: replace or (None) drop      no_range: ignore Range
     endless: one of `ENDLESS`, until the client closes the connection
 """
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# What comes first, and what then comes for ever, with seconds in between.
+# The first bytes, those repeated forever, and the seconds between them.
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
 _MD5 = b"x-goog-hash: md5=1B2M2Y8AsgTpgAmY7PhCfg==\r\n\r\n"
 ENDLESS = {
@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(fault, bucket.files.get(self.path))
 
     def do_HEAD(self) -> None:
-        """What huggingface_hub asks first."""
+        """The first request of huggingface_hub."""
         body = self.server.files.get(self.path)
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(len(body or b"")))

@@ -393,7 +393,7 @@ def test_class_names_stay_with_the_model(tmp_path, suffix):
     assert keras_augreg.ViT_Ti32(weights=path, classes=4).class_names is None
     if suffix == ".keras":
         assert keras.saving.load_model(path).class_names == NAMES
-    # What they are for: np.load, and so the original, does not see them.
+    # Their purpose: np.load, and so the original, does not see them.
     if suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             assert set(arrays) == set(SHAPES["Ti_32"]["arrays"])

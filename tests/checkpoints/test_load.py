@@ -57,7 +57,7 @@ def logits(model, x=None):
 
 
 def stacked(arrays):
-    """What a tiny model's weights should be, from arrays of the release."""
+    """The expected weights of a tiny model, from arrays of the release."""
     found = {
         "embedding/kernel": arrays["embedding/kernel"],
         "embedding/bias": arrays["embedding/bias"],

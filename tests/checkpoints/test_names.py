@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 B16 = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 PETS = "--oxford_iiit_pet-steps_0k-lr_0.003-res_384"
 
-# What the release has: 9 architectures x 3 sets x 28 recipes x 68 adaptations,
+# The release: 9 architectures x 3 sets x 28 recipes x 68 adaptations,
 # and B/8; `vit_jax_augreg.ipynb` counts 756 of each adaptation at 384 pixels.
 GRID = [name for name in names.pretrained_names() if name.variant != "ViT_B8"]
 

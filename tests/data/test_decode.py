@@ -286,7 +286,7 @@ def test_cmyk():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotated_by_exif(orientation):
-    # What the camera stored, so that turning it as told gives the photo.
+    # The pixels that the camera stored; undoing the rotation gives the photo.
     stored = {
         2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
         3: PIL.Image.Transpose.ROTATE_180,
@@ -416,8 +416,8 @@ def test_damaged_jpeg_files_are_what_they_are_to_pillow(data):
 
 
 def test_opencv_would_accept_what_others_refuse():
-    # Why OpenCV gets files of one whole scan alone. If this fails, it gets
-    # better at it, and `_one_whole_scan` may go.
+    # The reason why OpenCV gets only files of one whole scan. If this fails,
+    # OpenCV has improved and `_one_whole_scan` may go.
     data = bytearray(encode(PHOTO, "JPEG", quality=80))
     data[-200:-196] = b"\xff\xda\x00\x00"
     assert cv2.imdecode(np.frombuffer(data, np.uint8), 1) is not None
@@ -459,7 +459,7 @@ def test_what_opencv_does_not_decode_is_pillows(monkeypatch, result):
 
 BROKEN = {
     "empty": b"",
-    "text": b"This is no picture.\n",
+    "text": b"This is not a picture.\n",
     "jpeg cut short": encode(PHOTO)[:2000],
     "png cut short": encode(PHOTO, "PNG")[:2000],
     "webp cut short": encode(PHOTO, "WEBP")[:500],

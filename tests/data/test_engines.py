@@ -135,8 +135,8 @@ def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
 
 
 def test_large_pictures_are_not_kept_side_by_side(tmp_path, monkeypatch):
-    # What goes through the pipeline is no larger than what comes out of it,
-    # times `SMALL`; a JPEG file's bytes are small anyway.
+    # Pixels in the pipeline are at most `SMALL` times those that leave it; a
+    # JPEG file's bytes are small anyway.
     sizes = []
     real = engine_tensorflow._prepare
 
@@ -315,7 +315,7 @@ def test_looking_at_a_batch_does_not_change_those_of_fit(photos, engine):
         )
         seen.append(layer.seen)
     assert seen[0] == seen[1]
-    assert len(set(seen[0])) == 8  # Of two epochs.
+    assert len(set(seen[0])) == 8  # Two epochs.
 
 
 def test_workers_get_all_batches(photos):
@@ -471,7 +471,7 @@ def test_a_broken_file_is_an_error_that_names_it(broken, engine, name):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_first_line_names_the_broken_file(broken, engine):
-    """What a script prints; tf.data puts a page of its own before it."""
+    """The output of a script; tf.data prints a page before the message."""
     script = (
         "import sys\n"
         "from keras_augreg import data\n"

@@ -104,7 +104,7 @@ def test_fit_gets_the_batches_in_their_order(photos, engine):
             [keras.Input((16, 16, 3)), seen, keras.layers.Flatten(),
              keras.layers.Dense(3)]
         )  # fmt: skip
-        # Of a compiled step, nothing could be noted.
+        # A compiled step could not record anything.
         model.compile(
             "sgd", "sparse_categorical_crossentropy", run_eagerly=True
         )

@@ -157,7 +157,7 @@ def test_an_empty_class_folder(root):
     (root / "train" / "bagel").mkdir()
     with pytest.raises(ValueError, match=r"train/bagel' holds no image"):
         find(root)
-    # Then it is no class, in any split.
+    # Then it is not a class in any split.
     for split in ("train", "test"):
         found = find(root, split, on_error="skip")
         assert found.class_names == ["astronaut", "chelsea", "coffee"]
@@ -280,7 +280,7 @@ def test_a_path_is_no_name(root, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "is_prepared_directory", "gs://b/x".__eq__)
     location = locate.locate(epath.Path("gs://b/x"), None)
     assert (location.path, location.kind) == ("gs://b/x", "tfds")
-    # And with TFDS's folder, a name is no path.
+    # With TFDS's folder, a name is never a path.
     (root / "local").mkdir()
     with pytest.raises(ValueError, match="Unknown source 'local'"):
         find("local", data_dir=tmp_path)

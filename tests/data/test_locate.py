@@ -1,4 +1,4 @@
-"""What a data set is called, and which of its splits are used."""
+"""Names of data sets, and the splits that are used."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ PAGES = [
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"not run in\s+CI:\s+\w+")
 CLASSES = {"i21k": 21843, "i1k": 1000}
-# What a page takes for granted: the reader's own data and model.
+# The reader's own data and model, which a page presupposes.
 GIVEN = {
     "README.md": """
 import PIL.Image

@@ -26,7 +26,7 @@ FETCHED = {("img", "src"), ("link", "href"), ("script", "src")}
 
 
 class Page(html.parser.HTMLParser):
-    """The links of a page, what it fetches, and its anchors."""
+    """The links, resources and anchors of a page."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,12 +1,12 @@
-"""Kills a sweep at random moments, and looks whether a cell was lost.
+"""Kills a sweep at random moments and checks that no cell is lost.
 
     python tests/study/kills.py KILLS FOLDER
     python tests/study/kills.py KILLS FOLDER python recipes/sweep.py ...
 
-runs 960 cells that only pretend to train, or the command with
-`--workdir=FOLDER`; sends SIGKILL after a random time, KILLS times; then lets
-it end. After each kill every record that said "done" is as it was; in the end
-the table has every cell, done. The status is 1 if not.
+runs 960 simulated cells, or the command with `--workdir=FOLDER`; sends SIGKILL
+after a random time, KILLS times; then lets it end. Each kill must leave every
+record that said "done" unchanged, and in the end the table must have every
+cell, done. Otherwise the exit status is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CELLS = dataclasses.replace(GRID, seeds=tuple(range(40))).cells()
 
 
 def finished(folder):
-    """Record that says that its cell is done -> (inode, time)."""
+    """Records of finished cells -> (inode, time)."""
     done = {}
     for path in (folder / "cells").glob("*.json"):
         if json.loads(path.read_text())["status"] == "done":

@@ -1,4 +1,4 @@
-"""What a cell trains on: how a data set is divided."""
+"""How a cell divides a data set."""
 
 from __future__ import annotations
 

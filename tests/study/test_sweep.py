@@ -1,4 +1,4 @@
-"""A sweep that is killed, shared or fails: no cell is lost, none repeated."""
+"""Sweeps that are killed, shared or fail: no cell is lost or repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID = Grid(
 
 
 def pretend(cell, folder):
-    """Takes as long as a file; says in it that the cell ran to its end."""
+    """Simulates a run; leaves a file that says that the cell ran to its end."""
     time.sleep(0.01)
     (folder / f"ran.{time.time_ns()}").touch()
     if isinstance(cell, Finetuning):
@@ -42,7 +42,7 @@ def pretend(cell, folder):
 
 
 def fork(root, shard=(0, 1), train=pretend, cells=None):
-    """The sweep in a process of its own, without the time of imports."""
+    """Runs the sweep in a forked process, which saves the imports."""
     child = os.fork()
     if child:
         return child
@@ -84,7 +84,7 @@ def test_killed_and_resumed_loses_no_cell_and_repeats_none(tmp_path):
     assert set(rows["status"]) == {"done"}
     for path, text in done.items():
         assert path.read_text() == text
-    # To the end: once, or again if it was killed before it was recorded.
+    # Once to the end, or twice if killed before it was recorded.
     ran = len(list(tmp_path.glob("runs/*/ran.*")))
     assert 48 <= ran <= 48 + 15
     again = sweep.run(GRID.cells(), tmp_path, pytest.fail, report=str)
@@ -258,7 +258,9 @@ def test_the_command_end_to_end(tmp_path):
     assert done.returncode == 1, done.stderr[-4000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["done"] == 2
-    assert len(result["failed"]) == 1  # 10 images are no batch of 32.
+    assert (
+        len(result["failed"]) == 1
+    )  # 10 images are too few for a batch of 32.
     assert all("too few" in error for error in result["failed"].values())
     assert len(result["waiting"]) == 1
     rows = table.read(tmp_path / result["table"])

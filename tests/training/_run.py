@@ -21,7 +21,7 @@ SETTINGS = {"recipe": "medium1"}
 def set_determinism(on):
     """TensorFlow repeats a run bit by bit only if told to."""
     if keras.backend.backend() == "tensorflow":
-        # The public module can turn it on alone; other tests want it off.
+        # The public module can only turn it on; other tests need it off.
         from tensorflow.python.framework import config
 
         (

@@ -1,6 +1,6 @@
 """Feeds fixed gradients to an optimizer and writes how far the weights moved.
 
-Also run as a script, in as many replicas or processes as it is told:
+Also run as a script, in several replicas or processes:
 `_updates.py REPLICAS FOLDER CASE...` (TensorFlow: logical devices under
 MirroredStrategy; PyTorch: processes, which inherit their rank).
 """

@@ -440,7 +440,7 @@ def test_remat_changes_no_result(policy, rates):
 
 
 def test_remat_of_frozen_blocks():
-    """Blocks of which nothing, or the MLP alone, is trained."""
+    """Blocks that are frozen entirely, or except for the MLP."""
     outcomes = []
     for remat in (False, True):
         for part in (False, True):
@@ -465,7 +465,7 @@ def test_remat_is_part_of_the_compilation(tmp_path):
 
 
 def kept_for_the_backward_pass(model):
-    """How much, as each backend tells it."""
+    """The amount of memory, as each backend reports it."""
     x, y = np.zeros((64, 16, 16, 3), "float32"), np.zeros(64, "int32")
     backend = keras.backend.backend()
     if backend == "jax":

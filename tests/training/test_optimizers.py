@@ -32,7 +32,7 @@ RATES = {"embedding": 1 / 8, "posembed_input": 1 / 8, "encoderblock_0": 1 / 4,
 
 
 def expected(case, replicas=1):
-    """What optax's chain does to the weights, in JAX's float32."""
+    """The weights after optax's chain, in JAX's float32."""
     import jax
     import optax
 

@@ -152,7 +152,7 @@ def test_damaged_newest_checkpoint(whole, tmp_path, damage):
         train(make_model(), tmp_path, [At(9, terminate)])
     checkpoints = tmp_path / "checkpoints"
     damage(checkpoints / "0000000009.npz")
-    # What a kill in the middle of a write leaves, and worse.
+    # The result of a kill in the middle of a write, and worse.
     (checkpoints / "0000000012.tmp").write_bytes(b"half")
     os.mkfifo(checkpoints / "0000000016.tmp")
     (checkpoints / "0000000016.npz").mkdir()
