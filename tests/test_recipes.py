@@ -256,6 +256,37 @@ def test_model_parallel_over_hosts_is_refused(monkeypatch):
         common.open_run(devices)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("splits", "counts"),
+    [
+        (("train", "val", "test"), (20, 20)),
+        (("train", "valid"), (20, 20)),
+        (("train",), (18, 2)),
+    ],
+)
+def test_what_is_evaluated_on_without_a_test_split(
+    tmp_path, monkeypatch, splits, counts
+):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import common
+
+    for split in splits:
+        for name in ("dark", "light"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(10):
+                image = PIL.Image.new("RGB", (40, 40), (20 * i,) * 3)
+                image.save(folder / f"{i}.png")
+    common.FLAGS(["pretrain.py"])
+    train, test, info = common.load(
+        str(tmp_path), (0, 1), image_size=8, batch_size=2
+    )
+    assert info.class_names == ["dark", "light"]
+    assert (info.num_examples, 2 * int(test.cardinality())) == counts
+    assert 2 * int(train.cardinality()) == counts[0]
+
+
 def test_finetune_what_pretrain_saved_then_evaluate(journey):
     folder, _ = journey
     result = run(

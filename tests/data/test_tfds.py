@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 
@@ -323,6 +324,13 @@ def test_several_labels_become_a_vector_and_none_weighs_nothing(data_dir):
     assert vectors == sorted([[0, 0, 0], [1, 0, 0], [1, 1, 0]] * 2 + [[0] * 3])
     for label, weight in both:
         assert weight == label.max()
+
+
+def test_the_size_of_small_images_is_in_the_features(data_dir):
+    found = records(data_dir)
+    assert found.smaller_side() is None
+    small = dataclasses.replace(found, image_shape=(28, 30, 1))
+    assert small.smaller_side() == 28
 
 
 def test_kitti_distance(data_dir):
