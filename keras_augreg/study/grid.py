@@ -255,7 +255,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     transfers: tuple[Transfer, ...] = ()
     checkpoints: tuple[str, ...] = ()
-    image_size: int = 224
+    image_size: int = PRETRAINING_RESOLUTION
     batch_size: int = 64
     learning_rate: float = PRETRAINING_LEARNING_RATE
     loss: str = "softmax"

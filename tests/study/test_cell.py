@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from keras_augreg.data import find
-from keras_augreg.study.cell import hold_out
+from keras_augreg.data import Preprocess, find
+from keras_augreg.study.cell import _arguments, hold_out
 
 pytestmark = pytest.mark.once
 
@@ -37,3 +37,13 @@ def test_records_are_divided_by_their_places_in_the_files():
     train, val, rest = hold_out(found, 0.5, 0.1)
     assert (len(train), len(val), len(rest)) == (45, 10, 45)
     assert {*train, *val, *rest} == set(names)
+
+
+def test_options_are_those_of_load_of_preprocess_and_of_options():
+    arguments, options = _arguments(
+        {"crop": "resize", "flip": False, "engine": "python", "data_dir": "x"}
+    )
+    preprocess = Preprocess("resize", flip=False)
+    assert arguments == {"data_dir": "x", "preprocess": preprocess}
+    assert options == {"engine": "python"}
+    assert _arguments({}) == ({}, {})

@@ -113,7 +113,7 @@ def test_a_file_of_several_grids(tmp_path):
         ({"models": ["ViT_X"]}, "architecture 'ViT_X'"),
         ({"models": [{"name": "x_8"}]}, "lacks depth, mlp_dim"),
         ({"models": []}, "The grid is empty"),
-        ({"recipes": ["strong1"]}, "it means 'heavy1'"),
+        ({"recipes": ["strong1"]}, "means 'heavy1'"),
         ({"recipes": [{"level": "none"}]}, "Expected a recipe"),
         ({"datasets": ["/a/x", "/b/x"]}, "Two data sets are called 'x'"),
         ({"datasets": [{"path": "x"}]}, "Expected a data set"),
