@@ -495,70 +495,68 @@ def _config(model: Any) -> dict[str, Any]:
     return config
 
 
+_CARD = """---
+library_name: timm
+pipeline_tag: {task}
+tags:
+- keras_augreg
+- timm
+- {task}
+---
+
+# {name}
+
+[What it is for, what it was trained on, how, and how well it does.]
+
+A Vision Transformer, trained with keras_augreg.
+
+{facts}
+
+With timm (GELU is the tanh approximation, as `config.json` says):
+
+```python
+import timm
+
+model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)
+```
+{keras}
+License: [yours, and that of the weights it started from].
+"""
+_CARD_KERAS = """
+With Keras on JAX, TensorFlow or PyTorch:
+
+```python
+import keras_augreg
+
+model = keras_augreg.{builder}(weights="hf://OWNER/NAME"{top})
+```
+"""
+
+
 def _card(model: Any) -> str:
     """The model card, with placeholders in brackets."""
     sizes, (height, width, _) = model.sizes, model.image_shape
     variant = identify(sizes)
     count = sum(math.prod(weight.shape) for _, weight in _weights(model))
-    task = "image-classification"
     facts = [
         f"{variant.release if variant else 'ViT'}: {sizes.depth} blocks of "
         f"width {sizes.width}, {sizes.num_heads} heads, one token for "
         f"{sizes.stride} x {sizes.stride} pixels; {count:,} parameters",
         f"images: {height} x {width} pixels, scaled from 0..255 to -1..1",
+        "no classifier",
     ]
     if model.include_top:
-        classes = f"{model.classes:,} classes"
+        facts[-1] = f"{model.classes:,} classes"
         if model.class_names is not None and len(model.class_names) <= 100:
-            classes += ": " + ", ".join(model.class_names)
-        facts.append(classes)
-    else:
-        task = "image-feature-extraction"
-        facts.append("no classifier")
-    builder = f"keras_augreg.{variant.name}" if variant else None
-    lines = [
-        "---",
-        "library_name: timm",
-        f"pipeline_tag: {task}",
-        "tags:",
-        "- keras_augreg",
-        "- timm",
-        f"- {task}",
-        "---",
-        "",
-        f"# {model.name}",
-        "",
-        "[What it is for, what it was trained on, how, and how well it does.]",
-        "",
-        "A Vision Transformer, trained with keras_augreg.",
-        "",
-        *(f"- {fact}" for fact in facts),
-        "",
-        "With timm (GELU is the tanh approximation, as `config.json` says):",
-        "",
-        "```python",
-        "import timm",
-        "",
-        'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)',
-        "```",
-        "",
-    ]
-    if builder:
-        top = "" if model.include_top else ", include_top=False"
-        lines += [
-            "With Keras on JAX, TensorFlow or PyTorch:",
-            "",
-            "```python",
-            "import keras_augreg",
-            "",
-            f'model = {builder}(weights="hf://OWNER/NAME"{top})',
-            "```",
-            "",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            "License: [yours, and that of the weights it started from].",
-            "",
-        ]
+            facts[-1] += ": " + ", ".join(model.class_names)
+    top = "" if model.include_top else ", include_top=False"
+    return _CARD.format(
+        task="image-classification"
+        if model.include_top
+        else "image-feature-extraction",
+        name=model.name,
+        facts="\n".join(f"- {fact}" for fact in facts),
+        keras=_CARD_KERAS.format(builder=variant.name, top=top)
+        if variant
+        else "",
     )
