@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -210,27 +211,17 @@ class VisionTransformer(TrainStep):
         return height // self.sizes.stride, width // self.sizes.stride
 
     def get_config(self) -> dict[str, Any]:
+        same = (
+            "include_top", "pooling", "classes", "classifier_activation",
+            "include_preprocessing", "class_token", "dropout",
+            "stochastic_depth", "seed", "name", "trainable",
+        )  # fmt: skip
         return {
-            "patch_size": self.sizes.patch_size,
-            "width": self.sizes.width,
-            "depth": self.sizes.depth,
-            "num_heads": self.sizes.num_heads,
-            "mlp_dim": self.sizes.mlp_dim,
-            "stages": self.sizes.stages,
-            "include_top": self.include_top,
+            **dataclasses.asdict(self.sizes),
+            **{key: getattr(self, key) for key in same},
             "input_shape": self.image_shape,
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "classifier_activation": self.classifier_activation,
-            "include_preprocessing": self.include_preprocessing,
-            "class_token": self.class_token,
-            "dropout": self.dropout,
-            "stochastic_depth": self.stochastic_depth,
-            "seed": self.seed,
             "class_names": self.class_names and list(self.class_names),
-            "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "trainable": self.trainable,
         }
 
     @classmethod
@@ -359,15 +350,8 @@ def _check_shape(images: Any, expected: tuple[int, int, int]) -> None:
 
 
 def _check_sizes(sizes: Sizes) -> None:
-    numbers = {
-        "patch_size": sizes.patch_size,
-        "width": sizes.width,
-        "depth": sizes.depth,
-        "num_heads": sizes.num_heads,
-        "mlp_dim": sizes.mlp_dim,
-    }
-    for argument, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
+    for argument, value in dataclasses.asdict(sizes).items():
+        if argument != "stages" and (not isinstance(value, int) or value < 1):
             raise ValueError(
                 f"`{argument}` must be a positive integer. Received: "
                 f"{argument}={value!r}"
