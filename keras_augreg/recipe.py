@@ -307,21 +307,10 @@ class AugReg:
 
         For ImageNet-21k, they are the recipes of the best checkpoints by
         upstream validation in google-research/vision_transformer's README
-        (for B/8, in its notebook). big_vision's `vit_i21k.py` has different
-        levels for half of the models:
-
-        | model | here | `vit_i21k.py` |
-        | --- | --- | --- |
-        | Ti/16, S/32 | none | none |
-        | B/32 | light2 | light2 |
-        | S/16 | light2 (file name: light1) | light1 |
-        | B/16 | medium1 | light2 |
-        | L/16 | heavy1 | medium2 |
-        | R+Ti/16, R26+S/32, R50+L/32, B/8 | see the table | not there |
-
-        If light1 in file names were the paper's light1, S/16 would agree and
-        B/32 would not. `vit_i21k.py` says that regularisation did not help;
-        the README's R50+L/32 has 0.1.
+        (for B/8, in its notebook). big_vision's `vit_i21k.py` agrees for
+        Ti/16, S/32 and B/32, has light1 for S/16 (here light2), light2 for
+        B/16 (medium1) and medium2 for L/16 (heavy1), and lacks the others. It
+        says that regularisation did not help; the README's R50+L/32 has 0.1.
 
         Args:
             variant: An architecture in any spelling: `"ViT_B16"`, `"B_16"`,

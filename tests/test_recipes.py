@@ -167,7 +167,7 @@ def test_pretrain_on_two_devices(journey, processes):
         np.load(max((folder / "digits/checkpoints").iterdir())) as those,
     ):
         for key, array in those.items():
-            if not key.startswith("metrics/"):
+            if not key.startswith(("metrics/", "checksum")):
                 np.testing.assert_allclose(
                     these[key], array, 0, 5e-5, err_msg=key
                 )
@@ -177,7 +177,7 @@ def test_pretrain_on_two_devices(journey, processes):
     first, *others = sorted(checkpoints.iterdir())
     assert first.stem == "0000000010"
     with np.load(others[-1]) as archive:
-        weights = dict(archive)
+        weights = {k: v for k, v in archive.items() if k != "checksum"}
     for file in others:
         file.unlink()
     again = run_side_by_side(command, folder, environments)

@@ -194,34 +194,25 @@ def _tensorflow_ops() -> types.SimpleNamespace:
     def one_hot(x: Any, num_classes: int, dtype: str) -> Any:
         return tf.one_hot(x, num_classes, dtype=dtype)
 
+    same = (
+        "abs cast cumsum exp floor maximum minimum ones_like reshape "
+        "roll sigmoid stack where convert_to_tensor"
+    )
     return types.SimpleNamespace(
-        abs=tf.abs,
+        **{name: getattr(tf, name) for name in same.split()},
         arange=lambda n, dtype="int32": tf.range(n, dtype=dtype),
         argmax=functools.partial(tf.argmax, output_type=tf.int32),
-        cast=tf.cast,
         clip=tf.clip_by_value,
         concatenate=tf.concat,
-        convert_to_tensor=tf.convert_to_tensor,
-        cumsum=tf.cumsum,
-        exp=tf.exp,
-        floor=tf.floor,
         log=tf.math.log,
         map=map_uint8,
         max=tf.reduce_max,
-        maximum=tf.maximum,
         min=tf.reduce_min,
-        minimum=tf.minimum,
         one_hot=one_hot,
-        ones_like=tf.ones_like,
-        reshape=tf.reshape,
-        roll=tf.roll,
         segment_sum=segment_sum,
         shape=shape,
-        sigmoid=tf.sigmoid,
-        stack=tf.stack,
         sum=tf.reduce_sum,
         swapaxes=swapaxes,
         take=tf.gather,
         take_along_axis=take_along_axis,
-        where=tf.where,
     )

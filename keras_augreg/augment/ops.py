@@ -95,7 +95,7 @@ class Lookups:
 
     @functools.cached_property
     def factor(self) -> float:
-        """Share of the image in Color, Contrast, Brightness, Sharpness."""
+        """The image's share in Color, Contrast, Brightness, Sharpness."""
         return self.magnitude / 10 * 1.8 + 0.1
 
     @functools.cached_property
@@ -135,7 +135,7 @@ class Lookups:
 
         Returns:
             int32 (11, height * width): a position in the flattened image, or
-            -1 for `FILL`. The first row shows the image as it is.
+            -1 for `FILL`. The first row is the identity.
         """
         x = np.arange(self.width, dtype="float32")[None, :]
         y = np.arange(self.height, dtype="float32")[:, None]
@@ -157,8 +157,8 @@ class Lookups:
         """What each value becomes, for each operation.
 
         Returns:
-            float32 (16, 3, 256): the new value of a channel's value. Where
-            that depends on the image, the value itself, and for Color the
+            float32 (16, 3, 256): the new value for each value of a channel.
+            Where it depends on the image, the value itself; for Color, the
             channel's share of the grey level.
         """
         level, v = self.magnitude / 10, _VALUES
@@ -167,8 +167,8 @@ class Lookups:
         # The threshold is compared as a uint8, and 256 wraps to 0.
         threshold = int(level * 256) % 256
         added = np.minimum(v + int(level * 110), 255)
-        # Meant to be the mean grey level, but it divides the number of
-        # pixels by 256.
+        # Meant as the mean grey level, but the original divides the number
+        # of pixels by 256.
         grey = int(min(self.height * self.width / 256.0, 255.0))
         named = {
             "Invert": 255 - v,
@@ -190,7 +190,7 @@ class Lookups:
 
 @functools.lru_cache(maxsize=8)
 def lookups(magnitude: float, height: int, width: int) -> Lookups:
-    """The `Lookups` of a magnitude and an image size, made once."""
+    """The `Lookups` of a magnitude and an image size, computed once."""
     return Lookups(magnitude, height, width)
 
 
@@ -233,8 +233,8 @@ class Choice(NamedTuple):
     column: Any
 
 
-# What each family of operations computes. `xp` is an array namespace
-# (`arrays.namespace`), `images` are uint8 (n, height, width, 3).
+# What the operations compute. `xp` is an array namespace
+# (`arrays.namespace`); `images` are uint8 (n, height, width, 3).
 
 
 def _show(xp: Any, images: Any, sources: Any) -> Any:
@@ -295,16 +295,10 @@ def _autocontrast_tables(xp: Any, images: Any) -> Any:
 
 
 def _equalize_tables(xp: Any, images: Any, wanted: Any = None) -> Any:
-    """Evens each channel's histogram out: float32 (n, 3, 256).
+    """Equalizes each channel's histogram: float32 (n, 3, 256).
 
-    Args:
-        xp: The array namespace.
-        images: uint8 (n, height, width, 3).
-        wanted: Bool (n,), or `None` for all. Other images' tables are not
-            meaningful, and cost no counting.
-
-    Returns:
-        float32 (n, 3, 256).
+    Only for `wanted` images, bool (n,); the others' tables are meaningless,
+    and their pixels are not counted. `None` means all images.
     """
     n, h, w, c = xp.shape(images)
     bins = xp.arange(n * c) * 256
@@ -338,17 +332,17 @@ _EDGE, _CENTER = _split(1 / np.float32(13)), _split(5 / np.float32(13))
 def _smooth(xp: Any, images: Any) -> Any:
     """Smoothed float32 images; border pixels are kept.
 
-    TensorFlow's convolution adds the nine products row by row, each with a
-    fused multiply-add, and where the exact sum is an integer, the rounding of
-    each addition decides between two results. So this rounds as it does: the
+    TensorFlow's convolution adds the nine products row by row with fused
+    multiply-adds; where the exact sum is an integer, the rounding of each
+    addition decides between two results. This rounds the same way: the
     product's two parts and the rounding error of the addition (Dekker's
     Fast2Sum) are summed exactly, then added once.
     """
     n, h, w, c = xp.shape(images)
     if h < 3 or w < 3:
         return images
-    # As one long row, which compilers vectorise: what lies next to a border
-    # pixel there is wrong, and so is its sum, which is not used.
+    # As one long row, which compilers vectorise. Border pixels get wrong
+    # neighbours there, but their sums are not used.
     pixels = xp.reshape(images, (n, h * w * c))
     margin = w * c + c
     size = h * w * c - 2 * margin
@@ -396,13 +390,11 @@ def _map_values(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
     )
 
 
-def _autocontrast(
-    xp: Any, images: Any, choice: Choice, lookups: Lookups
-) -> Any:
+def _stretch(xp: Any, images: Any, *_: Any) -> Any:
     return _look_up(xp, images, _autocontrast_tables(xp, images))
 
 
-def _equalize(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
+def _equalize(xp: Any, images: Any, *_: Any) -> Any:
     return _look_up(xp, images, _equalize_tables(xp, images))
 
 
@@ -427,7 +419,7 @@ _FAMILIES: dict[Callable, tuple[str, ...]] = {
         "Brightness",
         "Contrast",
     ),
-    _autocontrast: ("AutoContrast",),
+    _stretch: ("AutoContrast",),
     _equalize: ("Equalize",),
     _color: ("Color",),
     _sharpen: ("Sharpness",),
@@ -438,19 +430,10 @@ _FAMILY_OF = {
 
 
 def apply_all(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
-    """Every image's own operation, for a whole batch without a branch.
+    """Applies each image's operation to a whole batch, without branches.
 
-    What an accelerator wants: a fixed number of passes over the batch, each
-    shared by the operations that need it.
-
-    Args:
-        xp: The array namespace of `images`.
-        images: uint8 (n, height, width, 3).
-        choice: What each image undergoes.
-        lookups: The magnitude's lookups for this image size.
-
-    Returns:
-        uint8 (n, height, width, 3).
+    For accelerators: a fixed number of passes over the batch, each shared by
+    the operations that need it. Images are uint8 (n, height, width, 3).
     """
 
     def chosen(name: str) -> Any:
@@ -460,7 +443,7 @@ def apply_all(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
         mask = xp.reshape(chosen(name), (-1,) + (1,) * (len(yes.shape) - 1))
         return xp.where(mask, yes, no)
 
-    # PyTorch has no way to leave a count out; see `_equalize_tables`.
+    # On PyTorch, `segment_sum` cannot leave values out.
     leave_out = keras.backend.backend() != "torch"
     tables = xp.take(lookups.tables, choice.operation, axis=0)
     tables = pick("AutoContrast", _autocontrast_tables(xp, images), tables)
@@ -483,17 +466,10 @@ def apply_all(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
 
 
 def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
-    """Each image's own operations, one image after the other, with branches.
+    """Applies each image's operations, one image at a time, with branches.
 
-    What a CPU in `tf.data` wants: the work of the drawn operations alone.
-
-    Args:
-        images: A TensorFlow tensor, uint8 (n, height, width, 3).
-        choices: What each image undergoes, in order.
-        lookups: The magnitude's lookups for this image size.
-
-    Returns:
-        uint8 (n, height, width, 3).
+    For CPUs in `tf.data`, where only the drawn operations cost time. Images
+    are a TensorFlow tensor, uint8 (n, height, width, 3).
     """
     import tensorflow as tf
 
@@ -532,24 +508,24 @@ def apply_op(
 ) -> Any:
     """Applies one named operation of RandAugment to a batch.
 
-    The arithmetic of the AugReg study's input pipeline, to the byte (source:
+    Computes the same bytes as the AugReg study's input pipeline (source:
     `pp/archive/autoaugment.py` of google-research/big_vision at 0127fb6),
-    eagerly or compiled, and in `tf.data.Dataset.map` on any backend. With m
-    the magnitude:
+    eagerly or compiled, and in `tf.data.Dataset.map` on any backend. With
+    magnitude m:
 
     | `op` | what it does |
     | --- | --- |
     | AutoContrast | stretches each channel to 0, ..., 255 |
-    | Equalize | evens each channel's histogram out |
+    | Equalize | equalizes each channel's histogram |
     | Invert | 255 - value |
     | Rotate | turns by 3m degrees |
     | Posterize | keeps the highest int(0.4m) bits; at 0, one bit |
     | Solarize | inverts values from int(25.6m) modulo 256 on |
     | SolarizeAdd | adds int(11m) to values below 128 |
     | Color | blends with the grey image by 0.18m + 0.1 |
-    | Contrast | blends with grey of height * width / 256, likewise |
-    | Brightness | blends with black, likewise |
-    | Sharpness | blends with the smoothed image, likewise |
+    | Contrast | blends with grey of value height * width / 256, as Color |
+    | Brightness | blends with black, as Color |
+    | Sharpness | blends with the smoothed image, as Color |
     | ShearX, ShearY | shears by 0.03m |
     | TranslateX, TranslateY | shifts by 10m pixels |
     | Cutout | covers a box with sides of 8m pixels |
@@ -566,7 +542,7 @@ def apply_op(
         center: For Cutout, (row, column) of the box's centre in pixels.
 
     Returns:
-        The images, in the shape and dtype given.
+        The images, with their shape and dtype unchanged.
 
     Raises:
         ValueError: `op`, `magnitude`, `sign`, `center` or the images' shape
@@ -604,7 +580,7 @@ def apply_op(
         return xp.cast(result, images.dtype)
 
     if arrays.in_tensorflow_graph(images):
-        # Left to itself, TensorFlow's graph optimiser reorders additions.
+        # TensorFlow's own graph optimiser would reorder additions.
         apply = arrays.compiled(apply, "tensorflow")
     return apply(arrays.namespace(images).convert_to_tensor(images))
 

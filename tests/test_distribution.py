@@ -172,14 +172,14 @@ def test_two_torch_processes(alone):
 def test_layouts_are_valid_for_all_variants():
     from keras_augreg.variants import VARIANTS
 
-    for variant in VARIANTS.values():
-        size = variant.width // variant.num_heads
+    for sizes in (variant.sizes for variant in VARIANTS.values()):
+        size = sizes.width // sizes.num_heads
         shapes = {
-            "attention/qkv_kernel": (variant.width, 3, variant.num_heads, size),
-            "attention/out_kernel": (variant.num_heads, size, variant.width),
-            "mlp_kernel1": (variant.width, variant.mlp_dim),
-            "mlp_kernel2": (variant.mlp_dim, variant.width),
-            "head/kernel": (variant.width, 21_843),
+            "attention/qkv_kernel": (sizes.width, 3, sizes.num_heads, size),
+            "attention/out_kernel": (sizes.num_heads, size, sizes.width),
+            "mlp_kernel1": (sizes.width, sizes.mlp_dim),
+            "mlp_kernel2": (sizes.mlp_dim, sizes.width),
+            "head/kernel": (sizes.width, 21_843),
         }
         for parts in (2, 4, 8):
             for name, shape in shapes.items():
