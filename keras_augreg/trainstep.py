@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
@@ -169,12 +169,17 @@ class TrainStep(keras.Model):
         if before >= 0:
             _warn_of_schedule("`fit` changes nothing")
         try:
-            return super().fit(x, *args, **kwargs)
-        finally:
-            separate_averages(self)
-            past = self._updates_past_schedule()
-            if before < 0 < past:
-                _warn_of_schedule(f"The last {past} updates changed nothing")
+            history = super().fit(x, *args, **kwargs)
+        except BaseException:
+            # A step that failed may have taken the arrays with it.
+            with suppress(RuntimeError):
+                separate_averages(self)
+            raise
+        separate_averages(self)
+        past = self._updates_past_schedule()
+        if before < 0 < past:
+            _warn_of_schedule(f"The last {past} updates changed nothing")
+        return history
 
     def _updates_past_schedule(self) -> int:
         """Updates since the learning rate reached 0; below 0 before."""
