@@ -44,12 +44,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"not run in\s+CI:\s+\w+")
 CLASSES = {"i21k": 21843, "i1k": 1000}
 # The reader's own data and model, which a page presupposes.
-GIVEN = {
-    "README.md": """
+PHOTO = """
 import PIL.Image
 import skimage.data
-PIL.Image.fromarray(skimage.data.chelsea()).save("cat.jpg")
-""",
+PIL.Image.fromarray(skimage.data.chelsea()).save("{}")
+"""
+GIVEN = {
+    "README.md": PHOTO.format("cat.jpg"),
+    "finetune.md": PHOTO.format("new.jpg"),
     "augmentation.md": """
 import tensorflow as tf
 images, labels, iterations, first_step = pixels(8), np.arange(8), 0, 0
