@@ -34,17 +34,14 @@ class Description:
         classes: Outputs of the classifier, `None` without one.
         tokens: Tokens of an image, including the class token.
         parameters: Number of trainable parameters.
-        flops: Floating-point operations of the forward pass for one image:
-            two for each multiply-add of a matrix product or convolution.
-            Norms, GELU and softmax are not counted.
+        flops: Floating-point operations of the forward pass for one image.
         dtype: The dtype policy that the memory is for.
         batch_size: Images in the batch that the memory is for.
         inference_bytes: Estimate of the memory for a forward pass.
         training_bytes: Estimate of the memory for a training step.
         checkpoint: Full name of the released checkpoint, or `None`.
         recipe: Recipe of its pre-training, or `None`.
-        published: Figures of the checkpoint, as in
-            `checkpoints.index.Checkpoint`.
+        published: The checkpoint's `figures` in the release's index.
     """
 
     name: str
@@ -65,6 +62,7 @@ class Description:
     def __repr__(self) -> str:
         height, width, _ = self.input_shape
         setting = f"{self.dtype}, batch {self.batch_size:,}"
+        figures = (f"{key} {value:g}" for key, value in self.published.items())
         rows = {
             "architecture": self.architecture or "custom sizes",
             "images": f"{height} x {width}, {self.tokens:,} tokens",
@@ -76,9 +74,7 @@ class Description:
             "training": f"about {_bytes(self.training_bytes)} ({setting}, "
             "Adam)",
             "recipe": self.recipe and str(self.recipe),
-            "published": ", ".join(
-                f"{key} {value:g}" for key, value in self.published.items()
-            ),
+            "published": ", ".join(figures),
         }
         lines = [self.name]
         lines += [f"  {key:<14}{value}" for key, value in rows.items() if value]
@@ -96,19 +92,18 @@ def describe(
 
     Nothing is built or downloaded.
 
-    The last block of a classifier computes only the class token, and the FLOPs
-    are counted accordingly; timm and others count all tokens. A training step
-    takes about three times as many as the forward pass.
+    FLOPs are two for each multiply-add of a matrix product or convolution;
+    norms, GELU and softmax are not counted. The last block of a classifier
+    computes only the class token and is counted so; timm and others count all
+    tokens. A training step takes about three times as many.
 
     The memory is an estimate, within a factor of two of what JAX and PyTorch
-    report on a CPU: 0.7 to 1.2 times for Ti/16, S/16, S/32, R+Ti/16 and
-    R26+S/32 in batches of 2 to 8; 0.4 to 0.9 times for JAX in mixed precision,
-    whose CPU backend computes bfloat16 in float32. It adds up the weights, in
-    training their gradients and Adam's two moments, the images, and the
-    activations: in training those that the backward pass needs, in inference
-    the largest that exist at the same time. Attention scores are included,
-    although fused kernels do not store them; what a backend needs for itself
-    or reserves in advance is not.
+    report on a CPU (0.4 to 0.9 times for JAX in mixed precision, whose CPU
+    backend computes bfloat16 in float32). It adds up the weights, in training
+    their gradients and Adam's two moments, the images, and the activations:
+    in training those that the backward pass needs, in inference the largest
+    that exist at the same time. Attention scores are included, although fused
+    kernels do not store them.
 
     Args:
         model: A `keras_augreg.VisionTransformer`; an architecture in any
@@ -135,8 +130,7 @@ def describe(
       images        224 x 224, 197 tokens
       ...
     """
-    checkpoint = recipe = None
-    published: dict[str, float] = {}
+    release: dict[str, Any] = {}
     top: dict[str, Any] = {"include_top": True, "class_token": True}
     if isinstance(model, str):
         name, resolution = model, DEFAULT_RESOLUTION
@@ -144,9 +138,12 @@ def describe(
             sizes, top["classes"] = named.sizes, DEFAULT_CLASSES
         else:
             found = index.lookup(model)
-            fields, checkpoint = found.fields, found.name
-            published = found.figures
-            recipe = AugReg.from_checkpoint(checkpoint)
+            fields = found.fields
+            release = {
+                "checkpoint": found.name,
+                "recipe": AugReg.from_checkpoint(found.name),
+                "published": found.figures,
+            }
             sizes = VARIANTS[fields.variant].sizes
             resolution = fields.adapt_resolution or resolution
             dataset = fields.adapt_dataset or fields.dataset
@@ -154,16 +151,12 @@ def describe(
             dataset = find_dataset(dataset.removesuffix("_30"), CLASSES)
             top["classes"] = CLASSES[dataset]
         shape: tuple[int, ...] = (resolution, resolution, 3)
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        dtype = dtype or keras.config.dtype_policy()
     elif isinstance(getattr(model, "sizes", None), Sizes):
         name, sizes, shape = model.name, model.sizes, model.image_shape
-        policy = keras.dtype_policies.get(dtype or model.dtype_policy)
-        top = {
-            "include_top": model.include_top,
-            "class_token": model.class_token,
-            "classes": model.classes,
-            "pooling": model.pooling,
-        }
+        dtype = dtype or model.dtype_policy
+        names = ("include_top", "class_token", "classes", "pooling")
+        top = {name: getattr(model, name) for name in names}
     else:
         raise ValueError(
             "Expected a keras_augreg.VisionTransformer, an architecture "
@@ -178,6 +171,7 @@ def describe(
         )
     variant = identify(sizes)
     costs = _Costs(sizes, height, width, **top)
+    policy = keras.dtype_policies.get(dtype)
     inference, training = costs.memory(batch_size, policy)
     return Description(
         name=name,
@@ -191,9 +185,7 @@ def describe(
         batch_size=batch_size,
         inference_bytes=inference,
         training_bytes=training,
-        checkpoint=checkpoint,
-        recipe=recipe,
-        published=published,
+        **release,
     )
 
 
@@ -234,9 +226,8 @@ class _Costs:
 
     @property
     def patches(self) -> int:
-        return (self.height // self.sizes.stride) * (
-            self.width // self.sizes.stride
-        )
+        stride = self.sizes.stride
+        return (self.height // stride) * (self.width // stride)
 
     @property
     def tokens(self) -> int:
@@ -245,18 +236,13 @@ class _Costs:
     @property
     def queries(self) -> int:
         """Tokens that the last block computes."""
-        alone = self.class_token and (
-            self.include_top or self.pooling == "token"
-        )
-        return 1 if alone else self.tokens
+        reads_one = self.include_top or self.pooling == "token"
+        return 1 if self.class_token and reads_one else self.tokens
 
     @property
     def patch(self) -> int:
         """Numbers in a patch."""
-        channels = 3
-        if self.sizes.stages is not None:
-            *_, last = self.convolutions()
-            channels = last.filters
+        *_, channels = (3, *(c.filters for c in self.convolutions()))
         return self.sizes.patch_size**2 * channels
 
     def convolutions(self) -> Iterator[_Convolution]:
@@ -300,8 +286,7 @@ class _Costs:
 
         def block(queries: int) -> int:
             keys = 2 * t * w * w
-            attention = 2 * queries * t * w
-            return keys + attention + queries * (2 * w * w + 2 * w * m)
+            return keys + queries * (2 * t * w + 2 * w * w + 2 * w * m)
 
         return (
             sum(c.multiply_adds for c in self.convolutions())
@@ -334,14 +319,12 @@ class _Costs:
             # The output of each convolution, also normalised and after ReLU.
             alive = max(alive, 3 * max(outputs))
             kept += 3 * sum(outputs)
-        pixels = self.height * self.width * 3
         weights = self.parameters()
-        images = batch * pixels * 32
-        casts = weights * compute if compute != variable else 0
-        inference = weights * variable + casts
-        inference += images + batch * alive * compute
-        training = 4 * weights * variable + casts
-        training += images + batch * kept * compute
+        shared = batch * self.height * self.width * 3 * 32  # the images
+        if compute != variable:
+            shared += weights * compute
+        inference = shared + weights * variable + batch * alive * compute
+        training = shared + 4 * weights * variable + batch * kept * compute
         return math.ceil(inference / 8), math.ceil(training / 8)
 
 

@@ -7,6 +7,7 @@ the training step and `Workdir` communicate with other replicas.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -46,39 +47,27 @@ def split_axis(path: str, shape: tuple[int, ...], parts: int) -> int | None:
     return None
 
 
-class Distribution:
+@dataclasses.dataclass(frozen=True)
+class Distribution(contextlib.AbstractContextManager):
     """What `distribute` set up; as a context manager, undone at its end.
 
-    Attributes:
+    Args:
         kind: `"data"`, `"model"` or `"none"`.
         replicas: Number of parts that the global batch is split into.
         shard: (index, count): this process and the number of processes, each
             of which loads its part of every batch.
+        undo: Called at the end of `with`.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        replicas: int = 1,
-        shard: tuple[int, int] = (0, 1),
-        undo: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.kind = kind
-        self.replicas = replicas
-        self.shard = shard
-        self._undo = undo
-
-    def __repr__(self) -> str:
-        return (
-            f"Distribution(kind={self.kind!r}, replicas={self.replicas}, "
-            f"shard={self.shard})"
-        )
-
-    def __enter__(self) -> Distribution:
-        return self
+    kind: str
+    replicas: int = 1
+    shard: tuple[int, int] = (0, 1)
+    undo: Callable[[], object] = dataclasses.field(
+        default=lambda: None, repr=False
+    )
 
     def __exit__(self, *_: object) -> None:
-        self._undo()
+        self.undo()
 
 
 def distribute(
@@ -100,7 +89,7 @@ def distribute(
     JAX on several hosts: set `KERAS_DISTRIBUTION_JOB_ADDRESSES` (the address
     of process 0), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
     `KERAS_DISTRIBUTION_PROCESS_ID`. There and under `torchrun`, each process
-    loads its slice of the batch: `train.sharded(*d.shard)` with the data set
+    loads its part of the batch: `train.sharded(*d.shard)` with the data set
     that `keras_augreg.data.load` returns.
 
     On JAX, dropout and augmentation draw as on one device. On TensorFlow and
@@ -116,8 +105,7 @@ def distribute(
             model; it must divide the number of devices. `None` for all.
 
     Returns:
-        A `Distribution` with `kind`, `replicas` and `shard`, usable in
-        `with`.
+        A `Distribution`.
 
     Raises:
         ValueError: `kind` is unknown, the backend lacks it, or
@@ -247,14 +235,14 @@ def _start_torch(kind: str) -> tuple[Distribution, str]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    undo: Callable[[], object] = lambda: None  # noqa: E731
+    undo = contextlib.ExitStack()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if gpu else "gloo")
-        undo = distributed.destroy_process_group
-    shard = distributed.get_rank(), distributed.get_world_size()
+        undo.callback(distributed.destroy_process_group)
+    index, count = process()
     return (
-        Distribution("data", shard[1], shard, undo),
-        f"PyTorch, {shard[1]} processes",
+        Distribution("data", count, (index, count), undo.close),
+        f"PyTorch, {count} processes",
     )
 
 
@@ -285,13 +273,21 @@ def on_cpu() -> bool:
 
 
 def _torch() -> Any:
-    """`torch.distributed` if this is one of several processes, else `None`."""
+    """`torch.distributed` in a process that `torchrun` started, or `None`."""
     if keras.backend.backend() != "torch":
         return None
     distributed = sys.modules["torch"].distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed
-    return None
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed if started else None
+
+
+def _jax() -> Any:
+    """JAX's `multihost_utils` if this is one of several hosts, or `None`."""
+    if not jax_hosts():
+        return None
+    from jax.experimental import multihost_utils
+
+    return multihost_utils
 
 
 def replica() -> tuple[Any, int]:
@@ -305,16 +301,12 @@ def replica() -> tuple[Any, int]:
         if context is None:
             return 0, 1
         return context.replica_id_in_sync_group, context.num_replicas_in_sync
-    distributed = _torch()
-    if distributed is None:
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    return process() if _torch() else (0, 1)
 
 
 def process() -> tuple[int, int]:
     """(index, count): this process and the number of processes."""
-    distributed = _torch()
-    if distributed is not None:
+    if distributed := _torch():
         return distributed.get_rank(), distributed.get_world_size()
     jax = sys.modules.get("jax")
     if keras.backend.backend() == "jax" and jax is not None:
@@ -344,24 +336,19 @@ def preempted() -> bool:
 
 def barrier() -> None:
     """Waits until all processes have called this."""
-    distributed = _torch()
-    if distributed is not None:
+    if distributed := _torch():
         distributed.barrier()
-    elif jax_hosts():
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("keras_augreg")
+    elif hosts := _jax():
+        hosts.sync_global_devices("keras_augreg")
 
 
 def to_numpy(variable: Any) -> Any:
     """The whole value of a variable, even if split over processes."""
     # As a tensor first: TensorFlow's mirrored variables are not arrays.
     value = keras.ops.convert_to_tensor(variable)
-    if jax_hosts():
-        from jax.experimental import multihost_utils
-
-        if not value.is_fully_replicated:
-            return multihost_utils.process_allgather(value, tiled=True)
+    hosts = _jax()
+    if hosts and not value.is_fully_replicated:
+        return hosts.process_allgather(value, tiled=True)
     return keras.ops.convert_to_numpy(value)
 
 
@@ -380,17 +367,14 @@ def mean_over_processes(tensors: list[Any]) -> list[Any]:
 
 def copy_from_first_process(variables: list[Any]) -> None:
     """Copies the first process's values to all, except of split variables."""
-    distributed = _torch()
-    if distributed is not None:
+    if distributed := _torch():
         for variable in variables:
             distributed.broadcast(variable.value.data, src=0)
-    elif jax_hosts():
-        from jax.experimental import multihost_utils
-
+    elif hosts := _jax():
         for variable in variables:
             if variable.value.is_fully_replicated:
                 mine = keras.ops.convert_to_numpy(variable)
-                variable.assign(multihost_utils.broadcast_one_to_all(mine))
+                variable.assign(hosts.broadcast_one_to_all(mine))
 
 
 @contextlib.contextmanager

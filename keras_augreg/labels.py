@@ -36,26 +36,22 @@ def decode_predictions(
     of TensorFlow Datasets' `imagenet2012`, on which the release was
     fine-tuned. The order of the 21,843 classes is **unverified**: it is
     timm's (sorted synsets, no background class), whose author is one of the
-    paper's authors. Their own list was published, unchecked, for BiT
-    (google-research/big_transfer, issue 7), and no released file could be
-    tried here. `assets/README.md` in the package has the details.
+    paper's authors. `assets/README.md` in the package has the details.
 
     Args:
-        preds: Predictions of a batch, logits or probabilities: an array or
-            tensor of shape `(batch, 1000)` or `(batch, 21843)`.
-        top: Number of classes to return for an image, at least 1 and at most
-            the number of columns.
+        preds: Logits or probabilities: an array or tensor of shape
+            `(batch, 1000)` or `(batch, 21843)`.
+        top: Number of classes to return for an image, at least 1.
 
     Returns:
         One list for each image, of `top` tuples `(synset, label, score)` such
         as `("n01440764", "tench, Tinca tinca", 0.9)`: highest score first,
         lower class first among equal scores. The label holds all synonyms of
-        the synset, the most usual first, because one word often names several
-        classes ("crane" is a bird and a machine).
+        the synset, because one word often names several classes ("crane" is a
+        bird and a machine).
 
     Raises:
-        ValueError: If `preds` is not a matrix, has another number of columns,
-            or `top` is out of range.
+        ValueError: `preds` has another shape, or `top` is out of range.
 
     Example:
     >>> import keras_augreg
@@ -82,10 +78,8 @@ def decode_predictions(
             f"of classes, but received top={top}."
         )
     names = class_labels(classes)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
-        [
-            (*names[i], float(row[i]))
-            for i in np.argsort(-row, kind="stable")[:top]
-        ]
-        for row in scores
+        [(*names[i], float(row[i])) for i in order]
+        for row, order in zip(scores, best, strict=True)
     ]

@@ -14,21 +14,17 @@ import keras
 from keras import ops
 
 from keras_augreg.initialization import random_weights
+from keras_augreg.layer import Layer
 
 ROOT_KERNEL, ROOT_CHANNELS = 7, 64
 EXPANSION = 4  # of a unit's channels in its output
-GROUPS = 32
-GROUP_NORM_EPSILON = 1e-6
-STANDARDIZATION_EPSILON = 1e-5
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class StandardizedConv(keras.layers.Layer):
+class StandardizedConv(Layer):
     """A convolution whose kernel is standardised over all but its last axis.
-
-    The epsilon is added to the standard deviation, not to the variance.
 
     Args:
         filters: Output channels.
@@ -59,10 +55,9 @@ class StandardizedConv(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         kernel = ops.convert_to_tensor(self.kernel)
         kernel = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
-        deviation = ops.sqrt(
-            ops.mean(ops.square(kernel), axis=(0, 1, 2), keepdims=True)
-        )
-        kernel = kernel / (deviation + STANDARDIZATION_EPSILON)
+        variance = ops.mean(ops.square(kernel), axis=(0, 1, 2), keepdims=True)
+        # Added to the standard deviation, not to the variance.
+        kernel = kernel / (ops.sqrt(variance) + 1e-5)
         return ops.conv(
             x,
             ops.cast(kernel, self.compute_dtype),
@@ -76,24 +71,16 @@ class StandardizedConv(keras.layers.Layer):
         s = self.strides
         return (batch, -(-height // s), -(-width // s), self.filters)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-        }
-
 
 def group_norm(name: str, **kwargs: Any) -> keras.layers.GroupNormalization:
     """GroupNorm as the original configures it."""
     return keras.layers.GroupNormalization(
-        groups=GROUPS, axis=-1, epsilon=GROUP_NORM_EPSILON, name=name, **kwargs
+        groups=32, axis=-1, epsilon=1e-6, name=name, **kwargs
     )
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class ResNetRoot(keras.layers.Layer):
+class ResNetRoot(Layer):
     """7x7 stride-2 convolution, GroupNorm, ReLU, 3x3 stride-2 max-pool.
 
     Input: (B, height, width, 3). Output: (B, height / 4, width / 4, 64).
@@ -121,13 +108,9 @@ class ResNetRoot(keras.layers.Layer):
         batch, height, width, _ = input_shape
         return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
 
-    def get_config(self) -> dict[str, Any]:
-        # Keras requires it of a layer with an __init__ of its own.
-        return super().get_config()
-
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class BottleneckUnit(keras.layers.Layer):
+class BottleneckUnit(Layer):
     """1x1, 3x3 and 1x1 convolution, added to the input or its projection.
 
     Args:
@@ -158,20 +141,15 @@ class BottleneckUnit(keras.layers.Layer):
         self.norm_proj: Any = None
 
     def build(self, input_shape: Shape) -> None:
-        dtype = self.dtype_policy
-        if input_shape[-1] != EXPANSION * self.channels or self.strides != 1:
+        wide = EXPANSION * self.channels
+        if input_shape[-1] != wide or self.strides != 1:
+            dtype = self.dtype_policy
             self.conv_proj = StandardizedConv(
-                EXPANSION * self.channels,
-                1,
-                self.strides,
-                dtype=dtype,
-                name="conv_proj",
+                wide, 1, self.strides, dtype=dtype, name="conv_proj"
             )
             self.conv_proj.build(input_shape)
             self.norm_proj = group_norm("norm_proj", dtype=dtype)
-            self.norm_proj.build(
-                self.conv_proj.compute_output_shape(input_shape)
-            )
+            self.norm_proj.build(self.compute_output_shape(input_shape))
         for conv, norm in [
             (self.conv1, self.norm1),
             (self.conv2, self.norm2),
@@ -195,25 +173,11 @@ class BottleneckUnit(keras.layers.Layer):
         wide = EXPANSION * self.channels
         return (batch, -(-height // s), -(-width // s), wide)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "channels": self.channels,
-            "strides": self.strides,
-        }
-
 
 def resnet_stem(x: Any, stages: tuple[int, ...], dtype: Any = None) -> Any:
-    """Applies the stem to the image tensor of a functional model.
+    """Applies the root, then `stages[i]` units for each stage i, to images.
 
-    Args:
-        x: Keras tensor (B, height, width, 3).
-        stages: Units of each stage; `()` for only the root. Every stage
-            after the first halves the resolution and doubles the channels.
-        dtype: Dtype policy of the layers.
-
-    Returns:
-        Keras tensor (B, height / s, width / s, channels), s the stem's stride.
+    Every stage after the first halves the resolution and doubles the channels.
     """
     x = ResNetRoot(dtype=dtype, name="root")(x)
     for i, units in enumerate(stages):

@@ -21,27 +21,22 @@ import numpy as np
 from keras import ops
 
 from keras_augreg.initialization import random_weights
-
-LAYER_NORM_EPSILON = 1e-6
+from keras_augreg.layer import Layer
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
 def layer_norm(name: str, dtype: Any) -> keras.layers.LayerNormalization:
     """LayerNorm as the original configures it."""
-    return keras.layers.LayerNormalization(
-        epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name
-    )
+    return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=name)
 
 
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
-    """Multiplies tokens (N, in) by a kernel: (N, out).
+    """Multiplies tokens (N, in) by a kernel, reshaped to (in, out): (N, out).
 
-    `kernel` and `bias` may have more axes; they are reshaped to (in, out) and
-    (out,). One matrix product over all tokens of the batch, N = B T, is the
-    fastest form on every backend: TensorFlow's broadcasting product of a 3-D
-    by a 2-D tensor is slower and is not fused with the bias, and PyTorch's
-    `addmm` does both at once.
+    One product over all tokens of the batch, N = B T, is the fastest form on
+    every backend: TensorFlow's broadcasting product of a 3-D by a 2-D tensor
+    is slower and not fused with the bias; PyTorch's `addmm` does both at once.
     """
     width = x.shape[-1]
     kernel, bias = ops.reshape(kernel, (width, -1)), ops.reshape(bias, (-1,))
@@ -60,11 +55,10 @@ def flatten(x: Any) -> Any:
 def attention(query: Any, key: Any, value: Any) -> Any:
     """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
 
-    PyTorch's fused kernel covers every device and dtype; it is called directly
-    because Keras copies its arguments first. JAX has one for 16-bit floats on
-    accelerators, which Keras picks. Otherwise the products run over contiguous
-    heads, and the division by the softmax's sum follows the second product,
-    where fewer numbers are divided: 9% faster for a whole S/16 on JAX's CPU
+    PyTorch's fused kernel covers every device and dtype, but Keras copies its
+    arguments first. JAX has one for 16-bit floats on accelerators, which Keras
+    picks. Otherwise dividing by the softmax's sum after the second product,
+    where fewer numbers are left, makes a whole S/16 9% faster on JAX's CPU
     backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
     """
     backend = keras.config.backend()
@@ -100,12 +94,8 @@ def attention(query: Any, key: Any, value: Any) -> Any:
 def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
     """Zeroes entries of `x` with probability `rate`, scales the others up.
 
-    Args:
-        x: Float tensor (B, ...).
-        rate: Probability in [0, 1). 0 returns `x` unchanged.
-        seed: A `keras.random.SeedGenerator`.
-        axes: Number of leading axes that are drawn independently: `None` for
-            every entry, 1 for whole images (stochastic depth).
+    Only the first `axes` axes are drawn independently: all by default, 1 for
+    whole images (stochastic depth).
     """
     if not rate:
         return x
@@ -118,7 +108,7 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(Layer):
     """Cuts an image or feature map into patches and projects each to a token.
 
     Equal to a convolution whose stride is its kernel size, computed as one
@@ -162,16 +152,9 @@ class PatchEmbedding(keras.layers.Layer):
         p = self.patch_size
         return (batch, (height // p) * (width // p), self.width)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "width": self.width,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class PositionEmbedding(keras.layers.Layer):
+class PositionEmbedding(Layer):
     """Prepends the class token, adds the position embedding, drops out.
 
     Args:
@@ -229,15 +212,6 @@ class PositionEmbedding(keras.layers.Layer):
         batch, tokens, width = input_shape
         return (batch, tokens + self.class_token, width)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "class_token": self.class_token,
-            "dropout": self.dropout,
-            "seed": self.seed,
-            "patch_grid": self.patch_grid,
-        }
-
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self.patch_grid is not None:
@@ -259,7 +233,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class Attention(keras.layers.Layer):
+class Attention(Layer):
     """Multi-head self-attention with one product for query, key and value.
 
     Args:
@@ -331,16 +305,9 @@ class Attention(keras.layers.Layer):
         batch, tokens, width = input_shape
         return (batch, self.queries or tokens, width)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "queries": self.queries,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class Block(keras.layers.Layer):
+class Block(Layer):
     """One Transformer block: attention and MLP, each a pre-norm residual.
 
     Args:
@@ -472,20 +439,9 @@ class Block(keras.layers.Layer):
         batch, tokens, width = input_shape
         return (batch, self.queries or tokens, width)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "dropout": self.dropout,
-            "stochastic_depth": self.stochastic_depth,
-            "queries": self.queries,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class Pool(keras.layers.Layer):
+class Pool(Layer):
     """Reduces the tokens of an image to one vector.
 
     Args:
@@ -510,10 +466,3 @@ class Pool(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], input_shape[2])
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "kind": self.kind,
-            "class_token": self.class_token,
-        }
