@@ -11,17 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_augreg import dataset_names
 from keras_augreg.variants import find
 
 # level: ((RandAugment's layers, magnitude) or None, Mixup's p, the level's
-# name in the release's file names). The first two columns are the configs'
-# RANDAUG_DEF and MIXUP_DEF. The configs use the paper's level names, except
-# that they say "strong" where the paper says "heavy". That light0 and light1
-# in file names are light1 and light2 is inferred: both lists have seven
-# levels, and only these two names differ.
+# name in the release's file names). `AugReg` says where they come from.
 LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
     "none": (None, 0.0, "none"),
     "light1": ((2, 0), 0.0, "light0"),
@@ -51,17 +47,11 @@ FINETUNING_RESOLUTIONS = (224, 384)
 CLIP_NORM = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuningRuns:
-    """The study's fine-tuning runs on one data set: all pairs of these.
+class FinetuningRuns(NamedTuple):
+    """The study's fine-tuning runs on one data set: all pairs of these."""
 
-    Args:
-        steps: Weight updates.
-        learning_rates: Peak learning rates.
-    """
-
-    steps: tuple[int, ...]
-    learning_rates: tuple[float, ...]
+    steps: tuple[int, ...]  # weight updates
+    learning_rates: tuple[float, ...]  # peaks
 
 
 _RATES = (0.001, 0.003, 0.01, 0.03)
@@ -134,10 +124,10 @@ class AugReg:
     | `heavy1` | (2, 20) | 0.5 | `strong1` |
     | `heavy2` | (2, 20) | 0.8 | `strong2` |
 
-    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`. File
-    names of the release use other names; that their `light0` and `light1` are
-    `light1` and `light2` is inferred from the order of the seven. Both names
-    are shown wherever a recipe is printed.
+    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`, which
+    says "strong" where the paper says "heavy". That `light0` and `light1` in
+    the release's file names are `light1` and `light2` is inferred from the
+    order of the seven. Both names are shown wherever a recipe is printed.
 
     Args:
         augment: A name from the first column; `light`, `medium` and `heavy`
@@ -225,23 +215,11 @@ class AugReg:
 
     @classmethod
     def from_json(cls, text: str) -> AugReg:
-        """The recipe that `to_json` wrote.
-
-        Args:
-            text: A JSON object with the fields of the class.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ValueError: The text is not such an object.
-        """
+        """The recipe that `to_json` wrote; others raise a `ValueError`."""
         fields: Any = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
-        if (
-            not isinstance(fields, dict)
-            or not {"augment"} <= set(fields) <= known
-        ):
+        fits = isinstance(fields, dict) and set(fields) <= known
+        if not fits or "augment" not in fields:
             raise ValueError(
                 f"Expected a JSON object with {', '.join(sorted(known))}; "
                 f"only augment is required. Received: {text!r}."
@@ -252,9 +230,7 @@ class AugReg:
     def grid(cls) -> tuple[AugReg, ...]:
         """The paper's 28 recipes: 7 levels x 2 regularisations x 2 decays.
 
-        Returns:
-            The recipes that every model of the study was pre-trained with
-            (arXiv 2106.10270, section 3.2).
+        Every model of the study was pre-trained with them (section 3.2).
         """
         return tuple(
             cls(level, dropout, stochastic_depth, weight_decay)
@@ -269,10 +245,8 @@ class AugReg:
 
         Args:
             name: The name of a pre-trained or fine-tuned checkpoint of the
-                release, or a path that ends in one, for example
-                `"B_16-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"`.
-                `light1` in such a name is `light2` here (an inference, see
-                the class).
+                release, or a path that ends in one. Its level has the name
+                in the class's last column.
 
         Returns:
             The recipe.
@@ -300,10 +274,9 @@ class AugReg:
     def recommended(cls, variant: str, dataset: str) -> AugReg:
         """The study's pick for pre-training a model on a data set.
 
-        For ImageNet-1k, the levels are those of big_vision's `vit_i1k.py`
-        ("a good average" of 30 and 300 epochs in the paper's figure 4). Its
-        docstring says that regularisation, which the file lacks, helps B/32,
-        B/16 and L/16; these get dropout and stochastic depth 0.1.
+        For ImageNet-1k, the levels are those of big_vision's `vit_i1k.py`.
+        Its docstring says that regularisation, which the file lacks, helps
+        B/32, B/16 and L/16; these get dropout and stochastic depth 0.1.
 
         For ImageNet-21k, they are the recipes of the best checkpoints by
         upstream validation in google-research/vision_transformer's README

@@ -55,20 +55,9 @@ def namespace(x: Any) -> Any:
 
 
 def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
-    """Labels as probabilities, whatever they were.
+    """Integer labels (batch,) or (batch, 1), or soft ones, as probabilities.
 
-    Args:
-        labels: Integers, in any dtype, of shape (batch,) or (batch, 1); or
-            probabilities (batch, classes). With one class, (batch, 1) is a
-            probability.
-        classes: Number of classes.
-        dtype: Floating dtype of the result.
-
-    Returns:
-        Probabilities (batch, classes).
-
-    Raises:
-        ValueError: The labels have another shape.
+    With one class, (batch, 1) is a probability.
     """
     xp = namespace(labels)
     shape = tuple(labels.shape)
@@ -85,14 +74,9 @@ def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
 
 
 def compiled(function: Callable, library: str) -> Callable:
-    """Compiles a function with XLA; on PyTorch, returns it unchanged.
+    """Compiles a function of a library's arrays with XLA; not on PyTorch.
 
-    Args:
-        function: Takes and returns arrays.
-        library: The arrays' library: `"jax"`, `"tensorflow"` or `"torch"`.
-
-    Returns:
-        A function. Keep it: calling this again compiles again.
+    Keep the result: calling this again compiles again.
     """
     if library == "tensorflow":
         # Traced for each shape, as in JAX: `ops.Lookups` needs a known size.
@@ -112,12 +96,6 @@ def computed_once(columns: list[Any]) -> list[Any]:
     On a CPU, XLA fuses an image's draw into the decisions about its pixels
     and draws again for each pixel: 16 images of 224 px took 14 times as long
     under JAX. It drops barriers before fusing, but keeps a sort.
-
-    Args:
-        columns: int32 arrays of shape (n,).
-
-    Returns:
-        The columns.
     """
     if is_tensorflow(columns[0]) or keras.backend.backend() != "jax":
         return columns
@@ -131,19 +109,9 @@ def computed_once(columns: list[Any]) -> list[Any]:
 
 
 def fused(function: Callable, x: Any, y: Any, library: str) -> Any:
-    """Computes `function(x, y)` without memory for large intermediates.
+    """Computes an elementwise `function(x, y)`, float32, in little memory.
 
     Compilers fuse; on PyTorch, this computes a few examples at a time.
-
-    Args:
-        function: Maps two arrays of one shape to a float32 array, element by
-            element.
-        x: An array.
-        y: An array of its shape.
-        library: The arrays' library: `"jax"`, `"tensorflow"` or `"torch"`.
-
-    Returns:
-        The result.
     """
     if library != "torch":
         return function(x, y)
@@ -191,12 +159,9 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         order[a], order[b] = b, a
         return tf.transpose(x, order)
 
-    def one_hot(x: Any, num_classes: int, dtype: str) -> Any:
-        return tf.one_hot(x, num_classes, dtype=dtype)
-
     same = (
-        "abs cast cumsum exp floor maximum minimum ones_like reshape "
-        "roll sigmoid stack where convert_to_tensor"
+        "abs cast convert_to_tensor cumsum exp floor maximum minimum one_hot "
+        "ones_like reshape roll sigmoid where"
     )
     return types.SimpleNamespace(
         **{name: getattr(tf, name) for name in same.split()},
@@ -208,7 +173,6 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         map=map_uint8,
         max=tf.reduce_max,
         min=tf.reduce_min,
-        one_hot=one_hot,
         segment_sum=segment_sum,
         shape=shape,
         sum=tf.reduce_sum,

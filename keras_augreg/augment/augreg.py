@@ -19,10 +19,8 @@ from keras_augreg.recipe import AugReg
 class AugRegAugment(AugmentationLayer):
     """RandAugment, then Mixup, with a recipe's settings.
 
-    Works eagerly, inside a compiled training step on JAX, TensorFlow and
-    PyTorch, and inside `tf.data.Dataset.map` on any backend, with the same
-    draws for the same seed and step. `RandAugment` and `MixUp` with the same
-    seed draw the same.
+    Works wherever `RandAugment` does, with the draws of `RandAugment` and
+    `MixUp` with the same seed.
 
     Images stay in [0, 255], the range that models built with
     `include_preprocessing=True` take. Integer labels become probabilities:
@@ -112,11 +110,7 @@ class AugRegAugment(AugmentationLayer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "recipe": self.recipe.to_json(),
-            "num_classes": self.num_classes,
-        }
+        return {**super().get_config(), "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AugRegAugment:

@@ -7,16 +7,11 @@ from typing import Any
 import keras
 
 from keras_augreg.augment import arrays
+from keras_augreg.layer import Layer
 
 
-class AugmentationLayer(keras.layers.Layer):
-    """A layer whose draws depend only on its seed and a step.
-
-    Args:
-        seed: Integer in [0, 2^31), or `None` for one from
-            `keras.utils.set_random_seed`'s stream.
-        **kwargs: Passed to `keras.layers.Layer`.
-    """
+class AugmentationLayer(Layer):
+    """A layer whose draws depend only on its seed and a step."""
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         # A cast to half precision would round values above 256.
@@ -45,12 +40,12 @@ class AugmentationLayer(keras.layers.Layer):
     def _key(self, images: Any, step: Any) -> tuple[Any, Any]:
         """This call's (seed, step), int32 scalars that key its draws."""
         if not arrays.in_dataset(images):
-            ops = keras.ops
+            state = self.seed_generator.state
             if step is None:
                 state = self.seed_generator.next()
-                return ops.cast(state[0], "int32"), ops.cast(state[1], "int32")
-            seed = self.seed_generator.state[0]
-            return ops.cast(seed, "int32"), ops.cast(step, "int32")
+                step = state[1]
+            cast = keras.ops.cast
+            return cast(state[0], "int32"), cast(step, "int32")
         import tensorflow as tf
 
         with tf.init_scope():
@@ -73,4 +68,4 @@ class AugmentationLayer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
-        return {**config, "seed": self.seed}
+        return config

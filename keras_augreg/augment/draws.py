@@ -32,14 +32,9 @@ def _rotate_left(x: Any, bits: int) -> Any:
 
 
 def threefry(key: tuple[Any, ...], counter: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Two 32-bit words for each counter.
+    """Two random 32-bit words for each counter, all int32 arrays.
 
-    Args:
-        key: Two int32 arrays (any library's) that broadcast with `counter`.
-        counter: Two int32 arrays.
-
-    Returns:
-        Two int32 arrays, all 32 bits random.
+    `key` broadcasts with `counter`.
     """
     keys = (*key, key[0] ^ key[1] ^ _PARITY)
     a, b = counter[0] + keys[0], counter[1] + keys[1]

@@ -24,9 +24,8 @@ class MixUp(AugmentationLayer):
     are mixed alike (source: `get_mixup` in `utils.py` of
     google-research/big_vision).
 
-    Works eagerly, in a compiled training step, and in
-    `tf.data.Dataset.map` on any backend. Lambda is the same everywhere, up
-    to the rounding of a logarithm.
+    Works wherever `RandAugment` does. Lambda is the same everywhere, up to the
+    rounding of a logarithm.
 
     Args:
         p: Parameter of the Beta distribution, in [0, 1]. The study used 0,
@@ -95,9 +94,6 @@ class MixUp(AugmentationLayer):
             keras.KerasTensor(x.shape, dtype=x.dtype) for x in (images, labels)
         )
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "p": self.p}
-
 
 def mix(x: Any, partner: Any, share: Any) -> Any:
     """`share` of `x` plus `1 - share` of `partner`."""
@@ -109,10 +105,7 @@ def draw_share(xp: Any, key: tuple[Any, ...], p: float) -> Any:
 
     Johnk's method: if u^(1/p) + v^(1/p) <= 1 for uniform u and v, the first
     term's share of the sum follows Beta(p, p). In logarithms, because the
-    powers underflow.
-
-    Returns:
-        A float32 scalar in [0.5, 1].
+    powers underflow. Returns a float32 scalar in [0.5, 1].
     """
     tries = xp.arange(_TRIES)
     words = draws.threefry(key, (tries, tries * 0 + draws.MIXUP_STREAM))

@@ -53,8 +53,6 @@ OPERATIONS = (
 )
 # The operations that draw a sign.
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-# At 22.5 the original's Posterize would keep more bits than there are.
-MAX_MAGNITUDE = 20
 # Value of pixels that have no source.
 FILL = 128
 
@@ -81,13 +79,7 @@ def _product(integers: Any, factor: tuple[Any, ...]) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookups:
-    """What RandAugment at one magnitude does to images of one size.
-
-    Args:
-        magnitude: Strength of the operations, 0 to 20.
-        height: Rows of the images, in pixels.
-        width: Columns of the images, in pixels.
-    """
+    """What RandAugment at one magnitude does to images of one size."""
 
     magnitude: float
     height: int
@@ -104,11 +96,9 @@ class Lookups:
         return int(self.magnitude / 10 * 40)
 
     def _transform(self, operation: str, sign: int) -> np.ndarray:
-        """Coefficients from a shown pixel (x, y) to its source.
+        """float32 (a, b, c, d, e, f).
 
-        Returns:
-            float32 (a, b, c, d, e, f): the source of column x, row y is
-            column ax + by + c, row dx + ey + f.
+        The source of column x, row y is column ax + by + c, row dx + ey + f.
         """
         level = self.magnitude / 10
         shear, shift = sign * level * 0.3, sign * level * 100.0
@@ -154,12 +144,10 @@ class Lookups:
 
     @functools.cached_property
     def tables(self) -> np.ndarray:
-        """What each value becomes, for each operation.
+        """What each operation makes of each value: float32 (16, 3, 256).
 
-        Returns:
-            float32 (16, 3, 256): the new value for each value of a channel.
-            Where it depends on the image, the value itself; for Color, the
-            channel's share of the grey level.
+        Where that depends on the image, the value itself; for Color, the
+        channel's share of the grey level.
         """
         level, v = self.magnitude / 10, _VALUES
         # Shifting by 8 is undefined, and TensorFlow shifts by 7.
@@ -218,18 +206,11 @@ def _blend(low: Any, high: Any, factor: float) -> Any:
 
 
 class Choice(NamedTuple):
-    """What RandAugment drew for each image, in int32 arrays of shape (n,).
+    """What RandAugment drew for each image, in int32 arrays of shape (n,)."""
 
-    Args:
-        operation: Index into `OPERATIONS`.
-        negative: 1 for sign -1, which only `GEOMETRIC` operations read.
-        row: Row of the centre of Cutout's box.
-        column: Its column.
-    """
-
-    operation: Any
-    negative: Any
-    row: Any
+    operation: Any  # index into `OPERATIONS`
+    negative: Any  # 1 for sign -1, which only `GEOMETRIC` operations read
+    row: Any  # the centre of Cutout's box
     column: Any
 
 
@@ -408,24 +389,14 @@ def _sharpen(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
     return _blend_images(xp, _smooth(xp, images), images, lookups)
 
 
-_FAMILIES: dict[Callable, tuple[str, ...]] = {
-    _move: GEOMETRIC,
-    _cut_out: ("Cutout",),
-    _map_values: (
-        "Invert",
-        "Posterize",
-        "Solarize",
-        "SolarizeAdd",
-        "Brightness",
-        "Contrast",
-    ),
-    _stretch: ("AutoContrast",),
-    _equalize: ("Equalize",),
-    _color: ("Color",),
-    _sharpen: ("Sharpness",),
-}
-_FAMILY_OF = {
-    name: family for family, names in _FAMILIES.items() for name in names
+_FAMILY_OF: dict[str, Callable] = {
+    **dict.fromkeys(OPERATIONS, _map_values),
+    **dict.fromkeys(GEOMETRIC, _move),
+    "AutoContrast": _stretch,
+    "Color": _color,
+    "Cutout": _cut_out,
+    "Equalize": _equalize,
+    "Sharpness": _sharpen,
 }
 
 
@@ -474,7 +445,7 @@ def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
     import tensorflow as tf
 
     xp = arrays.namespace(images)
-    families = list(_FAMILIES)
+    families = list(dict.fromkeys(_FAMILY_OF.values()))
     family_of = np.array([families.index(_FAMILY_OF[x]) for x in OPERATIONS])
 
     def transform(arguments: tuple[Any, list[Choice]]) -> Any:
@@ -595,9 +566,10 @@ def to_uint8(xp: Any, images: Any) -> Any:
 
 def check_magnitude(magnitude: float) -> None:
     """Raises ValueError unless `magnitude` is within [0, 20]."""
-    if not 0 <= magnitude <= MAX_MAGNITUDE:
+    # At 22.5 the original's Posterize would keep more bits than there are.
+    if not 0 <= magnitude <= 20:
         raise ValueError(
-            f"`magnitude` must be in [0, {MAX_MAGNITUDE}]; AugReg's recipes "
+            "`magnitude` must be in [0, 20]; AugReg's recipes "
             f"use 0, 10, 15 and 20. Received: magnitude={magnitude}."
         )
 

@@ -104,13 +104,6 @@ class RandAugment(AugmentationLayer):
     def compute_output_spec(self, images: Any, *_: Any, **__: Any) -> Any:
         return keras.KerasTensor(images.shape, dtype=images.dtype)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "num_layers": self.num_layers,
-            "magnitude": self.magnitude,
-        }
-
 
 @functools.cache
 def _compiled(
@@ -129,18 +122,10 @@ def randaugment(
     magnitude: float,
     host: bool,
 ) -> Any:
-    """RandAugment with the draws of a key.
+    """RandAugment of uint8 images with the draws of a (seed, step) key.
 
-    Args:
-        images: uint8 (n, height, width, 3).
-        key: The seed and the step, int32 scalars of the images' library.
-        num_layers: Operations for each image.
-        magnitude: Their strength.
-        host: Whether to branch for each image (in TensorFlow) instead of
-            computing every operation for the whole batch.
-
-    Returns:
-        uint8, image-shaped.
+    `host`: whether to branch for each image (in TensorFlow) instead of
+    computing every operation for the whole batch.
     """
     xp = arrays.namespace(images)
     n, height, width, _ = xp.shape(images)
