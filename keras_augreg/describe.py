@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -25,38 +25,22 @@ from keras_augreg.vision_transformer import (
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Description:
-    """The result of `describe`; prints as a table.
+    """The result of `describe`; prints as a table."""
 
-    Args:
-        name: Name of the model or checkpoint.
-        architecture: Name of the builder, `None` for custom sizes.
-        input_shape: (height, width, 3) of the images.
-        classes: Outputs of the classifier, `None` without one.
-        tokens: Tokens of an image, including the class token.
-        parameters: Number of trainable parameters.
-        flops: Floating-point operations of the forward pass for one image.
-        dtype: The dtype policy that the memory is for.
-        batch_size: Images in the batch that the memory is for.
-        inference_bytes: Estimate of the memory for a forward pass.
-        training_bytes: Estimate of the memory for a training step.
-        checkpoint: Full name of the released checkpoint, or `None`.
-        recipe: Recipe of its pre-training, or `None`.
-        published: The checkpoint's `figures` in the release's index.
-    """
-
-    name: str
-    architecture: str | None
+    name: str  # of the model or checkpoint
+    architecture: str | None  # the builder's name; `None` for custom sizes
     input_shape: tuple[int, int, int]
-    classes: int | None
-    tokens: int
-    parameters: int
-    flops: int
-    dtype: str
-    batch_size: int
+    classes: int | None  # `None` without a classifier
+    tokens: int  # of an image, including the class token
+    parameters: int  # trainable
+    flops: int  # of the forward pass for one image
+    dtype: str  # the policy that the memory is for
+    batch_size: int  # that the memory is for
     inference_bytes: int
     training_bytes: int
-    checkpoint: str | None = None
-    recipe: AugReg | None = None
+    checkpoint: str | None = None  # full name of the released one
+    recipe: AugReg | None = None  # of its pre-training
+    # The checkpoint's `figures` in the release's index.
     published: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -189,8 +173,7 @@ def describe(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Convolution:
+class _Convolution(NamedTuple):
     """One standardised convolution of the stem, and the GroupNorm after it."""
 
     kernel: int
@@ -199,17 +182,11 @@ class _Convolution:
     height: int
     width: int
 
-    @property
-    def parameters(self) -> int:
-        return self.kernel**2 * self.inputs * self.filters + 2 * self.filters
+    def weights(self) -> int:
+        return self.kernel**2 * self.inputs * self.filters
 
-    @property
     def outputs(self) -> int:
         return self.height * self.width * self.filters
-
-    @property
-    def multiply_adds(self) -> int:
-        return self.kernel**2 * self.inputs * self.outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +248,7 @@ class _Costs:
         w, m = s.width, s.mlp_dim
         block = 4 * w * (w + 1) + 2 * w * m + m + w + 4 * w
         return (
-            sum(c.parameters for c in self.convolutions())
+            sum(c.weights() + 2 * c.filters for c in self.convolutions())
             + (self.patch + 1) * w
             + (self.tokens + self.class_token) * w
             + s.depth * block
@@ -289,7 +266,7 @@ class _Costs:
             return keys + queries * (2 * t * w + 2 * w * w + 2 * w * m)
 
         return (
-            sum(c.multiply_adds for c in self.convolutions())
+            sum(c.weights() * c.height * c.width for c in self.convolutions())
             + self.patches * self.patch * w
             + (s.depth - 1) * block(t)
             + block(self.queries)
@@ -305,20 +282,17 @@ class _Costs:
             for dtype in (policy.variable_dtype, policy.compute_dtype)
         )
         scores = s.num_heads * t
-        # Numbers of each token. The forward pass holds the residual stream
-        # together with query, key, value and scores, or with the MLP's hidden
-        # layer before and after GELU. The backward pass needs the inputs and
-        # outputs of both norms, query, key, value, the attention's output, the
-        # scores and the hidden layer.
+        # The forward pass holds the residual stream with query, key, value and
+        # scores, or with the MLP's hidden layer before and after GELU. The
+        # backward pass needs inputs and outputs of both norms, query, key,
+        # value, attention's output, scores and hidden layer.
         alive = t * (2 * w + max(4 * w + scores, 2 * m))
         kept = (s.depth - 1) * t * (8 * w + 2 * m + scores)
         kept += t * 4 * w + self.queries * (4 * w + 2 * m + scores)
         kept += self.patches * self.patch
-        outputs = [c.outputs for c in self.convolutions()]
-        if outputs:
-            # The output of each convolution, also normalised and after ReLU.
-            alive = max(alive, 3 * max(outputs))
-            kept += 3 * sum(outputs)
+        # The output of each convolution, also normalised and after ReLU.
+        outputs = [3 * c.outputs() for c in self.convolutions()]
+        alive, kept = max(alive, *outputs, 0), kept + sum(outputs)
         weights = self.parameters()
         shared = batch * self.height * self.width * 3 * 32  # the images
         if compute != variable:

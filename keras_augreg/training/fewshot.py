@@ -7,6 +7,7 @@ takes seconds, and tracks what pre-training learns.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 from typing import Any
 
@@ -146,14 +147,7 @@ class FewShot(keras.callbacks.Callback):
 
 
 def features_model(model: Any) -> keras.Model:
-    """The part of a model that computes what its classifier reads.
-
-    Args:
-        model: A `keras_augreg` model with a classifier.
-
-    Returns:
-        A model from images to features (B, width) that shares its weights.
-    """
+    """The part of `model` from images to what its classifier reads, (B, W)."""
     return keras.Model(model.inputs, model.get_layer("head").input)
 
 
@@ -168,12 +162,12 @@ def _real(batches: Iterable[Any]) -> Any:
 
 def _first_of_each(batches: Iterable[Any], shots: int) -> Any:
     """The same batches with the first `shots` examples of each class."""
-    counts: dict[int, int] = {}
+    seen: collections.Counter[int] = collections.Counter()
     for images, labels in _real(batches):
         kept = []
         for i, label in enumerate(labels.tolist()):
-            counts[label] = counts.get(label, 0) + 1
-            if counts[label] <= shots:
+            seen[label] += 1
+            if seen[label] <= shots:
                 kept.append(i)
         if kept:
             yield images[kept], labels[kept]
