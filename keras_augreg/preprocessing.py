@@ -24,12 +24,10 @@ def preprocess_input(x: Any) -> Any:
     That is `x / 127.5 - 1`. Models do this themselves; only those built with
     `include_preprocessing=False` take the result of this function.
 
-    It works on NumPy arrays, tensors of the backend and, whatever the backend,
-    on TensorFlow tensors, so also inside `tf.data.Dataset.map`.
-
     Args:
         x: Images of any shape with values from 0 to 255, of an integer or
-            floating dtype: an array, a tensor or a `keras.KerasTensor`.
+            floating dtype: a NumPy array, a tensor of the backend, a
+            `keras.KerasTensor` or, on any backend, a TensorFlow tensor.
 
     Returns:
         The scaled images, of the same kind. Integers become float32;
@@ -70,9 +68,6 @@ class Preprocessing(keras.layers.Layer):
 
     It computes in float32 whatever the model's dtype policy is: bfloat16
     would round the scaled pixels.
-
-    Input: (B, height, width, 3) of any dtype, 0 to 255. Output: the same
-    shape, floats in [-1, 1].
     """
 
     def __init__(self, dtype: Any = "float32", **kwargs: Any) -> None:
@@ -91,14 +86,8 @@ def first_images(data: Any, check: Callable[[Any], None]) -> Any:
     These are all images of an array or tensor; the first batch of a generator
     or a `PyDataset`; the first example of a PyTorch `DataLoader`, with a batch
     axis; and of a `tf.data.Dataset` first its `tf.TensorSpec`, then, if they
-    are floats, some images of the first batch, as it passes.
-
-    Args:
-        data: The `x` of `fit`, `evaluate` or `predict`.
-        check: Gets the images.
-
-    Returns:
-        `data`, or what to use in its place: the same data in the same order.
+    are floats, some images of the first batch, as it passes. Use the returned
+    data, the same in the same order.
     """
     tf, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
     if isinstance(data, types.GeneratorType):

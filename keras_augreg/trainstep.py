@@ -43,15 +43,12 @@ class Predictions(keras.layers.Activation):
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Options passed to `compile`.
+    """Options of `compile`. Keras would track a layer inside a dict."""
 
-    A dataclass, because Keras would track a layer inside a dict.
-    """
-
-    on_logits: bool = False
-    augment: Any = None
-    augment_on: str = "device"
-    remat: bool = False
+    on_logits: bool = False  # whether loss and metrics get logits
+    augment: Any = None  # layer: images, labels, step -> images, labels
+    augment_on: str = "device"  # or "host", "auto"
+    remat: bool = False  # whether blocks run again for the backward pass
 
 
 class TrainStep(keras.Model):
@@ -71,21 +68,7 @@ class TrainStep(keras.Model):
     ) -> None:
         """Configures the model for training, as `keras.Model.compile`.
 
-        `keras_augreg.compile_pretraining` and `compile_finetuning` call it.
-
-        Args:
-            *args: Passed to `keras.Model.compile`.
-            on_logits: Whether loss and metrics receive logits in `fit` and
-                `evaluate`, whatever the classifier's activation is.
-            augment: A layer that maps images (B, H, W, 3), labels and `step`
-                to images and labels; used only in `fit`.
-            augment_on: `"device"`: inside the compiled training step;
-                `"host"`: inside the `tf.data.Dataset` given to `fit`;
-                `"auto"`: on the host if `fit` gets such a data set and the
-                device is a CPU, else on the device.
-            remat: Whether blocks recompute their activations for the
-                backward pass instead of keeping them.
-            **kwargs: Passed to `keras.Model.compile`.
+        `keras_augreg.compile_pretraining`, which calls it, explains the rest.
         """
         super().compile(*args, **kwargs)
         self._options = _Options(on_logits, augment, augment_on, remat)
@@ -97,11 +80,8 @@ class TrainStep(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
         if config:
-            serialize = keras.saving.serialize_keras_object
-            config["on_logits"] = self._options.on_logits
-            config["augment"] = serialize(self._options.augment)
-            config["augment_on"] = self._options.augment_on
-            config["remat"] = self._options.remat
+            options = dict(vars(self._options))
+            config.update(keras.saving.serialize_keras_object(options))
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -122,11 +102,10 @@ class TrainStep(keras.Model):
 
     def _batches_seen(self, state: Any = None) -> Any:
         """Batches trained on so far, which a checkpoint brings back."""
-        optimizer: Any = self.optimizer
-        counter = getattr(optimizer, "inner_optimizer", optimizer)._iterations
+        counter = _inner_optimizer(self)._iterations
         if state is None:
             return keras.ops.convert_to_tensor(counter)
-        values = zip(optimizer.variables, state[2], strict=True)
+        values = zip(self.optimizer.variables, state[2], strict=True)
         return next(value for v, value in values if v is counter)
 
     def _augmented(self, data: Any, step: Any) -> Any:
@@ -183,8 +162,7 @@ class TrainStep(keras.Model):
 
     def _updates_past_schedule(self) -> int:
         """Updates since the learning rate reached 0; below 0 before."""
-        optimizer: Any = self.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = _inner_optimizer(self)
         schedule = optimizer._learning_rate
         if (
             not isinstance(schedule, keras.optimizers.schedules.CosineDecay)
@@ -218,8 +196,9 @@ class TrainStep(keras.Model):
         # Read when a pass begins, so that every epoch has its own draws.
         first = tf.Variable(0, dtype="int64")
 
-        def on_epoch_begin(epoch: int, logs: Any = None) -> None:
-            first.assign(int(self._batches_seen()))
+        count = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda *_: first.assign(int(self._batches_seen()))
+        )
 
         def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
             if len(data) > 2:
@@ -236,13 +215,8 @@ class TrainStep(keras.Model):
         )
         augmented = numbered.map(augment, tf.data.AUTOTUNE)
         augmented = augmented.prefetch(tf.data.AUTOTUNE)
-        cardinality = dataset.cardinality()
-        return (
-            augmented.apply(
-                tf.data.experimental.assert_cardinality(cardinality)
-            ),
-            keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin),
-        )
+        count_is = tf.data.experimental.assert_cardinality
+        return augmented.apply(count_is(dataset.cardinality())), count
 
     def get_metrics_result(self) -> Any:
         variables = [v for m in self.metrics for v in m.variables]
@@ -258,36 +232,40 @@ def _warn_of_schedule(what: str) -> None:
     )
 
 
+def _inner_optimizer(model: Any) -> Any:
+    """The optimizer, without the one that scales losses in float16."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def separate_averages(model: Any) -> None:
     """Gives the weights memory of their own after `fit` with averages.
 
     Keras ends `fit` by assigning the averages to the weights. On JAX both
     then share their arrays, and the next step, `predict` too, deletes them.
     """
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if keras.backend.backend() == "jax" and optimizer.use_ema:
+    if keras.backend.backend() == "jax" and _inner_optimizer(model).use_ema:
         for variable in model.trainable_variables:
             variable.assign(keras.ops.copy(variable))
 
 
 def _check_callbacks(callbacks: Any) -> None:
     """Refuses to restore other weights than those that were validated."""
-    swaps_on_epoch = True
-    for callback in callbacks:
-        if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            swaps_on_epoch = callback.swap_on_epoch
-        elif getattr(callback, "restore_best_weights", False):
-            later = callbacks[callbacks.index(callback) :]
-            if not swaps_on_epoch or any(
-                isinstance(c, keras.callbacks.SwapEMAWeights) for c in later
-            ):
-                raise ValueError(
-                    "SwapEMAWeights validates the averaged weights, and "
-                    f"{type(callback).__name__}(restore_best_weights=True) "
-                    "would restore the others. Put "
-                    "SwapEMAWeights(swap_on_epoch=True) before it in "
-                    "`callbacks`."
-                )
+    swaps = [
+        i
+        for i, callback in enumerate(callbacks)
+        if isinstance(callback, keras.callbacks.SwapEMAWeights)
+    ]
+    for i, callback in enumerate(callbacks):
+        restores = getattr(callback, "restore_best_weights", False)
+        if restores and any(
+            s > i or not callbacks[s].swap_on_epoch for s in swaps
+        ):
+            raise ValueError(
+                "SwapEMAWeights validates the averaged weights, and "
+                f"{type(callback).__name__}(restore_best_weights=True) would "
+                "restore the others. Put SwapEMAWeights(swap_on_epoch=True) "
+                "before it in `callbacks`."
+            )
 
 
 def _is_dataset(x: Any) -> bool:

@@ -11,26 +11,8 @@ def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
     """KerasCV's layers with the settings closest to a recipe's.
 
     They follow the recipe's idea, but only this package's `RandAugment` and
-    `MixUp` are the study's augmentation:
-
-    | | this package | `keras_cv.layers` 0.9 |
-    | --- | --- | --- |
-    | operations | 16 | without Invert, Rotate, Posterize, Sharpness, Cutout |
-    | Solarize, SolarizeAdd | two operations | one that adds, then inverts |
-    | drawn operation applied | always | probability 10/11, 1 here |
-    | magnitude | in [0, 20] | in [0, 1]: magnitude / 20 here |
-    | its spread | none | normal by default, none here |
-    | at most | shear 0.6, shift 200 pixels | shear 1, shift the whole side |
-    | shifts, Contrast, Brightness | of fixed size | drawn up to it |
-    | Brightness | multiplies | adds |
-    | Color | up to 3.7 times the colour | down to grey |
-    | pixels without a source | 128 | reflected |
-    | sampling | the nearest pixel | bilinear |
-    | Mixup's share | one, max(b, 1 - b) | b, for each image |
-    | Mixup's partner | the example before | a random one |
-    | same draws on every backend | yes | no |
-
-    Source: `rand_augment.py` and `mix_up.py` of KerasCV 0.9.
+    `MixUp` are the study's augmentation. The documentation's page on
+    augmentation lists the differences.
 
     Args:
         recipe: A `keras_augreg.AugReg`.

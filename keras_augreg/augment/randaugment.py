@@ -26,7 +26,7 @@ class RandAugment(AugmentationLayer):
     `pp/archive/autoaugment.py` of google-research/big_vision). The
     operations compute the same bytes as the original.
 
-    The layer works on a batch
+    The layer works
 
     - eagerly, and inside a compiled training step on JAX, TensorFlow and
       PyTorch: without a loop over images, without data-dependent shapes and

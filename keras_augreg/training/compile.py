@@ -68,20 +68,18 @@ def compile_pretraining(
             classes; `"softmax"`: one class out of all. Both are averaged over
             the batch and computed on logits, whatever `classifier_activation`
             is. Or a `keras.losses.Loss` on logits and soft labels.
-        augment_on: Where the recipe's augmentation runs: `"device"`, inside
-            the compiled training step; `"host"`, inside the
-            `tf.data.Dataset` of images and labels that `fit` gets. `"auto"`
-            chooses the host if `fit` gets a `tf.data.Dataset` and the device
-            is a CPU, where that is faster, and otherwise the device. The
-            draws are the same.
+        augment_on: Where the recipe's augmentation runs, with the same
+            draws: `"device"`, inside the compiled training step; `"host"`,
+            inside the `tf.data.Dataset` that `fit` gets; `"auto"`, on the
+            host if `fit` gets such a data set and the device is a CPU.
         seed: Seed of the augmentation, an integer in [0, 2^31). `None` takes
             one from Keras's global seed.
         gradient_accumulation_steps: Batches for each weight update, at least
             2; `None` for one. The effective batch is that many times larger.
         ema_momentum: Momentum in [0, 1) of a moving average of the weights,
             for example 0.9999; `None` for no average. As in Keras, `fit`
-            leaves the averages in the model. To validate with them too, pass
-            `keras.callbacks.SwapEMAWeights()` to `fit`.
+            leaves the averages in the model, and the callback
+            `keras.callbacks.SwapEMAWeights()` validates with them too.
         momentum_dtype: Dtype in which the optimizer's momentum is stored;
             `None` for float32. vit_jax and big_vision use `"bfloat16"`, to
             save memory.
@@ -132,7 +130,8 @@ def compile_pretraining(
         global_clipnorm=CLIP_NORM,
         gradient_accumulation_steps=gradient_accumulation_steps,
         momentum_dtype=momentum_dtype,
-        **_average(ema_momentum),
+        use_ema=ema_momentum is not None,
+        ema_momentum=ema_momentum or 0.0,
     )
     _compile(
         model,
@@ -189,13 +188,10 @@ def compile_finetuning(
         **kwargs: As in `compile_pretraining`.
 
     Returns:
-        `None`, like `keras.Model.compile`. `fit` takes batches of images
-        (B, H, W, 3) in [0, 255] and labels, integers (B,) or soft labels
-        (B, classes).
+        As in `compile_pretraining`.
 
     Raises:
-        TypeError: `model` is not a `VisionTransformer` with a classifier.
-        ValueError: An argument is not as above, or the backend lacks it.
+        TypeError, ValueError: As in `compile_pretraining`.
 
     Example:
     >>> model = keras_augreg.ViT_S16(weights="augreg-in21k", classes=37)
@@ -215,7 +211,8 @@ def compile_finetuning(
         gradient_accumulation_steps=gradient_accumulation_steps,
         layer_decay=layer_decay,
         momentum_dtype=momentum_dtype,
-        **_average(ema_momentum),
+        use_ema=ema_momentum is not None,
+        ema_momentum=ema_momentum or 0.0,
     )
     _compile(model, optimizer, loss, remat=remat, **kwargs)
 
@@ -229,22 +226,13 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _average(momentum: float | None) -> dict[str, Any]:
-    if momentum is None:
-        return {}
-    return {"use_ema": True, "ema_momentum": momentum}
-
-
 def _compile(model: Any, optimizer: Any, loss: Any, **kwargs: Any) -> None:
-    named = {
-        "sigmoid": losses.SigmoidCrossentropy,
-        "softmax": losses.SoftmaxCrossentropy,
-    }
-    if isinstance(loss, str) and loss in named:
-        function = named[loss]()
-    elif isinstance(loss, keras.losses.Loss):
-        function = loss
-    else:
+    function = loss
+    if loss == "sigmoid":
+        function = losses.SigmoidCrossentropy()
+    elif loss == "softmax":
+        function = losses.SoftmaxCrossentropy()
+    elif not isinstance(loss, keras.losses.Loss):
         raise ValueError(
             "`loss` must be 'sigmoid', 'softmax' or a `keras.losses.Loss`. "
             f"Received: loss={loss!r}"
