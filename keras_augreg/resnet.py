@@ -13,7 +13,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_augreg.initialization import random_weights
 from keras_augreg.layer import Layer
 
 ROOT_KERNEL, ROOT_CHANNELS = 7, 64
@@ -44,12 +43,10 @@ class StandardizedConv(Layer):
         self.strides = strides
 
     def build(self, input_shape: Shape) -> None:
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(*[self.kernel_size] * 2, input_shape[-1], self.filters),
-            initializer=random_weights("lecun_normal"),
-            # Standardised in full precision under mixed precision too.
-            autocast=False,
+        shape = (*[self.kernel_size] * 2, input_shape[-1], self.filters)
+        # Standardised in full precision under mixed precision too.
+        self.kernel = self.weight(
+            "kernel", shape, "lecun_normal", autocast=False
         )
 
     def call(self, x: Any) -> Any:

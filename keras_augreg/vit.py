@@ -20,7 +20,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_augreg.initialization import random_weights
 from keras_augreg.layer import Layer
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
@@ -128,14 +127,9 @@ class PatchEmbedding(Layer):
 
     def build(self, input_shape: Shape) -> None:
         p = self.patch_size
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(p, p, input_shape[-1], self.width),
-            initializer=random_weights("lecun_normal"),
-        )
-        self.bias = self.add_weight(
-            name="bias", shape=(self.width,), initializer="zeros"
-        )
+        shape = (p, p, input_shape[-1], self.width)
+        self.kernel = self.weight("kernel", shape, "lecun_normal")
+        self.bias = self.weight("bias", (self.width,))
 
     def call(self, x: Any) -> Any:
         p = self.patch_size
@@ -185,17 +179,13 @@ class PositionEmbedding(Layer):
 
     def build(self, input_shape: Shape) -> None:
         _, tokens, width = input_shape
-        self.pos_embedding = self.add_weight(
-            name="pos_embedding",
-            shape=(1, tokens + self.class_token, width),
-            initializer=random_weights(
-                keras.initializers.RandomNormal(stddev=0.02)
-            ),
+        self.pos_embedding = self.weight(
+            "pos_embedding",
+            (1, tokens + self.class_token, width),
+            keras.initializers.RandomNormal(stddev=0.02),
         )
         if self.class_token:
-            self.cls = self.add_weight(
-                name="cls", shape=(1, 1, width), initializer="zeros"
-            )
+            self.cls = self.weight("cls", (1, 1, width))
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         if self.class_token:
@@ -252,28 +242,19 @@ class Attention(Layer):
 
     def build(self, input_shape: Shape) -> None:
         width, heads = input_shape[-1], self.num_heads
+        size = width // heads
         # Glorot-uniform for each of the three (W, W) matrices: Keras would
         # derive other fans from a kernel of this rank.
         limit = math.sqrt(6 / (width + width))
         uniform = keras.initializers.RandomUniform(-limit, limit)
-        self.qkv_kernel = self.add_weight(
-            name="qkv_kernel",
-            shape=(width, 3, heads, width // heads),
-            initializer=random_weights(uniform),
+        self.qkv_kernel = self.weight(
+            "qkv_kernel", (width, 3, heads, size), uniform
         )
-        self.qkv_bias = self.add_weight(
-            name="qkv_bias",
-            shape=(3, heads, width // heads),
-            initializer="zeros",
+        self.qkv_bias = self.weight("qkv_bias", (3, heads, size))
+        self.out_kernel = self.weight(
+            "out_kernel", (heads, size, width), uniform.clone()
         )
-        self.out_kernel = self.add_weight(
-            name="out_kernel",
-            shape=(heads, width // heads, width),
-            initializer=random_weights(uniform.clone()),
-        )
-        self.out_bias = self.add_weight(
-            name="out_bias", shape=(width,), initializer="zeros"
-        )
+        self.out_bias = self.weight("out_bias", (width,))
 
     def call(self, x: Any) -> Any:
         kernel, bias = map(
@@ -355,27 +336,15 @@ class Block(Layer):
             self.norm2 = layer_norm("norm2", self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:
-        width = input_shape[-1]
+        width, hidden = input_shape[-1], self.mlp_dim
         self.norm1.build(input_shape)
         self.attention.build(input_shape)
         self.norm2.build(input_shape)
-        for layer, (rows, columns) in enumerate(
-            [(width, self.mlp_dim), (self.mlp_dim, width)], start=1
-        ):
-            kernel = self.add_weight(
-                name=f"mlp_kernel{layer}",
-                shape=(rows, columns),
-                initializer=random_weights("glorot_uniform"),
-            )
-            bias = self.add_weight(
-                name=f"mlp_bias{layer}",
-                shape=(columns,),
-                initializer=random_weights(
-                    keras.initializers.RandomNormal(stddev=1e-6)
-                ),
-            )
-            setattr(self, f"mlp_kernel{layer}", kernel)
-            setattr(self, f"mlp_bias{layer}", bias)
+        normal, glorot = keras.initializers.RandomNormal, "glorot_uniform"
+        self.mlp_kernel1 = self.weight("mlp_kernel1", (width, hidden), glorot)
+        self.mlp_bias1 = self.weight("mlp_bias1", (hidden,), normal(0, 1e-6))
+        self.mlp_kernel2 = self.weight("mlp_kernel2", (hidden, width), glorot)
+        self.mlp_bias2 = self.weight("mlp_bias2", (width,), normal(0, 1e-6))
 
     def call(
         self, x: Any, training: bool | None = None, remat: bool | None = None
