@@ -75,10 +75,9 @@ def distribute(
 ) -> Distribution:
     """Spreads models built from now on over the available devices.
 
-    Call it before any other Keras code: `with distribute("auto") as d:`, or
-    plainly `d = distribute("auto")` in a notebook. The rest of the code stays
-    as on one device: batch sizes are those of all devices together, the loss
-    is the mean over the global batch, and clipping sees the whole gradient.
+    Call it before any other Keras code. The rest of the code stays as on one
+    device: batch sizes are those of all devices together, the loss is the mean
+    over the global batch, and clipping sees the whole gradient.
 
     | backend | `"data"` | `"model"` |
     | --- | --- | --- |
@@ -105,7 +104,7 @@ def distribute(
             model; it must divide the number of devices. `None` for all.
 
     Returns:
-        A `Distribution`.
+        A `Distribution`, also for `with`.
 
     Raises:
         ValueError: `kind` is unknown, the backend lacks it, or

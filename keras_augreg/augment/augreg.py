@@ -39,8 +39,7 @@ class AugRegAugment(AugmentationLayer):
             RandAugment rounds floats to integers.
         labels: Integers (batch,) or (batch, 1); or one-hot or soft labels
             (batch, num_classes) of any dtype.
-        step: As in `RandAugment`. Pass the optimizer's `iterations`, and a
-            resumed run draws what the uninterrupted run would have drawn.
+        step: As in `RandAugment`, for example the optimizer's `iterations`.
         training: With `False`, images are only cast to float32 and labels
             only one-hot encoded.
 

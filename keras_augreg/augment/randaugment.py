@@ -26,15 +26,11 @@ class RandAugment(AugmentationLayer):
     `pp/archive/autoaugment.py` of google-research/big_vision). The
     operations compute the same bytes as the original.
 
-    The layer works
-
-    - eagerly, and inside a compiled training step on JAX, TensorFlow and
-      PyTorch: without a loop over images, without data-dependent shapes and
-      without waiting for the host, in chunks of bounded memory;
-    - inside `tf.data.Dataset.map`, on any Keras backend, where it computes
-      only the operations drawn for each image.
-
-    Both give the same bytes for the same seed, step and position in the batch.
+    Works eagerly and inside a compiled training step on JAX, TensorFlow and
+    PyTorch, without a loop over images and in chunks of bounded memory; and
+    inside `tf.data.Dataset.map` on any backend, where it computes only the
+    operations drawn for each image. All give the same bytes for the same seed,
+    step and position in the batch.
 
     Args:
         num_layers: Operations per image, at least 0. The study used 2.

@@ -51,11 +51,7 @@ def compile_pretraining(
     learning rate: at the study's 1e-3, big_vision's 1e-4 times the schedule.
 
     Under the sigmoid loss, a fresh classifier (all zeros) gets the bias
-    -ln(classes), about the -6.9 and -10 of big_vision's configurations.
-
-    For mixed precision, call
-    `keras.config.set_dtype_policy("mixed_bfloat16")` before building the
-    model.
+    -ln(classes), about the -6.9 and -10 of big_vision's `init_head_bias`.
 
     Args:
         model: A `keras_augreg` model with a classifier, built with the
@@ -257,10 +253,7 @@ def _compile(model: Any, optimizer: Any, loss: Any, **kwargs: Any) -> None:
 
 
 def _set_prior(model: Any) -> None:
-    """Sets a fresh classifier's bias to the log-odds of one class in many.
-
-    big_vision's `init_head_bias`: -6.9 for 1,000 classes, -10 for 21,843.
-    """
+    """Sets a fresh classifier's bias to -ln(classes)."""
     head = model.get_layer("head")
     if not any(bool(ops.any(weight != 0)) for weight in head.weights):
         prior = -math.log(model.classes)

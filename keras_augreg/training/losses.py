@@ -44,9 +44,7 @@ class SigmoidCrossentropy(keras.losses.Loss):
 class SoftmaxCrossentropy(keras.losses.Loss):
     """Softmax cross-entropy of logits, averaged over the batch.
 
-    Call arguments:
-        y_true: As in `SigmoidCrossentropy`.
-        y_pred: Float logits (batch, classes).
+    Call arguments: As in `SigmoidCrossentropy`.
 
     Example:
     >>> loss = keras_augreg.training.losses.SoftmaxCrossentropy()
@@ -67,9 +65,7 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
         name: Name of the metric.
         dtype: Dtype of its computation.
 
-    Call arguments:
-        y_true: As in `SigmoidCrossentropy`.
-        y_pred: Float (batch, classes): logits or probabilities.
+    Call arguments: As in `SigmoidCrossentropy`; probabilities do as well.
 
     Example:
     >>> metric = keras_augreg.training.losses.Accuracy()
@@ -94,13 +90,10 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
     0, when several hosts evaluate) as examples with loss 0.
 
     Args:
-        loss: `SigmoidCrossentropy()` or `SoftmaxCrossentropy()`.
+        loss: `SigmoidCrossentropy()` or `SoftmaxCrossentropy()`, whose call
+            arguments the metric takes.
         name: Name of the metric.
         dtype: Dtype of its computation.
-
-    Call arguments:
-        y_true: As in the loss.
-        y_pred: As in the loss.
 
     Example:
     >>> metric = keras_augreg.training.losses.MeanLoss(SoftmaxCrossentropy())
