@@ -43,7 +43,7 @@ class Predictions(keras.layers.Activation):
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Options of `compile`. Keras would track a layer inside a dict."""
+    """Options of `compile`, not in a dict, where Keras would track a layer."""
 
     on_logits: bool = False  # whether loss and metrics get logits
     augment: Any = None  # layer: images, labels, step -> images, labels
@@ -215,8 +215,8 @@ class TrainStep(keras.Model):
         )
         augmented = numbered.map(augment, tf.data.AUTOTUNE)
         augmented = augmented.prefetch(tf.data.AUTOTUNE)
-        count_is = tf.data.experimental.assert_cardinality
-        return augmented.apply(count_is(dataset.cardinality())), count
+        sized = tf.data.experimental.assert_cardinality(dataset.cardinality())
+        return augmented.apply(sized), count
 
     def get_metrics_result(self) -> Any:
         variables = [v for m in self.metrics for v in m.variables]
