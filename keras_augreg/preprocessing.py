@@ -129,12 +129,6 @@ def warn_if_scaled(images: Any) -> None:
 
     Looks at a few images, if they are floats with values: not inside a
     compiled function. Constant images prove nothing.
-
-    Args:
-        images: (B, H, W, 3), an array or a tensor.
-
-    Warns:
-        UserWarning: If all values lie in [-1, 1].
     """
     images = _sample(images)
     if images is None or not images.size:
