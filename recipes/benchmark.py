@@ -85,13 +85,15 @@ def main(argv: list[str]) -> None:
             file.write(json.dumps(rows, indent=1).encode())
     if rows:
         figure = visualize.plot_benchmark(rows)
-        figure.savefig(workdir / "benchmark.png", dpi=120)
+        with replacing(workdir / "benchmark.png") as file:
+            figure.savefig(file, format="png", dpi=120)
     named = ("backend", *keys)
     text = markdown_table(
         [*named, *COLUMNS.values()],
         ([row[key] for key in (*named, *COLUMNS)] for row in rows),
     )
-    (workdir / "benchmark.md").write_text(text)
+    with replacing(workdir / "benchmark.md") as file:
+        file.write(text.encode())
     print(text, file=sys.stderr)
     result = {"rows": len(rows), "failed": failed, "workdir": str(workdir)}
     print(json.dumps(result))

@@ -25,6 +25,7 @@ from absl import app, flags
 from PIL import Image
 
 from keras_augreg import visualize
+from keras_augreg.atomic import replacing
 
 _OUTPUT = flags.DEFINE_string("output", ".", "Folder to write to.")
 _PHOTO = flags.DEFINE_string("photo", None, "Another photo, an image file.")
@@ -63,7 +64,8 @@ def main(_: list[str]) -> None:
         figure.savefig(drawn, dpi=_DPI.value)
         # 256 colours suffice for a page, at a third of the size.
         picture = Image.open(drawn).convert("RGB").quantize(256)
-        picture.save(folder / name, optimize=True)
+        with replacing(folder / name) as file:
+            picture.save(file, format="PNG", optimize=True)
         files.append(str(folder / name))
     print(json.dumps({"files": files, "backend": keras.backend.backend()}))
 

@@ -7,7 +7,7 @@ A working directory holds
     results.csv        all records as a table (`results.parquet` with pyarrow)
 
 Every file is written under another name and renamed. Each record is written
-by one process only, the one whose shard has the cell, so that no file has to
+by one process only, the one whose shard has the cell, so that no record has to
 be locked, which is unreliable on network file systems. At the end, the table
 is rewritten until no record changes while it is written: the last process to
 end leaves a complete table.
