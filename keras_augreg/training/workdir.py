@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-import filelock
 import keras
 import numpy as np
 
@@ -341,10 +340,20 @@ class Workdir:
         if distribution.process()[0] > 0:
             yield
             return
+        import filelock  # Here: it imports asyncio.
+
         lock = filelock.FileLock(self.path / "lock")
         holder = self.path / "lock.json"
         try:
             lock.acquire(blocking=False)
+        except NotImplementedError:
+            warnings.warn(
+                f"The file system of {self.path} has no locks. Make sure that "
+                "only one process trains there.",
+                stacklevel=4,
+            )
+            yield
+            return
         except filelock.Timeout as error:
             try:
                 by = "host {host}, process {pid}".format(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 
+import filelock
 import keras
 import numpy as np
 import pytest
@@ -294,6 +295,16 @@ def test_two_processes_in_one_directory(tmp_path):
     with Workdir(tmp_path, {})._locked():
         pass
     assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    run = Workdir(tmp_path, {})
+    with pytest.warns(UserWarning, match="has no locks"), run._locked():
+        pass
 
 
 def test_refuses_a_checkpoint_of_another_model(whole):
