@@ -83,7 +83,9 @@ def keras_call(task, library):
     """Returns a function that does the task's work once, in Keras."""
     import keras
 
-    kwargs = {"weights": None} if library == "keras_augreg" else {}
+    kwargs = {}
+    if library == "keras_augreg":
+        kwargs = {"weights": None, "include_preprocessing": False}
     model = build(library, _MODEL.value, **kwargs)
     images, labels = batch()
     if task == "infer":
