@@ -311,8 +311,8 @@ def _announced(
 class _Watch:
     """Breaks a connection that brings less than 1 KiB/s over a `timeout`.
 
-    The timeout of a socket is one for each read: a server that sends a byte
-    of a header now and then, or `100 Continue` for ever, never exceeds it.
+    The timeout of a socket limits each read: a server that sends a byte of a
+    header now and then, or `100 Continue` for ever, never exceeds it.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -332,17 +332,22 @@ class _Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        before = 0
+        least = self.timeout * _BYTES_PER_SECOND
+        connection, before = self.socket, 0
         while not self._done.wait(self.timeout):
             received = self.received
-            if received - before < self.timeout * _BYTES_PER_SECOND:
+            # Connecting has a timeout of its own.
+            if (
+                self.socket is not None
+                and self.socket is connection
+                and received - before < least
+            ):
                 self._expired = True
-                if self.socket is not None:
-                    with contextlib.suppress(OSError):
-                        # Not SSLSocket's, which forgets the state that the
-                        # reading thread is using.
-                        socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
-            before = received
+                with contextlib.suppress(OSError):
+                    # Not SSLSocket's method, which drops the state that the
+                    # reading thread uses.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            connection, before = self.socket, received
 
     def check(self) -> None:
         """Raises a `_TransientError` if the connection was broken."""
