@@ -19,8 +19,8 @@ def check_labels(
     JAX and TensorFlow train on such labels without an error.
 
     Args:
-        labels: Numbers of shape (n,) or (n, 1); arrays of other shapes, such
-            as soft labels (n, classes), are not checked.
+        labels: Numbers of shape (n,) or (n, 1); other arrays, such as soft
+            labels (n, classes), are not checked.
         classes: Number of classes.
         names: What the message calls each example; `None` for its place.
         unlabelled: Whether -1 (no label) is allowed.
@@ -35,7 +35,7 @@ def check_labels(
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1:
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         return
     good = (labels >= -int(unlabelled)) & (labels < classes)
     good &= labels == np.floor(labels)

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from keras_augreg import distribution
+from keras_augreg.checks import check_labels
 from keras_augreg.preprocessing import only
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
@@ -128,7 +129,17 @@ class TrainStep(keras.Model):
                 f"the recipe {recipe}"
             )
 
+    def _check_labels(self, y: Any) -> None:
+        """Refuses labels in an array that are not numbers of classes."""
+        y = only(y)
+        if y is None or not self._options.on_logits:
+            return
+        if keras.ops.is_tensor(y):
+            y = keras.ops.convert_to_numpy(y)
+        check_labels(y, self.output_shape[-1])
+
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._check_labels(args[0] if args else kwargs.get("y"))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         distribution.copy_from_first_process(
@@ -172,9 +183,12 @@ class TrainStep(keras.Model):
         total = schedule.decay_steps + schedule.warmup_steps
         return int(optimizer.iterations) - int(total)
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(
+        self, x: Any, y: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        self._check_labels(y)
         self._augment_where(host=False)
-        return super().train_on_batch(*args, **kwargs)
+        return super().train_on_batch(x, y, *args, **kwargs)
 
     def _augment_where(self, host: bool) -> None:
         """Decides `augment_on="auto"`; the compiled step depends on it."""
