@@ -166,7 +166,7 @@ def test_rollout_multiplies_from_the_last_block_to_the_first():
     np.testing.assert_allclose(flow, [[[0.575, 0.425]]])
 
 
-def test_attention_maps():
+def test_plot_attention():
     model = randomised()
     x = images()[0]
     figure = visualize.plot_attention(model, x, blocks=[0, -1])
@@ -179,7 +179,7 @@ def test_attention_maps():
     drawn(figure)
 
 
-def test_attention_rollout():
+def test_plot_rollout():
     model = randomised(class_token=False)
     x = images(n=3)
     figure = visualize.plot_rollout(model, x)
@@ -227,7 +227,7 @@ def test_another_model_is_refused(function):
 # Weights
 
 
-def test_position_similarity():
+def test_position_embeddings():
     model = randomised(input_shape=(8, 16, 3))
     position = model.get_layer("posembed_input").pos_embedding
     values = np.zeros(position.shape, "float32")
@@ -244,7 +244,7 @@ def test_position_similarity():
     drawn(figure)
 
 
-def test_patch_filters():
+def test_filters():
     model = randomised()
     kernel = model.get_layer("embedding").kernel
     # All filters lie on one line: the first component has all the variance.
@@ -260,13 +260,13 @@ def test_patch_filters():
     drawn(figure)
 
 
-def test_patch_filters_of_a_hybrid_are_its_stems():
+def test_filters_of_a_hybrid_are_its_stems():
     figure = visualize.plot_filters(randomised(hybrid))
     assert [x.shape for x in shown(figure)] == [(7, 7, 3)] * 28
 
 
 @pytest.mark.parametrize("count", [0, 13])
-def test_patch_filters_count(count):
+def test_filters_count(count):
     with pytest.raises(ValueError, match=r"from 1 to 12, .* Received: count="):
         visualize.plot_filters(tiny(), count)
 
