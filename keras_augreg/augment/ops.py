@@ -121,11 +121,10 @@ class Lookups:
 
     @functools.cached_property
     def sources(self) -> np.ndarray:
-        """The pixel that each pixel shows, for each row of `source_rows`.
+        """The pixel that each pixel shows; `_SOURCE_ROWS` indexes the rows.
 
-        Returns:
-            int32 (11, height * width): a position in the flattened image, or
-            -1 for `FILL`. The first row is the identity.
+        int32 (11, height * width): a position in the flattened image, or -1
+        for `FILL`. The first row is the identity.
         """
         x = np.arange(self.width, dtype="float32")[None, :]
         y = np.arange(self.height, dtype="float32")[:, None]
