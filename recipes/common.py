@@ -99,10 +99,14 @@ def tensorboard(
 
 
 def finish(
-    run: Workdir, net: Any, test: Any, info: Any, devices: Any, **result: Any
-) -> None:
-    """Evaluates; the first process saves and prints the result as JSON."""
-    scores = net.evaluate(test, return_dict=True)
+    run: Workdir, net: Any, test: Any, info: Any, devices: Any, scores: Any,
+    **result: Any,
+) -> None:  # fmt: skip
+    """Saves the model and prints the result as JSON, in the first process.
+
+    Call it after `with distribute(...)`: inside, saving would wait for the
+    other processes.
+    """
     index, processes = devices.shard
     if index:
         return

@@ -75,17 +75,19 @@ def main(argv: list[str]) -> None:
             validation_data=test,
             callbacks=common.tensorboard(run, train, recipe, info, devices),
         )
-        common.finish(
-            run,
-            model,
-            test,
-            info,
-            devices,
-            model=_MODEL.value,
-            weights=_WEIGHTS.value,
-            dataset=_DATASET.value,
-            steps=_STEPS.value,
-        )
+        scores = model.evaluate(test, return_dict=True)
+    common.finish(
+        run,
+        model,
+        test,
+        info,
+        devices,
+        scores,
+        model=_MODEL.value,
+        weights=_WEIGHTS.value,
+        dataset=_DATASET.value,
+        steps=_STEPS.value,
+    )
 
 
 if __name__ == "__main__":

@@ -91,17 +91,19 @@ def main(argv: list[str]) -> None:
             validation_data=test,
             callbacks=callbacks,
         )
-        common.finish(
-            run,
-            model,
-            test,
-            info,
-            devices,
-            model=_MODEL.value,
-            recipe=str(recipe),
-            dataset=_DATASET.value,
-            steps=total_steps,
-        )
+        scores = model.evaluate(test, return_dict=True)
+    common.finish(
+        run,
+        model,
+        test,
+        info,
+        devices,
+        scores,
+        model=_MODEL.value,
+        recipe=str(recipe),
+        dataset=_DATASET.value,
+        steps=total_steps,
+    )
 
 
 if __name__ == "__main__":
