@@ -181,7 +181,9 @@ class TrainStep(keras.Model):
         ):
             return -1
         total = schedule.decay_steps + schedule.warmup_steps
-        return int(optimizer.iterations) - int(total)
+        # A tensor, as a variable of several replicas is not a number.
+        done = keras.ops.convert_to_tensor(optimizer.iterations)
+        return int(done) - int(total)
 
     def train_on_batch(
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
