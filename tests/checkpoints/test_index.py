@@ -126,7 +126,7 @@ def test_best_first():
     ("argument", "value", "message"),
     [
         ("variant", "ViT_B14", "no architecture 'ViT_B14'. Nearest: ViT_B16"),
-        ("augment", "light0", "'light0' is a name of the release's files"),
+        ("augment", "light0", "file names means 'light1'"),
         *(
             (argument, value, f"{argument}={value!r}: expected one of ")
             for argument, value in [
@@ -150,6 +150,8 @@ def test_bad_filters(argument, value, message):
     [
         ({"variant": "B_16"}, {"variant": "ViT_B16"}),
         ({"dataset": "imagenet21k"}, {"dataset": "i21k"}),
+        ({"dataset": "ImageNet 21k"}, {"dataset": "i21k"}),
+        ({"dataset": "imagenet21k_30"}, {"dataset": "i21k_30"}),
         ({"augment": "light"}, {"augment": "light1"}),
         ({"augment": "light2"}, {"release_augment": "light1"}),
         ({"adapt_dataset": "pets"}, {"adapt_dataset": "oxford_iiit_pet"}),
