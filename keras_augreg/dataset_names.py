@@ -2,30 +2,33 @@
 
 The paper, the release's file names and TensorFlow Datasets name the same data
 sets differently. Every function that takes a data set takes any name of a
-row, in upper or lower case and with or without "-" and "_".
+row, in upper or lower case and with or without "-", "_" and spaces.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-# Names that differ by more than case, "-" and "_".
+# Names that differ by more than case, "-", "_" and spaces.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("imagenet-1k", "i1k", "in1k", "imagenet2012", "ilsvrc2012"),
     ("imagenet-21k", "i21k", "in21k"),
+    ("imagenet-21k-30", "i21k_30", "in21k_30"),  # pre-training of 30 epochs
     ("imagenet-real", "imagenet2012_real"),
-    ("pets", "oxford_iiit_pet"),
+    ("pets", "oxford_iiit_pet", "oxford_iiit_pets"),
     ("flowers", "oxford_flowers102"),
     ("kitti-distance", "kitti"),
 )
 
-# Classes of the sets that checkpoints were trained on. ImageNet-21k's 21,843
-# are those of the release's heads (`assets/README.md`).
+# Classes of data sets that several modules know. ImageNet-21k's 21,843 are
+# those of the release's heads (`assets/README.md`).
 CLASSES = {
     "imagenet-1k": 1000,
     "imagenet-21k": 21_843,
     "cifar-100": 100,
     "pets": 37,
+    "flowers": 102,
     "kitti-distance": 4,
     "resisc45": 45,
 }
@@ -64,8 +67,15 @@ def lookup(name: str, choices: Iterable[str]) -> str | None:
     choices = tuple(choices)
     if name in choices:
         return name
+    if not isinstance(name, str):
+        return None
     same = _spellings(name)
     return next((c for c in choices if _plain(c) in same), None)
+
+
+def canonical(name: str) -> str:
+    """Returns this package's name of a data set; `name` if it has none."""
+    return lookup(name, (*CLASSES, *(row[0] for row in SYNONYMS))) or name
 
 
 def _spellings(name: str) -> set[str]:
@@ -78,4 +88,4 @@ def _spellings(name: str) -> set[str]:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+    return re.sub("[-_ ]", "", name.lower())

@@ -64,10 +64,11 @@ def decode_predictions(
     # integers it can be negated.
     scores = np.asarray(keras.ops.convert_to_numpy(preds)).astype("float64")
     if scores.ndim != 2 or scores.shape[1] not in _FILES:
+        shapes = " or ".join(f"(batch, {classes})" for classes in _FILES)
         raise ValueError(
             "decode_predictions knows the classes of ImageNet-1k and "
-            "ImageNet-21k: it expects `preds` of shape (batch, 1000) or "
-            f"(batch, 21843), but received shape {scores.shape}. The "
+            f"ImageNet-21k: it expects `preds` of shape {shapes}, but "
+            f"received shape {scores.shape}. The "
             "prediction for one image needs a batch axis, `preds[None]`. For a "
             "head made with `classes=N`, use the class names of its data set."
         )

@@ -209,7 +209,9 @@ DATASETS: dict[str, PaperDataset] = {
             crop="resize_small",
         ),
         PaperDataset("pets", "oxford_iiit_pet", _transfer(90), CLASSES["pets"]),
-        PaperDataset("flowers", "oxford_flowers102", _transfer(90), 102),
+        PaperDataset(
+            "flowers", "oxford_flowers102", _transfer(90), CLASSES["flowers"]
+        ),
         _vtab(
             "resisc45",
             "resisc45",
@@ -226,10 +228,27 @@ DATASETS: dict[str, PaperDataset] = {
             label_features=_OBJECTS,
         ),
         _vtab("vtab-caltech101", "caltech101", _HELD_OUT, 102, held_out=90),
-        _vtab("vtab-cifar-100", "cifar100", _HELD_OUT, 100, held_out=90),
+        _vtab(
+            "vtab-cifar-100",
+            "cifar100",
+            _HELD_OUT,
+            CLASSES["cifar-100"],
+            held_out=90,
+        ),
         _vtab("vtab-dtd", "dtd", _VALIDATION, 47),
-        _vtab("vtab-flowers", "oxford_flowers102", _VALIDATION, 102),
-        _vtab("vtab-pets", "oxford_iiit_pet", _HELD_OUT, 37, held_out=80),
+        _vtab(
+            "vtab-flowers",
+            "oxford_flowers102",
+            _VALIDATION,
+            CLASSES["flowers"],
+        ),
+        _vtab(
+            "vtab-pets",
+            "oxford_iiit_pet",
+            _HELD_OUT,
+            CLASSES["pets"],
+            held_out=80,
+        ),
         _vtab("vtab-sun397", "sun397/tfds", _VALIDATION, 397),
         _vtab("vtab-svhn", "svhn_cropped", _HELD_OUT, 10, held_out=90),
         _vtab("vtab-eurosat", "eurosat/rgb", _ONE_SPLIT_60, 10, held_out=60),

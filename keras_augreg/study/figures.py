@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_augreg.dataset_names import SYNONYMS
+from keras_augreg.dataset_names import canonical
 from keras_augreg.output import markdown_table, subplots
 from keras_augreg.recipe import FINETUNING_BATCH, LEVEL_OF_RELEASE
 from keras_augreg.study.table import IMAGES, write
@@ -50,7 +50,6 @@ COLORS = (
     "#000000", "#999999", "#8C6D1F",
 )  # fmt: skip
 MARKERS = "osD^vP*Xd"
-_CANONICAL = {name: row[0] for row in SYNONYMS for name in row}
 _RECIPE = ["name", "ds", "epochs", "fraction", "aug", "wd", "do", "sd"]
 _SEEN = ["images", "seen"]
 _KEYS = ["name", "ds", "epochs", *_SEEN]
@@ -112,14 +111,14 @@ def transfer(table: pandas.DataFrame) -> Drawn:
     scratch = _upstream(table).dropna(subset=["final_test"])
     scratch = scratch.assign(
         how="scratch",
-        target=scratch["ds"].replace(_CANONICAL),
+        target=_canonical(scratch["ds"]),
         seconds=scratch["train_seconds"].fillna(
             scratch["seen"] / scratch[_SPEED]
         ),
         accuracy=100 * scratch["final_test"],
     )
     tuned = _done(table).dropna(subset=["adapt_final_test"])
-    tuned = tuned[tuned["ds"].replace(_CANONICAL) != tuned["adapt_ds"]]
+    tuned = tuned[_canonical(tuned["ds"]) != tuned["adapt_ds"]]
     seen = tuned["adapt_steps"] * FINETUNING_BATCH
     tuned = tuned.assign(
         how="transfer",
@@ -176,7 +175,7 @@ def generality(table: pandas.DataFrame) -> Drawn:
     """
     tuned = _tuned(table)
     tuned = tuned[tuned["adapt_ds"] != IMAGENET]
-    tuned = tuned[tuned["adapt_ds"] != tuned["ds"].replace(_CANONICAL)]
+    tuned = tuned[tuned["adapt_ds"] != _canonical(tuned["ds"])]
     if tuned.empty:
         raise NotInTableError("nothing was fine-tuned on another data set")
     best = _best(tuned, "upstream", [*_KEYS, "adapt_ds"])
@@ -290,7 +289,7 @@ def choice(table: pandas.DataFrame) -> Drawn:
     )
     axis.set_title("best upstream minus best of all")
     figure.colorbar(image, ax=axis, label="difference, points")
-    seen = numbers["ds"].str.startswith("i21k")
+    seen = _canonical(_dataset(numbers)) == "imagenet-21k"
     if (seen & (numbers["adapt_ds"] == IMAGENET)).any():
         figure.text(0.01, -0.02, MINIVAL, va="top", fontsize=8)
     columns = [*keys, "best upstream", "best of all", "difference"]
@@ -434,7 +433,7 @@ def _done(table: pandas.DataFrame) -> pandas.DataFrame:
     rows["images"] = images.astype(float)
     rows["fraction"] = rows["fraction"].fillna(1.0)
     rows["seen"] = rows["images"] * rows["epochs"]
-    rows["adapt_ds"] = rows["adapt_ds"].replace(_CANONICAL)
+    rows["adapt_ds"] = _canonical(rows["adapt_ds"])
     return rows
 
 
@@ -497,6 +496,11 @@ def _best(
     """The row with the greatest `by` of each group."""
     rows = rows.sort_values(by, kind="stable", na_position="first")
     return rows.groupby(list(keys), dropna=False).tail(1).copy()
+
+
+def _canonical(names: pandas.Series) -> pandas.Series:
+    """Data sets by the names of `GROUPS` and `IMAGENET`."""
+    return names.map(canonical, na_action="ignore")
 
 
 def _dataset(rows: pandas.DataFrame) -> pandas.Series:

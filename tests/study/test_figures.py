@@ -82,6 +82,17 @@ def test_transfer_of_the_index_counts_forward_passes():
     assert seconds["transfer"] == pytest.approx(20_000 * 512 / 1000)
 
 
+@pytest.mark.parametrize("spelling", ["cifar100", "cifar-100", "CIFAR-100"])
+def test_generality_groups_every_spelling_of_a_data_set(spelling):
+    row = {
+        "name": "S/32", "ds": "i21k", "epochs": 300, "aug": "none", "do": 0.0,
+        "final_val": 0.4, "filename": "a", "adapt_ds": spelling,
+        "adapt_final_test": 0.9,
+    }  # fmt: skip
+    numbers = figures.generality(table.read_text(table.to_csv([row]).decode()))
+    assert set(numbers[1]["group"]) == {"natural"}
+
+
 def test_heat_map_is_of_upstream_validation():
     numbers = figures.augmentation(table.published())[1].set_index(
         ["map", "name"]
@@ -101,11 +112,12 @@ def test_choice_by_upstream_against_best_of_all(ours):
 
 
 def test_choice_warns_of_minival(ours):
-    rows = ours[ours["adapt_ds"].notna()].assign(
-        ds="i21k", adapt_ds="imagenet2012"
-    )
-    texts = [text.get_text() for text in figures.choice(rows)[0].texts]
-    assert any("ImageNetV2" in text for text in texts)
+    for name in ("i21k", "imagenet-21k"):
+        rows = ours[ours["adapt_ds"].notna()].assign(
+            ds=name, adapt_ds="imagenet2012"
+        )
+        texts = [text.get_text() for text in figures.choice(rows)[0].texts]
+        assert any("ImageNetV2" in text for text in texts)
     texts = [text.get_text() for text in figures.choice(ours)[0].texts]
     assert not any("ImageNetV2" in text for text in texts)
 
