@@ -25,7 +25,7 @@ class Sizes:
         num_heads: Attention heads of a block.
         mlp_dim: Hidden units of a block's MLP.
         stages: `None` without a ResNet stem; otherwise the number of
-            bottleneck units of each stage, `()` for the stem's root alone.
+            bottleneck units of each stage, `()` for the stem's root only.
     """
 
     patch_size: int
@@ -96,12 +96,13 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def find(name: str) -> Variant:
+def find(name: str | Variant) -> Variant:
     """Returns the architecture that a name stands for.
 
     Args:
         name: The builder's name (`"ViT_B16"`), the release's (`"B_16"`) or
-            the paper's (`"B/16"`, `"R26+S/32"`), in any case.
+            the paper's (`"B/16"`, `"R26+S/32"`), in any case. A `Variant` is
+            returned as it is.
 
     Returns:
         One of `VARIANTS`.
@@ -114,6 +115,8 @@ def find(name: str) -> Variant:
     >>> find("R26+S/32").name
     'R26_ViT_S32'
     """
+    if isinstance(name, Variant):
+        return name
     if variant := match(name):
         return variant
     # The cut bounds the time that difflib takes.

@@ -29,7 +29,7 @@ from keras_augreg import benchmark, visualize
 from keras_augreg.atomic import replacing
 from keras_augreg.output import markdown_table
 
-_MODELS = flags.DEFINE_list("models", "ViT_S16", "Names of architectures.")
+_MODELS = flags.DEFINE_list("models", "ViT_S16", "As 'B/16' or 'ViT_B16'.")
 _BACKENDS = flags.DEFINE_list("backends", None, "KERAS_BACKEND by default.")
 _DTYPES = flags.DEFINE_list("dtypes", "float32", "Names of dtype policies.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "16", "Images in a step.")

@@ -30,12 +30,13 @@ import numpy as np
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import atomic, data, visualize
+from keras_augreg import atomic, data, dataset_names, visualize
+from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _SPLIT = flags.DEFINE_string("split", None, "Default: test, else val.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
-_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
+_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _CROP = flags.DEFINE_string("crop", None, "See `data.load`.")
@@ -55,10 +56,11 @@ def main(argv: list[str]) -> None:
         preprocess=_CROP.value,
         # ImageNet-ReaL's labels are vectors already.
         options=data.Options(
-            one_hot=_DATASET.value != "imagenet-real", pad=False
+            one_hot=not dataset_names.lookup(_DATASET.value, ["imagenet-real"]),
+            pad=False,
         ),
     )
-    model = getattr(keras_augreg, _MODEL.value)(
+    model = getattr(keras_augreg, find(_MODEL.value).name)(
         weights=_WEIGHTS.value,
         input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
     )

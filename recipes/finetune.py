@@ -5,8 +5,8 @@ r"""Fine-tunes a checkpoint on your own images, with the study's settings.
 FOLDER holds one folder of images for each class, or `train/` and `test/` with
 such folders; FILE is a `.npz` of the release, a timm `.safetensors`, or what
 `recipes/pretrain.py` saved. SGD with momentum 0.9, warm-up and cosine,
-clipping at 1, a new classifier of zeros (arXiv 2106.10270, table of
-hyper-parameters). The study's run on Oxford-IIIT Pets, on one accelerator:
+clipping at 1, a new classifier of zeros (arXiv 2106.10270, section 3.5 and
+Table 4). The study's run on Oxford-IIIT Pets, on one accelerator:
 
     python recipes/finetune.py --dataset=pets --model=ViT_B16 \
         --weights=augreg-in21k --image_size=224 --batch_size=512 --steps=500 \
@@ -29,12 +29,13 @@ import keras
 from absl import app, flags
 
 import keras_augreg
+from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
 )
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
-_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
+_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per step.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Weight updates.")
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
         )
-        model = getattr(keras_augreg, _MODEL.value)(
+        model = getattr(keras_augreg, find(_MODEL.value).name)(
             weights=_WEIGHTS.value,
             input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
             classes=info.num_classes,

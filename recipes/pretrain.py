@@ -32,9 +32,10 @@ import keras_augreg
 from keras_augreg import data
 from keras_augreg.recipe import pretraining_warmup
 from keras_augreg.training.fewshot import FewShot
+from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
-_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "Name of a builder.")
+_MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Also of stochastic depth.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side in pixels.")
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     with keras_augreg.distribute(flags.FLAGS.distribute) as devices:
         train, test, info = common.load(_DATASET.value, devices.shard, **size)
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
-        model = getattr(keras_augreg, _MODEL.value)(
+        model = getattr(keras_augreg, find(_MODEL.value).name)(
             weights=None,
             input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
             classes=info.num_classes,

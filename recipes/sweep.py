@@ -37,7 +37,6 @@ from absl import app, flags
 
 import keras_augreg
 from keras_augreg import study
-from keras_augreg.variants import VARIANTS
 
 _GRID = flags.DEFINE_string("grid", None, "JSON file, see docs/study.md.")
 _DATASET = flags.DEFINE_string("dataset", "digits", "Without --grid.")
@@ -56,7 +55,7 @@ def default_grid() -> study.Grid:
     """Two models of similar speed, AugReg or not, with little or much data."""
     return study.Grid(
         datasets=(study.Source(_DATASET.value),),
-        models=(VARIANTS["ViT_S32"], VARIANTS["ViT_Ti16"]),
+        models=("ViT_S32", "ViT_Ti16"),
         recipes=tuple(
             keras_augreg.AugReg(level, rate, rate)
             for level in ("none", "medium1")

@@ -88,7 +88,7 @@ class Pretraining:
         recipe = self.recipe
         return (
             f"{self.model.release}-{self.data.name}-{self.epochs:g}ep"
-            f"-lr_{self.learning_rate:g}-aug_{recipe.release_name}"
+            f"-lr_{self.learning_rate:g}-aug_{recipe.release_augment}"
             f"-wd_{recipe.weight_decay:g}-do_{recipe.dropout:g}"
             f"-sd_{recipe.stochastic_depth:g}-frac_{self.fraction:g}"
             f"-seed_{self.seed}-{_digest(self)}"
@@ -101,7 +101,7 @@ class Pretraining:
             "ds": self.data.name,
             "epochs": self.epochs,
             "lr": self.learning_rate,
-            "aug": self.recipe.release_name,
+            "aug": self.recipe.release_augment,
             "wd": self.recipe.weight_decay,
             "do": self.recipe.dropout,
             "sd": self.recipe.stochastic_depth,
@@ -219,7 +219,7 @@ class Grid:
 
     Args:
         datasets: Data sets to pre-train on.
-        models: Architectures.
+        models: Architectures: any spelling of one, or a `Variant`.
         recipes: Augmentation and regularisation.
         fractions: Shares of the training images to use, each in (0, 1]; a
             smaller share is part of a larger one.
@@ -239,7 +239,7 @@ class Grid:
     Example:
     >>> grid = Grid(
     ...     datasets=(Source("digits"),),
-    ...     models=(VARIANTS["ViT_Ti16"],),
+    ...     models=("Ti/16",),
     ...     recipes=(AugReg("none"), AugReg("light1")),
     ...     seeds=(0, 1),
     ... )
@@ -248,7 +248,7 @@ class Grid:
     """
 
     datasets: tuple[Source, ...] = ()
-    models: tuple[Variant, ...] = ()
+    models: tuple[Variant | str, ...] = ()
     recipes: tuple[AugReg, ...] = ()
     fractions: tuple[float, ...] = (1.0,)
     epochs: tuple[float, ...] = (30.0,)
@@ -305,7 +305,7 @@ class Grid:
         cells: list[Cell] = []
         upstream: Pretraining | str
         for data, model, recipe, fraction, epochs, seed in itertools.product(
-            self.datasets, self.models, self.recipes,
+            self.datasets, map(find, self.models), self.recipes,
             self.fractions, self.epochs, self.seeds,
         ):  # fmt: skip
             upstream = Pretraining(

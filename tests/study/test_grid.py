@@ -54,6 +54,16 @@ def test_every_combination_once():
             assert cell.upstream in cells[:i]
 
 
+def test_a_grid_takes_every_spelling_of_a_model():
+    (cell, *same) = Grid(
+        datasets=(Source("digits"),),
+        models=("S/32", "S_32", VARIANTS["ViT_S32"]),
+        recipes=(AugReg("none"),),
+    ).cells()
+    assert cell.model == VARIANTS["ViT_S32"]
+    assert same == [cell, cell]
+
+
 def test_the_papers_recipes():
     grid = Grid.from_json({**FIELDS, "recipes": "paper", "transfers": []})
     assert len(grid.cells()) == 2 * 28 * 2 * 2
