@@ -94,9 +94,11 @@ class Location:
             )
             if not sources.SPLITS.isdisjoint(map(str.lower, found)):
                 return found
+        if self.row.splits:
+            return list(self.row.splits)
         if self.kind == "tfds":
             builder = tfds.open_builder(self.path, self.data_dir)
-            return list(self.row.splits or builder.info.splits)
+            return list(builder.info.splits)
         return ["train", "test"]
 
     def _records(self, split: str, options: Options) -> Records:

@@ -81,6 +81,11 @@ def test_a_mistyped_folder(name, tmp_path, monkeypatch):
         data.load(name, "train", **arguments)
 
 
+def test_a_paper_data_sets_splits_are_known_without_opening_it(monkeypatch):
+    monkeypatch.setattr(tfds, "open_builder", None)
+    assert data.evaluation_split("oxford_iiit_pet") == ("train", "test")
+
+
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [
