@@ -1,7 +1,7 @@
 """The recipes of the AugReg study as objects.
 
 Sources: Steiner et al., "How to train your ViT?" (TMLR 2022, arXiv
-2106.10270), section 3.2 and figure 4; `configs/vit_i1k.py` and
+2106.10270), section 3.3 and figure 4; `configs/vit_i1k.py` and
 `configs/vit_i21k.py` of google-research/big_vision at 0127fb6; the README of
 google-research/vision_transformer.
 """
@@ -34,8 +34,7 @@ LEVEL_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
 REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
 WEIGHT_DECAY = (0.1, 0.03)
 
-# Pre-training: paper, section 3.4 (the peak: 3.3).
-PRETRAINING_BATCH = 4096
+# Pre-training: paper, section 3.4 (the peak: 3.3); batches of 4,096.
 PRETRAINING_LEARNING_RATE = 1e-3
 PRETRAINING_WARMUP = 10_000
 PRETRAINING_EPOCHS = {"i1k": (300,), "i21k": (30, 300)}
@@ -190,15 +189,15 @@ class AugReg:
         return LEVELS[self.augment][1]
 
     @property
-    def release_name(self) -> str:
+    def release_augment(self) -> str:
         """The level's name in the release's file names."""
         return LEVELS[self.augment][2]
 
     def __str__(self) -> str:
         """The recipe in the paper's terms, with both names of the level."""
         level = self.augment
-        if self.release_name != level:
-            level += f" ({self.release_name} in the release's file names)"
+        if self.release_augment != level:
+            level += f" ({self.release_augment} in the release's file names)"
         augment = "no RandAugment"
         if self.randaugment:
             augment = "RandAugment l={}, m={}".format(*self.randaugment)
@@ -230,7 +229,7 @@ class AugReg:
     def grid(cls) -> tuple[AugReg, ...]:
         """The paper's 28 recipes: 7 levels x 2 regularisations x 2 decays.
 
-        Every model of the study was pre-trained with them (section 3.2).
+        Every model of the study was pre-trained with them (section 3.3).
         """
         return tuple(
             cls(level, dropout, stochastic_depth, weight_decay)

@@ -24,7 +24,7 @@ def test_levels(level, release, randaugment, mixup):
     recipe = AugReg(level)
     assert recipe.randaugment == randaugment
     assert recipe.mixup == mixup
-    assert recipe.release_name == release
+    assert recipe.release_augment == release
     name = f"B_16-i21k-300ep-lr_0.001-aug_{release}-wd_0.03-do_0.1-sd_0.1"
     assert AugReg.from_checkpoint(name) == AugReg(level, 0.1, 0.1, 0.03)
 
