@@ -20,7 +20,10 @@ from keras_augreg.describe import describe
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 from keras_augreg.variants import find
-from keras_augreg.vision_transformer import DEFAULT_CLASSES
+from keras_augreg.vision_transformer import (
+    DEFAULT_CLASSES,
+    DEFAULT_RESOLUTION,
+)
 
 TASKS = ("infer", "train")
 # Sides of the matrix products that set the FLOP/s to compare with; each is
@@ -53,7 +56,7 @@ def measure(
     model: str,
     *,
     task: str = "infer",
-    image_size: int = 224,
+    image_size: int = DEFAULT_RESOLUTION,
     batch_size: int = 16,
     dtype: str = "float32",
     seconds: float = 5.0,
@@ -64,7 +67,7 @@ def measure(
     `none`, softmax loss). The uint8 batches are in memory.
 
     Args:
-        model: Name of an architecture, for example `"ViT_S16"`.
+        model: Any spelling of an architecture: `"ViT_S16"`, `"S/16"`.
         task: `"infer"` or `"train"`.
         image_size: Side of the images in pixels.
         batch_size: Images in a step.
@@ -83,7 +86,7 @@ def measure(
           step counts as three forward passes);
         - `"share"`: that divided by the speed of a matrix product of the same
           dtype (with sides up to 2048 on a CPU, 8192 on an accelerator),
-          measured in turn in the same process.
+          measured alternately in the same process.
 
     Raises:
         ValueError: If there is no such model or task.
@@ -121,7 +124,7 @@ def measure(
     if task == "infer":
         run_single(1)
         latency = 1e3 / _per_second(run_single, seconds / 3)
-    # In turn, because the machine's speed drifts. The peak of memory is read
+    # Alternately, as the machine's speed drifts. The peak of memory is read
     # before the first matrix product can raise it.
     rates = [batch_size * _per_second(run, seconds)]
     memory = _peak_memory()

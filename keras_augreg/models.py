@@ -46,7 +46,8 @@ class Builder(Protocol):
 
 _DOCSTRING = """{title}.
 
-    {sizes}. Sizes: "How to train your ViT?" (arXiv 2106.10270), Table 2.
+    {sizes}.
+    Sizes: "How to train your ViT?" (arXiv 2106.10270), Tables 1 and 2.
 
     Args:
         include_top: Whether the model ends in a classifier.

@@ -16,6 +16,7 @@ from keras_augreg.preprocessing import (
     only,
     warn_if_scaled,
 )
+from keras_augreg.recipe import PRETRAINING_RESOLUTION
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import Sizes
@@ -27,7 +28,7 @@ from keras_augreg.vit import (
     layer_norm,
 )
 
-DEFAULT_RESOLUTION = 224
+DEFAULT_RESOLUTION = PRETRAINING_RESOLUTION
 DEFAULT_CLASSES = CLASSES["imagenet-1k"]
 
 
@@ -147,11 +148,7 @@ class VisionTransformer(TrainStep):
             x = inputs
             if include_preprocessing:
                 x = Preprocessing(name="preprocessing")(x)
-            if stages is not None:
-                x = resnet_stem(x, stages, dtype=policy)
-            x = PatchEmbedding(
-                patch_size, width, dtype=policy, name="embedding"
-            )(x)
+            x = _embed(x, sizes, policy)
             x = PositionEmbedding(
                 class_token,
                 dropout,
@@ -275,6 +272,15 @@ class VisionTransformer(TrainStep):
     def predict_on_batch(self, x: Any) -> Any:
         with self._watched(x):
             return super().predict_on_batch(x)
+
+
+def _embed(x: Any, sizes: Sizes, policy: Any) -> Any:
+    """Embeds the patches of images, or of the stem's output."""
+    if sizes.stages is not None:
+        x = resnet_stem(x, sizes.stages, dtype=policy)
+    return PatchEmbedding(
+        sizes.patch_size, sizes.width, dtype=policy, name="embedding"
+    )(x)
 
 
 def _blocks(
