@@ -1,6 +1,6 @@
 """A bucket on 127.0.0.1 that misbehaves on demand.
 
-Each GET takes the next fault of `plan`, then `always`; both hold dictionaries:
+Each GET takes the next of `faults`, then `always`; both hold dictionaries:
 
     status: answer with this status      location: and this header
     cut: close after this many bytes     chunked: no Content-Length
@@ -52,8 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         bucket = self.server
         bucket.log.append((self.path, self.headers.get("Range")))
-        plan = bucket.plan
-        fault = plan.pop(0) if plan else bucket.always
+        faults = bucket.faults
+        fault = faults.pop(0) if faults else bucket.always
         self.close_connection = True
         with contextlib.suppress(ConnectionError):
             self._answer(fault, bucket.files.get(self.path))
@@ -124,7 +124,7 @@ class Bucket(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.plan: list[dict] = []
+        self.faults: list[dict] = []
         self.always: dict = {}
         self.log: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"

@@ -100,14 +100,14 @@ def test_a_plus_in_a_name_is_quoted(server, tmp_path):
 
 
 def test_cut_off_half_way_then_resumed(server, target, waits):
-    server.plan = [{"cut": HALF}]
+    server.faults = [{"cut": HALF}]
     assert download(NAME).read_bytes() == BODY
     assert server.log == [(PATH, None), (PATH, f"bytes={HALF}-")]
     assert waits == [1.0]
 
 
 def test_a_later_call_resumes(server, target, part):
-    server.plan = [{"cut": HALF}]
+    server.faults = [{"cut": HALF}]
     with pytest.raises(DownloadError, match=r"broke off after .*call again"):
         download(NAME, retries=0)
     assert not target.exists()
@@ -117,7 +117,7 @@ def test_a_later_call_resumes(server, target, part):
 
 
 def test_no_range_support(server, waits):
-    server.plan = [{"cut": HALF}]
+    server.faults = [{"cut": HALF}]
     server.always = {"no_range": True}
     assert download(NAME).read_bytes() == BODY
     assert server.log == [(PATH, None), (PATH, f"bytes={HALF}-")]
@@ -201,7 +201,7 @@ def test_without_an_md5_the_archive_is_checked(server, target, part, stated):
 
 
 def test_500_twice_then_fine(server, waits):
-    server.plan = [{"status": 500}, {"status": 503}]
+    server.faults = [{"status": 500}, {"status": 503}]
     assert download(NAME).read_bytes() == BODY
     assert waits == [1.0, 2.0]
 
@@ -215,7 +215,7 @@ def test_500_for_ever(server, waits):
 
 def test_attempts_that_advance_do_not_count(server, waits, monkeypatch):
     monkeypatch.setattr(transfer, "_PROGRESS", 1 << 19)
-    server.plan = [{"cut": 1 << 19}] * 5
+    server.faults = [{"cut": 1 << 19}] * 5
     assert download(NAME, retries=1).read_bytes() == BODY
     assert waits == [1.0] * 5
 
@@ -233,7 +233,7 @@ def test_a_slow_drip_is_broken_off(server, target):
 
 
 def test_silence_is_broken_off_and_resumed(server):
-    server.plan = [{"stall": 1.0}]
+    server.faults = [{"stall": 1.0}]
     assert download(NAME, timeout=0.2).read_bytes() == BODY
     assert server.log[-1] == (PATH, f"bytes={HALF}-")
 
@@ -304,14 +304,14 @@ def test_a_wrong_certificate_is_not_tried_again(server, monkeypatch, waits):
 
 def test_redirect(server):
     server.files["/elsewhere"] = BODY
-    server.plan = [{"status": 302, "location": f"{server.url}/elsewhere"}]
+    server.faults = [{"status": 302, "location": f"{server.url}/elsewhere"}]
     assert download(NAME).read_bytes() == BODY
 
 
 def test_a_redirect_keeps_the_range(server, part):
     _leave(part, BODY[:HALF])
     server.files["/elsewhere"] = BODY
-    server.plan = [{"status": 302, "location": f"{server.url}/elsewhere"}]
+    server.faults = [{"status": 302, "location": f"{server.url}/elsewhere"}]
     assert download(NAME).read_bytes() == BODY
     assert server.log[-1] == ("/elsewhere", f"bytes={HALF}-")
 
@@ -418,7 +418,7 @@ def test_waiting_is_said(server, target, part, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_during_the_download(server, target, part):
-    server.plan = [{"stall": 60.0}]
+    server.faults = [{"stall": 60.0}]
     with subprocess.Popen(_child_command()) as child:
         deadline = time.monotonic() + 20
         while not (part.exists() and part.stat().st_size >= HALF):
@@ -504,7 +504,7 @@ def test_command_line(server, target, capsys):
 
 
 def test_progress(server, capsys):
-    server.plan = [{"status": 500}]
+    server.faults = [{"status": 500}]
     download(NAME)
     out, err = capsys.readouterr()
     assert out == ""
@@ -513,7 +513,7 @@ def test_progress(server, capsys):
 
 
 def test_no_progress(server, capsys):
-    server.plan = [{"status": 500}]
+    server.faults = [{"status": 500}]
     download(NAME, progress=False)
     assert capsys.readouterr() == ("", "")
 

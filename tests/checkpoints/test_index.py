@@ -218,7 +218,7 @@ def test_fetched_once_then_cached_then_refreshed(server, cache):
 
 
 def test_a_cut_index_is_not_resumed(server):
-    server.plan = [{"cut": 1000}]
+    server.faults = [{"cut": 1000}]
     with pytest.warns(UserWarning, match="broke off"):
         search()
     server.files["/augreg/index.csv"] = write_index(SOME[:5]).encode()
