@@ -1,4 +1,4 @@
-"""The settings of `load` that most users leave alone, checked here."""
+"""The settings of `load` that few users change, checked here."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ COLUMNS: dict[str, type] = {
     "best_val": float,
     "final_val": float,
     "final_test": float,
-    "adapt_ds": str,  # fine-tuning set; none in a row of pre-training alone
+    "adapt_ds": str,  # fine-tuning set; none in the row of a pre-training
     "adapt_lr": float,
     "adapt_steps": int,
     "adapt_resolution": int,

@@ -1,4 +1,4 @@
-r"""Measures `data.load` against a bare tf.data pipeline, in turn.
+r"""Measures `data.load` against a bare tf.data pipeline, alternately.
 
     python tests/benchmarks/data.py [FOLDER] [ROUNDS]
 

@@ -1,4 +1,4 @@
-r"""Measures the engine without TensorFlow against Grain, in turn.
+r"""Measures the engine without TensorFlow against Grain, alternately.
 
     pip install grain
     python tests/benchmarks/data_grain.py FOLDER [ROUNDS]

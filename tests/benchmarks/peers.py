@@ -1,4 +1,4 @@
-r"""Measures keras_augreg and other libraries on the same work, in turn.
+r"""Measures keras_augreg and other libraries on the same work, alternately.
 
     pip install timm keras-hub kimm keras-cv
     python tests/benchmarks/peers.py infer --model=S/16 --batch_size=16 \
@@ -43,7 +43,7 @@ _MODEL = flags.DEFINE_string("model", "S/16", "An architecture of the paper.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
 _PEERS = flags.DEFINE_list("peers", "keras_augreg:jax,timm", "LIBRARY:BACKEND.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each peer.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "Of a turn.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "For each turn.")
 _WORKER = flags.DEFINE_string("worker", None, "For internal use: the peer.")
 
 

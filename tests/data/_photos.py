@@ -36,7 +36,7 @@ def pictures(name, count, size=(96, 72)):
 
 
 def write_folder(root, count=6, size=(96, 72), splits=("train", "test")):
-    """Class folders of JPEG and PNG files in turn."""
+    """Class folders of alternating JPEG and PNG files."""
     for split in splits:
         for name in CLASSES:
             folder = root / split / name

@@ -1,4 +1,4 @@
-"""Kills a run at random moments, resumes it, compares it with one left alone.
+"""Kills a run at random moments, resumes it, compares it with an unbroken one.
 
     python tests/training/kills.py [--damage] 20 FOLDER \
         python recipes/pretrain.py --epochs=2 --save_every=50
@@ -62,7 +62,7 @@ def main(*arguments):
     start = time.monotonic()
     subprocess.run([*command, f"--workdir={whole}"], check=True)
     seconds = time.monotonic() - start
-    print(f"left alone: {seconds:.0f} s, {newest(whole).name}", flush=True)
+    print(f"unbroken: {seconds:.0f} s, {newest(whole).name}", flush=True)
 
     count = 0
     while count < int(kills):
