@@ -124,14 +124,6 @@ def _builder(name: str) -> Builder:
                 "A model without classifier has no `classes`. Pass "
                 f"include_top=True with classes={classes}, or leave it out."
             )
-        if recipe is not None:
-            if dropout or stochastic_depth:
-                raise ValueError(
-                    "`recipe` sets dropout and stochastic depth. Pass it "
-                    f"without them. Received: {recipe}, dropout={dropout}, "
-                    f"stochastic_depth={stochastic_depth}"
-                )
-            dropout, stochastic_depth = recipe.dropout, recipe.stochastic_depth
         if input_tensor is not None:
             input_shape = _tensor_shape(input_tensor, input_shape)
         if input_shape is not None:
@@ -161,6 +153,7 @@ def _builder(name: str) -> Builder:
                 classifier_activation=classifier_activation,
                 include_preprocessing=include_preprocessing,
                 class_token=checkpoint.class_token if checkpoint else True,
+                recipe=recipe,
                 dropout=dropout,
                 stochastic_depth=stochastic_depth,
                 name=name or variant.name.lower(),

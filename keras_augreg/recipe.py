@@ -312,3 +312,12 @@ class AugReg:
             )
         level, regularization, decay = _PICKS[dataset, release]
         return cls(level, regularization, regularization, decay)
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raises a `TypeError` if a value is not an `AugReg`."""
+    if not isinstance(recipe, AugReg):
+        raise TypeError(
+            "`recipe` must be a `keras_augreg.AugReg`, such as "
+            f"`AugReg('medium1')`. Received: recipe={recipe!r}."
+        )

@@ -16,7 +16,11 @@ from keras_augreg.preprocessing import (
     only,
     warn_if_scaled,
 )
-from keras_augreg.recipe import PRETRAINING_RESOLUTION
+from keras_augreg.recipe import (
+    PRETRAINING_RESOLUTION,
+    AugReg,
+    check_recipe,
+)
 from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import Sizes
@@ -67,6 +71,8 @@ class VisionTransformer(TrainStep):
             for a model that takes floats in [-1, 1].
         class_token: Whether there is a class token. Without one, the
             classifier reads the mean of the patch tokens.
+        recipe: A `keras_augreg.AugReg`, whose `dropout` and
+            `stochastic_depth` the model gets.
         dropout: Rate in [0, 1) after the position embedding, the attention
             and both layers of the MLP.
         stochastic_depth: Rate in [0, 1) of the last block; the rate of block
@@ -114,6 +120,7 @@ class VisionTransformer(TrainStep):
         classifier_activation: str | None = "softmax",
         include_preprocessing: bool = True,
         class_token: bool = True,
+        recipe: AugReg | None = None,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         seed: int | None = None,
@@ -125,16 +132,13 @@ class VisionTransformer(TrainStep):
         stages = None if stages is None else tuple(stages)
         sizes = Sizes(patch_size, width, depth, num_heads, mlp_dim, stages)
         _check_sizes(sizes)
-        _check_top(include_top, pooling, class_token, classes)
-        _check_rates(dropout=dropout, stochastic_depth=stochastic_depth)
+        reads = _reads(include_top, pooling, class_token, classes)
+        dropout, stochastic_depth = _rates(recipe, dropout, stochastic_depth)
         if input_tensor is not None:
             _check_dtype(input_tensor, include_preprocessing)
             input_shape = tuple(input_tensor.shape[1:])
         input_shape = check_input_shape(input_shape, sizes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        reads = pooling
-        if include_top:
-            reads = "token" if class_token else "avg"
         blocks = _blocks(
             sizes, reads == "token", dropout, stochastic_depth, seed, policy
         )
@@ -145,10 +149,7 @@ class VisionTransformer(TrainStep):
             inputs = input_tensor
             if inputs is None:
                 inputs = keras.Input(input_shape, name="image")
-            x = inputs
-            if include_preprocessing:
-                x = Preprocessing(name="preprocessing")(x)
-            x = _embed(x, sizes, policy)
+            x = _embed(inputs, sizes, include_preprocessing, policy)
             x = PositionEmbedding(
                 class_token,
                 dropout,
@@ -274,8 +275,12 @@ class VisionTransformer(TrainStep):
             return super().predict_on_batch(x)
 
 
-def _embed(x: Any, sizes: Sizes, policy: Any) -> Any:
-    """Embeds the patches of images, or of the stem's output."""
+def _embed(
+    x: Any, sizes: Sizes, include_preprocessing: bool, policy: Any
+) -> Any:
+    """Scales images; embeds their patches, or those of the stem's output."""
+    if include_preprocessing:
+        x = Preprocessing(name="preprocessing")(x)
     if sizes.stages is not None:
         x = resnet_stem(x, sizes.stages, dtype=policy)
     return PatchEmbedding(
@@ -379,18 +384,33 @@ def _check_dtype(input_tensor: Any, include_preprocessing: bool) -> None:
         )
 
 
-def _check_rates(**rates: float) -> None:
+def _rates(
+    recipe: AugReg | None, dropout: float, stochastic_depth: float
+) -> tuple[float, float]:
+    """Checks (dropout, stochastic depth), which a recipe sets."""
+    if recipe is not None:
+        check_recipe(recipe)
+        if dropout or stochastic_depth:
+            raise ValueError(
+                "`recipe` sets dropout and stochastic depth. Pass it without "
+                f"them. Received: {recipe}, dropout={dropout}, "
+                f"stochastic_depth={stochastic_depth}"
+            )
+        return recipe.dropout, recipe.stochastic_depth
+    rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
     for argument, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(
                 f"`{argument}` is a probability, at least 0 and below 1. "
                 f"Received: {argument}={rate}"
             )
+    return dropout, stochastic_depth
 
 
-def _check_top(
+def _reads(
     include_top: bool, pooling: str | None, class_token: bool, classes: Any
-) -> None:
+) -> str | None:
+    """Checks the head's arguments; returns the pooling before the head."""
     if pooling not in (None, "token", "avg"):
         raise ValueError(
             "`pooling` must be None (all tokens), 'token' (the class token) "
@@ -412,6 +432,9 @@ def _check_top(
             "`classes` must be a positive integer. Received: "
             f"classes={classes!r}"
         )
+    if include_top:
+        return "token" if class_token else "avg"
+    return pooling
 
 
 def check_input_shape(

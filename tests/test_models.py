@@ -315,6 +315,8 @@ def test_a_recipe_sets_the_regularisation():
     for more in ({"dropout": 0.1}, {"stochastic_depth": 0.1}):
         with pytest.raises(ValueError, match=r"`recipe` sets.*medium1"):
             keras_augreg.ViT_Ti32(weights=None, recipe=recipe, **more)
+    with pytest.raises(TypeError, match="recipe='medium1'"):
+        keras_augreg.ViT_Ti32(weights=None, recipe="medium1")
 
 
 @pytest.mark.parametrize(
@@ -577,7 +579,7 @@ def test_config_round_trip(kind):
     config = model.get_config()
     assert set(config) == set(
         inspect.signature(keras_augreg.VisionTransformer).parameters
-    ) - {"input_tensor"}
+    ) - {"input_tensor", "recipe"}
     config = json.loads(json.dumps(config))
     other = keras_augreg.VisionTransformer.from_config(config)
     assert other.get_config() == model.get_config()

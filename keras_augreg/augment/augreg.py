@@ -12,7 +12,7 @@ from keras_augreg.augment import arrays, ops
 from keras_augreg.augment.base import AugmentationLayer
 from keras_augreg.augment.mixup import draw_share, mix
 from keras_augreg.augment.randaugment import randaugment
-from keras_augreg.recipe import AugReg
+from keras_augreg.recipe import AugReg, check_recipe
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -71,11 +71,7 @@ class AugRegAugment(AugmentationLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, **kwargs)
-        if not isinstance(recipe, AugReg):
-            raise TypeError(
-                "`recipe` must be a `keras_augreg.AugReg`, such as "
-                f"`AugReg('medium1')`. Received: recipe={recipe!r}."
-            )
+        check_recipe(recipe)
         if num_classes < 1:
             raise ValueError(
                 "`num_classes` must be at least 1. Received: "

@@ -220,8 +220,7 @@ def _build(cell: Cell, classes: int) -> Any:
         **dataclasses.asdict(cell.model.sizes),
         input_shape=(cell.image_size, cell.image_size, 3),
         classes=classes,
-        dropout=recipe.dropout,
-        stochastic_depth=recipe.stochastic_depth,
+        recipe=recipe,
         seed=cell.seed,
     )
 

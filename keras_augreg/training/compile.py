@@ -21,6 +21,7 @@ from keras_augreg.recipe import (
     PRETRAINING_LEARNING_RATE,
     PRETRAINING_WARMUP,
     AugReg,
+    check_recipe,
     finetuning_warmup,
 )
 from keras_augreg.training import losses, optimizers, schedules
@@ -93,7 +94,8 @@ def compile_pretraining(
         (B, classes).
 
     Raises:
-        TypeError: `model` is not a `VisionTransformer` with a classifier.
+        TypeError: `model` is not a `VisionTransformer` with a classifier, or
+            `recipe` is not an `AugReg`.
         ValueError: An argument is not as above, or the backend lacks it.
 
     Example:
@@ -103,6 +105,7 @@ def compile_pretraining(
     >>> model.fit(dataset, epochs=300)
     """
     _check_model(model)
+    check_recipe(recipe)
     rates = (model.dropout, model.stochastic_depth)
     if rates != (recipe.dropout, recipe.stochastic_depth):
         raise ValueError(

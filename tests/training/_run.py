@@ -42,8 +42,7 @@ def make_model(recipe=None, **changes):
         mlp_dim=32,
         input_shape=(16, 16, 3),
         classes=10,
-        dropout=recipe.dropout,
-        stochastic_depth=recipe.stochastic_depth,
+        recipe=recipe,
         seed=0,
     )
     settings = {"total_steps": STEPS, "warmup_steps": 4, "ema_momentum": 0.9}
