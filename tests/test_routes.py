@@ -112,6 +112,19 @@ def from_saved_model(model, x, folder):
     return served.serve(x.astype("float32")).numpy()
 
 
+def from_onnx(model, x, folder):
+    if BACKEND != "tensorflow":
+        pytest.skip("jax2onnx is not installed; PyTorch: see test_export_onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    path = str(folder / "model.onnx")
+    model(x)  # Keras wants it called, not only `predict`.
+    model.export(path, format="onnx", verbose=False)
+    session = runtime.InferenceSession(path)
+    feed = {session.get_inputs()[0].name: x.astype("float32")}
+    return session.run(None, feed)[0]
+
+
 def from_keras_file(model, x, folder):
     model.save(folder / "model.keras")
     return predict(keras.saving.load_model(folder / "model.keras"), x)
@@ -183,6 +196,7 @@ ROUTES = {
     "generator": from_generator,
     "PyDataset": lambda model, x, _: predict(model, Batches(x)),
     "SavedModel": from_saved_model,
+    "ONNX": from_onnx,
     ".keras": from_keras_file,
     ".weights.h5": from_weights_file,
     "features": from_features,
