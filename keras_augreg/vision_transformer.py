@@ -244,6 +244,8 @@ class VisionTransformer(TrainStep):
         _check_shape(images, self.image_shape)
         if self.include_preprocessing:
             warn_if_scaled(images)
+        elif hasattr(images, "dtype"):
+            _check_dtype(images, self.include_preprocessing)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = only(inputs)
@@ -374,13 +376,13 @@ def _check_sizes(sizes: Sizes) -> None:
         )
 
 
-def _check_dtype(input_tensor: Any, include_preprocessing: bool) -> None:
-    dtype = keras.backend.standardize_dtype(input_tensor.dtype)
+def _check_dtype(images: Any, include_preprocessing: bool) -> None:
+    dtype = keras.backend.standardize_dtype(images.dtype)
     if "int" in dtype and not include_preprocessing:
         raise ValueError(
-            "A model without preprocessing takes floats in [-1, 1]. Pass "
-            "include_preprocessing=True for an `input_tensor` of pixels. "
-            f"Received: dtype={dtype}"
+            "A model without preprocessing takes floats in [-1, 1]. Scale "
+            "pixels with keras_augreg.preprocess_input, or build the model "
+            f"with include_preprocessing=True. Received: dtype={dtype}"
         )
 
 

@@ -277,6 +277,14 @@ def test_a_model_without_preprocessing_does_not_warn(pixels):
         model(keras_augreg.preprocess_input(pixels))
 
 
+@pytest.mark.parametrize("way", CALLS)
+def test_a_model_without_preprocessing_refuses_integers(way, pixels):
+    model = tiny(include_preprocessing=False)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"preprocess_input.*dtype=uint8"):
+        CALLS[way](model, pixels)
+
+
 def tf_data(x, shuffled=False):
     tf = pytest.importorskip("tensorflow")
     examples = tf.data.Dataset.from_tensor_slices((x, LABELS))

@@ -122,6 +122,12 @@ def compile_pretraining(
         )
     layer = None
     if recipe.randaugment or recipe.mixup:
+        if not model.include_preprocessing:
+            raise ValueError(
+                "The recipe augments pixels from 0 to 255, and the model was "
+                "built with include_preprocessing=False. Build it with True, "
+                f"or pass a recipe with augment='none'. Received: {recipe}"
+            )
         layer = AugRegAugment(recipe, model.classes, seed=seed)
     optimizer = optimizers.Adam(
         schedules.warmup_cosine(learning_rate, total_steps, warmup_steps),

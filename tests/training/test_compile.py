@@ -401,6 +401,12 @@ def test_refuses_another_dropout_than_the_recipe_s():
         pretrain(build(stochastic_depth=0.1))
 
 
+def test_refuses_to_augment_scaled_images():
+    scaled = build(include_preprocessing=False)
+    with pytest.raises(ValueError, match="augments pixels from 0 to 255"):
+        training.compile_pretraining(scaled, AugReg("light1"), total_steps=10)
+
+
 def test_refuses_what_is_no_classifier():
     for model in (build(include_top=False), keras.Sequential()):
         with pytest.raises(TypeError, match="model with a classifier"):
