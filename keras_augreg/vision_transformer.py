@@ -262,6 +262,8 @@ class VisionTransformer(TrainStep):
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         with self._watched(x) as x:
+            if getattr(only(x), "shape", (None,))[0] == 0:
+                return self.predict_on_batch(only(x))  # Keras needs a batch.
             return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -82,7 +82,9 @@ def attention(query: Any, key: Any, value: Any) -> Any:
     if half:
         scores = ops.cast(scores, "float32")
     # Subtracting the maximum only prevents overflow: no gradient needed.
-    top = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+    # `initial`, as Keras on TensorFlow refuses the maximum of an empty batch.
+    top = ops.max(scores, axis=-1, keepdims=True, initial=-math.inf)
+    top = ops.stop_gradient(top)
     scores = ops.exp(ops.subtract(scores, top))
     total = ops.sum(scores, axis=-1, keepdims=True)
     x = ops.matmul(ops.cast(scores, value.dtype), value)
@@ -358,14 +360,16 @@ class Block(Layer):
         y = self.attention(self.norm1(x))
         y = dropout(y, rate, seed)
         x = x if self.queries is None else x[:, : self.queries]
-        x = ops.add(x, dropout(y, depth_rate, seed, axes=1))
+        # Not `ops.add`, which on TensorFlow takes one token each of an empty
+        # batch for a bias.
+        x = x + dropout(y, depth_rate, seed, axes=1)
 
         # On (N, W), XLA vectorizes GELU on a CPU; on (B, T, W) it does not.
         y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
         y = ops.reshape(dropout(y, rate, seed), (-1, *x.shape[1:]))
-        return ops.add(x, dropout(y, depth_rate, seed, axes=1))
+        return x + dropout(y, depth_rate, seed, axes=1)
 
     def rematerialized_call(
         self, layer_call: Any, *args: Any, **kwargs: Any

@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from _checkpoints import CLASSES, tiny
+from _checkpoints import CLASSES, hybrid, tiny
 
 import keras_augreg
 from keras_augreg import data
@@ -390,6 +390,29 @@ def test_lists_and_dicts_of_images_train(wrap, pixels):
             history = model.fit(x, LABELS, shuffle=False, verbose=0)
         losses += history.history["loss"]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "shape"),
+    [
+        (tiny, {}, (CLASSES,)),
+        (tiny, {"dtype": "mixed_bfloat16"}, (CLASSES,)),
+        (tiny, {"include_top": False, "pooling": "avg"}, (12,)),
+        (tiny, {"include_top": False, "class_token": False}, (16, 12)),
+        (hybrid, {}, (CLASSES,)),
+    ],
+)
+def test_no_images_give_no_results(make, options, shape):
+    model = make(**options)
+    x = np.zeros((0, *model.image_shape), "uint8")
+    for y in (
+        model(x),
+        model(x, training=True),
+        model.predict_on_batch(x),
+        model.predict(x, verbose=0),
+        model.predict([x], verbose=0),
+    ):
+        assert tuple(y.shape) == (0, *shape)
 
 
 def test_an_empty_generator_stays_empty():
