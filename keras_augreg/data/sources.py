@@ -438,9 +438,16 @@ def _images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for where, folders, names in os.walk(path, onerror=fail):
-        # Such as `.ipynb_checkpoints`, which holds copies.
-        folders[:] = filter(_wanted, folders)
+    for where, folders, names in os.walk(path, onerror=fail, followlinks=True):
+        # Not `.ipynb_checkpoints`, which holds copies, nor a link to a folder
+        # that it is in.
+        real = pathlib.Path(where).resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if _wanted(name)
+            and not real.is_relative_to((real / name).resolve())
+        ]
         for name in filter(_wanted, names):
             if name.lower().endswith(extensions()):
                 file = os.path.relpath(os.path.join(where, name), path)

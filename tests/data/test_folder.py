@@ -45,6 +45,19 @@ def test_names_are_sorted_and_other_files_are_no_images(root):
     assert found.picture(6).height == 400
 
 
+def test_linked_folders_of_a_class_are_read(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "linked.jpg").write_bytes(encode(photo("coffee")))
+    folder, before = root / "train" / "coffee", len(find(root))
+    (folder / "more").symlink_to(elsewhere)
+    # These would have no end.
+    (folder / "loop").symlink_to(folder)
+    (elsewhere / "up").symlink_to(elsewhere)
+    names = find(root).names
+    assert len(names) == before + 1
+    assert "coffee/more/linked.jpg" in names
+
+
 def test_files_that_are_not_read_are_counted(root, caplog):
     folder = root / "train" / "coffee"
     for name in ("a.heic", "b.HEIC", "notes.txt", "deep/c.heic"):
