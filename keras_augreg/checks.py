@@ -20,7 +20,7 @@ def check_labels(
 
     Args:
         labels: Numbers of shape (n,) or (n, 1); other arrays, such as soft
-            labels (n, classes), are not checked.
+            labels (n, classes), also of one class, are not checked.
         classes: Number of classes.
         names: What the message calls each example; `None` for its place.
         unlabelled: Whether -1 (no label) is allowed.
@@ -33,7 +33,7 @@ def check_labels(
     >>> check_labels([0, 1, 2], classes=3)
     """
     labels = np.asarray(labels)
-    if labels.ndim == 2 and labels.shape[1] == 1:
+    if labels.ndim == 2 and labels.shape[1] == 1 < classes:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         return

@@ -97,14 +97,14 @@ def first_images(data: Any, check: Callable[[Any], None]) -> Any:
     elif isinstance(data, keras.utils.PyDataset):
         # Those of `keras_augreg.data` say that they yield integers.
         if getattr(data, "image_dtype", None) != "uint8":
-            with _same_draws():
+            with same_draws():
                 check(_images(data[0]))
     elif tf is not None and isinstance(data, tf.data.Dataset):
         return _first_of_dataset(tf, data, check)
     elif torch is not None and isinstance(data, torch.utils.data.DataLoader):
         examples = data.dataset
         if not isinstance(examples, torch.utils.data.IterableDataset):
-            with _same_draws():
+            with same_draws():
                 image = _images(examples[0])
             check(image[None] if hasattr(image, "shape") else image)
     else:
@@ -172,7 +172,7 @@ def _sample(x: Any) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def same_draws() -> Iterator[None]:
     """Reading one example in advance must not change later random numbers."""
     torch = sys.modules.get("torch")
     states = random.getstate(), np.random.get_state()

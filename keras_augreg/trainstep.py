@@ -6,19 +6,23 @@ with it. Everything runs inside Keras's own compiled step.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import sys
 import threading
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_augreg import distribution
 from keras_augreg.checks import check_labels
-from keras_augreg.preprocessing import only
+from keras_augreg.preprocessing import only, same_draws
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
 _scope = threading.local()
@@ -129,17 +133,40 @@ class TrainStep(keras.Model):
                 f"the recipe {recipe}"
             )
 
-    def _check_labels(self, y: Any) -> None:
-        """Refuses labels in an array that are not numbers of classes."""
-        y = only(y)
-        if y is None or not self._options.on_logits:
+    @contextmanager
+    def _labels_checked(
+        self, x: Any, y: Any = None, unlabelled: bool = False
+    ) -> Iterator[Any]:
+        """Yields `x`; refuses labels that are not numbers of classes."""
+        if not self._options.on_logits:
+            yield x
             return
-        if keras.ops.is_tensor(y):
-            y = keras.ops.convert_to_numpy(y)
-        check_labels(y, self.output_shape[-1])
+        check = functools.partial(
+            _check_labels, self.output_shape[-1], unlabelled
+        )
+        check(only(y))
+        found: list[Exception] = []
+        try:
+            yield _checked(x, check, found)
+        except Exception:
+            if found:  # without the traceback of the library that read it
+                raise found[0] from None
+            raise
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        self._check_labels(args[0] if args else kwargs.get("y"))
+        y = args[0] if args else kwargs.get("y")
+        validation = kwargs.get("validation_data")
+        arrays = isinstance(validation, (tuple, list))
+        labels = _labels(validation) if arrays else None
+        with (
+            self._labels_checked(validation, labels, True) as validation,
+            self._labels_checked(x, y) as x,
+        ):
+            if "validation_data" in kwargs:
+                kwargs["validation_data"] = validation
+            return self._fit(x, *args, **kwargs)
+
+    def _fit(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         distribution.copy_from_first_process(
@@ -188,9 +215,17 @@ class TrainStep(keras.Model):
     def train_on_batch(
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        self._check_labels(y)
-        self._augment_where(host=False)
-        return super().train_on_batch(x, y, *args, **kwargs)
+        with self._labels_checked(x, y):
+            self._augment_where(host=False)
+            return super().train_on_batch(x, y, *args, **kwargs)
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
+            return super().evaluate(x, y, *args, **kwargs)
+        with self._labels_checked(x, y, True) as x:
+            return super().evaluate(x, y, *args, **kwargs)
 
     def _augment_where(self, host: bool) -> None:
         """Decides `augment_on="auto"`; the compiled step depends on it."""
@@ -238,6 +273,94 @@ class TrainStep(keras.Model):
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
             return super().get_metrics_result()
+
+
+def _check_labels(classes: int, unlabelled: bool, y: Any) -> None:
+    """Refuses labels, of any library, that are not numbers of classes."""
+    # An array of several hosts is not all here.
+    if y is None or not getattr(y, "is_fully_addressable", True):
+        return
+    if keras.ops.is_tensor(y):
+        y = keras.ops.convert_to_numpy(y)
+    check_labels(y, classes, unlabelled=unlabelled)
+
+
+def _labels(batch: Any) -> Any:
+    """The labels of (images, labels, ...), or `None`."""
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return only(batch[1])
+    return None
+
+
+def _checked(
+    data: Any, check: Callable[[Any], None], found: list[Exception]
+) -> Any:
+    """The same data, whose labels are checked as they pass.
+
+    Those of a `PyDataset` only in its first batch, now. What is found wrong
+    is added to `found`, as other libraries wrap errors in theirs.
+    """
+    torch = sys.modules.get("torch")
+
+    def noting(labels: Any) -> np.int32:
+        try:
+            check(labels)
+        except ValueError as error:
+            found.append(error)
+            raise
+        return np.int32(0)
+
+    if isinstance(data, types.GeneratorType):
+        return _checked_generator(data, noting)
+    if _is_dataset(data):
+        return _checked_dataset(data, noting)
+    if torch is not None and isinstance(data, torch.utils.data.DataLoader):
+        data = copy.copy(data)
+        data.collate_fn = _CheckedCollate(data.collate_fn, check)
+    elif isinstance(data, keras.utils.PyDataset) and not hasattr(
+        data,
+        "image_dtype",  # Those of `keras_augreg.data` have checked them.
+    ):
+        with same_draws():
+            check(_labels(data[0]))
+    return data
+
+
+def _checked_generator(data: Any, check: Callable[[Any], Any]) -> Iterator[Any]:
+    for batch in data:
+        check(_labels(batch))
+        yield batch
+
+
+def _checked_dataset(dataset: Any, check: Callable[[Any], Any]) -> Any:
+    tf = sys.modules["tensorflow"]
+    spec = _labels(dataset.element_spec)
+    if (
+        not isinstance(spec, tf.TensorSpec)
+        or (spec.shape.rank == 2 and spec.shape[1] not in (None, 1))
+        or not (spec.dtype.is_integer or spec.dtype.is_floating)
+    ):
+        return dataset
+
+    def watch(*batch: Any) -> Any:
+        labels = _labels(batch)
+        tf.numpy_function(check, [labels], "int32")
+        return batch
+
+    return dataset.map(watch)
+
+
+class _CheckedCollate:
+    """A `collate_fn` that checks labels; a class, as workers unpickle it."""
+
+    def __init__(self, collate: Any, check: Callable[[Any], None]) -> None:
+        self.collate = collate
+        self.check = check
+
+    def __call__(self, examples: Any) -> Any:
+        batch = self.collate(examples)
+        self.check(_labels(batch))
+        return batch
 
 
 def _warn_of_schedule(what: str) -> None:

@@ -27,6 +27,11 @@ def test_labels_within_the_classes_pass(labels):
 
 
 @pytest.mark.once
+def test_soft_labels_of_one_class_pass():
+    check_labels([[1.0], [0.3]], 1)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -56,23 +61,135 @@ def test_no_label_may_be_allowed():
         check_labels([0, -2], 5, unlabelled=True)
 
 
-def test_fit_refuses_labels_beyond_the_classes():
+def compiled_model(classes=5):
     model = keras_augreg.VisionTransformer(
         patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32,
-        input_shape=(16, 16, 3), classes=5,
+        input_shape=(16, 16, 3), classes=classes,
     )  # fmt: skip
     keras_augreg.compile_finetuning(
-        model, total_steps=4, learning_rate=0.01, warmup_steps=1
+        model, total_steps=100, learning_rate=0.01, warmup_steps=1
     )
-    x, y = np.zeros((4, 16, 16, 3), "uint8"), np.array([0, 1, 7, 2])
-    tensor = keras.ops.convert_to_tensor(y)
+    return model
+
+
+X = np.zeros((4, 16, 16, 3), "uint8")
+GOOD, WRONG = np.array([0, 1, 2, 3]), np.array([0, 1, 7, 2])
+
+
+def test_fit_refuses_labels_beyond_the_classes():
+    model = compiled_model()
+    tensor = keras.ops.convert_to_tensor(WRONG)
     for call in (
-        lambda: model.fit(x, y),
-        lambda: model.fit(x=x, y=y[:, None]),
-        lambda: model.fit(x, tensor),
-        lambda: model.train_on_batch(x, y),
+        lambda: model.fit(X, WRONG),
+        lambda: model.fit(x=X, y=WRONG[:, None]),
+        lambda: model.fit(X, tensor),
+        lambda: model.fit(X, GOOD, validation_data=(X, WRONG)),
+        lambda: model.train_on_batch(X, WRONG),
+        lambda: model.evaluate(X, WRONG),
+        lambda: model.evaluate(X, y=WRONG),
     ):
         with pytest.raises(ValueError, match="label of example 2 is 7"):
             call()
     assert model.optimizer.iterations == 0
-    model.fit(x, y % 5, verbose=0)
+    model.fit(X, GOOD, validation_data=(X, GOOD), verbose=0)
+    model.evaluate(X, np.array([0, -1, 2, 3]), verbose=0)
+
+
+def tf_data(*columns):
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices(columns).batch(4)
+
+
+def unknown_shapes(x, y):
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_generator(
+        lambda: iter([(x, y)]),
+        output_signature=(
+            tf.TensorSpec((None, 16, 16, 3), x.dtype),
+            tf.TensorSpec(None, y.dtype),
+        ),
+    )
+
+
+def loader(x, y, **options):
+    torch = pytest.importorskip("torch")
+    examples = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    return torch.utils.data.DataLoader(examples, 4, **options)
+
+
+def stream(x, y):
+    torch = pytest.importorskip("torch")
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return zip(x, y, strict=True)
+
+    return torch.utils.data.DataLoader(Stream(), 4)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *columns):
+        super().__init__()
+        self.columns = columns
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return self.columns
+
+
+KINDS = {
+    "tf.data": tf_data,
+    "tf.data of floats": lambda x, y: tf_data(x.astype("float32"), y),
+    "tf.data of float labels": lambda x, y: tf_data(x, y.astype("float32")),
+    "tf.data of columns": lambda x, y: tf_data(x, y[:, None]),
+    "tf.data with weights": lambda x, y: tf_data(x, y, np.ones(4)),
+    "tf.data of unknown shapes": unknown_shapes,
+    "DataLoader": loader,
+    "DataLoader with workers": lambda x, y: loader(x, y, num_workers=1),
+    "DataLoader of a stream": stream,
+    "generator": lambda x, y: (batch for batch in [(x, y)] * 2),
+    "PyDataset": Batches,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return compiled_model()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_refuses_them_in_every_kind_of_data(kind, model):
+    if "workers" in kind and keras.backend.backend() != "torch":
+        pytest.skip("a fork of JAX's or TensorFlow's threads may deadlock")
+    make = KINDS[kind]
+    options = {"steps_per_epoch": 1, "validation_steps": 1, "verbose": 0}
+    if "Loader" in kind:  # Keras takes all of it.
+        options = {"verbose": 0}
+    for call in (
+        lambda: model.fit(make(X, WRONG), **options),
+        lambda: model.fit(
+            make(X, GOOD), validation_data=make(X, WRONG), **options
+        ),
+        lambda: model.evaluate(make(X, WRONG), verbose=0),
+    ):
+        with pytest.raises(ValueError, match="label of example 2 is 7") as seen:
+            call()
+        if "workers" not in kind:
+            assert str(seen.value).startswith("The label of example 2 is 7")
+    model.fit(make(X, GOOD), validation_data=make(X, GOOD), **options)
+    model.predict(X, verbose=0)
+
+
+def test_fit_refuses_them_in_a_later_batch(model):
+    with pytest.raises(ValueError, match="label of example 2 is 7"):
+        model.fit(((X, y) for y in (GOOD, WRONG)), verbose=0)
+
+
+def test_fit_leaves_soft_labels_to_the_loss(model):
+    soft = np.full((4, 5), 0.2, "float32")
+    model.fit(X, soft, verbose=0)
+    model.fit(tf_data(X, soft), verbose=0)
+    one = compiled_model(classes=1)
+    one.fit(tf_data(X, np.ones((4, 1), "float32")), verbose=0)
