@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -111,7 +112,8 @@ def finish(
     if index:
         return
     net.class_names = info.class_names
-    unfinished = run.path / "unfinished.keras"  # Keras checks the ending.
+    # Keras checks the ending. Another process may just do the same.
+    unfinished = run.path / f"unfinished.{os.getpid()}.keras"
     with atomic.replacing(run.path / "model.keras", unfinished) as file:
         net.save(file.name)
     if processes == 1:  # Several would have to predict together.

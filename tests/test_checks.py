@@ -163,6 +163,11 @@ def model():
 def test_fit_refuses_them_in_every_kind_of_data(kind, model):
     if "workers" in kind and keras.backend.backend() != "torch":
         pytest.skip("a fork of JAX's or TensorFlow's threads may deadlock")
+    if "unknown" in kind and keras.backend.backend() == "tensorflow":
+        pytest.skip("the losses need to know the rank of labels")
+    if "columns" in kind:
+        # TensorFlow would trace one function for labels of any rank.
+        model = compiled_model()
     make = KINDS[kind]
     options = {"steps_per_epoch": 1, "validation_steps": 1, "verbose": 0}
     if "Loader" in kind:  # Keras takes all of it.
@@ -187,8 +192,8 @@ def test_fit_refuses_them_in_a_later_batch(model):
         model.fit(((X, y) for y in (GOOD, WRONG)), verbose=0)
 
 
-def test_fit_leaves_soft_labels_to_the_loss(model):
-    soft = np.full((4, 5), 0.2, "float32")
+def test_fit_leaves_soft_labels_to_the_loss():
+    model, soft = compiled_model(), np.full((4, 5), 0.2, "float32")
     model.fit(X, soft, verbose=0)
     model.fit(tf_data(X, soft), verbose=0)
     one = compiled_model(classes=1)

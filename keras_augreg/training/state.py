@@ -95,6 +95,8 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     step = arrays["step"]
     if step.shape or step.dtype.kind != "i" or step < 0:
         raise DamagedError(f"its step is {step!r}")
+    if arrays["value"].shape or arrays["value"].dtype.kind != "f":
+        raise DamagedError(f"its value is {arrays['value']!r}")
     if file.stem.isdecimal() and int(file.stem) != step:
         raise DamagedError(f"its name is not its step, {step}")
     return {**arrays, "step": int(step), "value": float(arrays["value"])}
@@ -127,7 +129,7 @@ def assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:
 def assign_metrics(model: Any, arrays: dict[str, Any]) -> None:
     """Continues the means of an interval that was interrupted."""
     for key, variable in metrics(model).items():
-        if key in arrays:
+        if key in arrays and arrays[key].shape == tuple(variable.shape):
             variable.assign(arrays[key])
 
 

@@ -289,7 +289,7 @@ class Workdir:
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         file = self.path / "settings.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             if distribution.process()[0] == 0:
                 text = json.dumps(settings, indent=2) + "\n"
                 with _replacing(file) as f:
@@ -342,8 +342,12 @@ class Workdir:
             return
         import filelock  # Here: it imports asyncio.
 
-        lock = filelock.FileLock(self.path / "lock")
-        holder = self.path / "lock.json"
+        file, holder = self.path / "lock", self.path / "lock.json"
+        if os.path.lexists(file) and not file.is_file():
+            raise ValueError(
+                f"{file} should be a file. Found: something else. Delete it."
+            )
+        lock = filelock.FileLock(file)
         try:
             lock.acquire(blocking=False)
         except NotImplementedError:
@@ -356,10 +360,9 @@ class Workdir:
             return
         except filelock.Timeout as error:
             try:
-                by = "host {host}, process {pid}".format(
-                    **json.loads(holder.read_text())
-                )
-            except (OSError, ValueError, KeyError, TypeError):
+                text = holder.read_text() if holder.is_file() else ""
+                by = "host {host}, process {pid}".format(**json.loads(text))
+            except (OSError, ValueError, LookupError, TypeError):
                 by = "unknown"
             raise RuntimeError(
                 f"Another process trains in {self.path}: {by}. Wait for it, "
@@ -463,6 +466,8 @@ class _Checkpoints(keras.callbacks.Callback):
 
 def _read_settings(file: pathlib.Path) -> dict[str, Any]:
     try:
+        if not (file.is_file() or file.is_dir()):
+            raise OSError("not a regular file")  # Reading could wait forever.
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         text = f"{type(error).__name__}: {error}"

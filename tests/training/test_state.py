@@ -23,9 +23,9 @@ def savez(**arrays):
     return file.getvalue()
 
 
-def with_step(step):
-    """A checkpoint whose checksum is right and whose step is not."""
-    content = {**ARRAYS, "step": np.asarray(step), "value": np.float64(0.5)}
+def with_step(step, value=0.5):
+    """A checkpoint whose checksum is right and whose step or value is not."""
+    content = {**ARRAYS, "step": np.asarray(step), "value": np.asarray(value)}
     return savez(**content, checksum=state._checksum(content))
 
 
@@ -55,6 +55,8 @@ def test_round_trip(tmp_path):
         (with_step([7, 7]), "its step is array"),
         (with_step(7.0), "its step is array"),
         (with_step(2**62), "its name is not its step"),
+        (with_step(7, [0.5, 0.5]), "its value is array"),
+        (with_step(7, "best"), "its value is array"),
         (with_step(8), "its name is not its step, 8"),
         (savez(step=np.array({}, dtype=object)), "unreadable, ValueError"),
     ],

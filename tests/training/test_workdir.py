@@ -266,6 +266,27 @@ def test_damaged_settings(tmp_path, content, found):
         Workdir(tmp_path, {"learning_rate": 0.1})
 
 
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda file: file.symlink_to("nowhere")],
+    ids=["fifo", "broken link"],
+)
+def test_settings_that_cannot_be_read(tmp_path, make):
+    make(tmp_path / "settings.json")
+    with pytest.raises(ValueError, match="Found: 'OSError: not a regular"):
+        Workdir(tmp_path, {"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_lock_that_is_no_file(tmp_path, make):
+    make(tmp_path / "lock")
+    with (
+        pytest.raises(ValueError, match=r"lock should be a file\..*Delete it"),
+        Workdir(tmp_path, {})._locked(),
+    ):
+        pass
+
+
 HOLDS = """
 import sys, time
 from keras_augreg.training import Workdir
@@ -286,9 +307,10 @@ def test_two_processes_in_one_directory(tmp_path):
                 f"{socket.gethostname()}, process {holder.pid}. Wait",
             ):
                 train(make_model(), tmp_path, settings={})
-            (tmp_path / "lock.json").write_text("")
-            with pytest.raises(RuntimeError, match=r"unknown\. Wait"):
-                train(make_model(), tmp_path, settings={})
+            for damage in (empty, replace_by(os.mkfifo)):
+                damage(tmp_path / "lock.json")
+                with pytest.raises(RuntimeError, match=r"unknown\. Wait"):
+                    train(make_model(), tmp_path, settings={})
         finally:
             holder.kill()
     # The system has freed the lock.
