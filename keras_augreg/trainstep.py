@@ -208,9 +208,7 @@ class TrainStep(keras.Model):
         ):
             return -1
         total = schedule.decay_steps + schedule.warmup_steps
-        # A tensor, as a variable of several replicas is not a number.
-        done = keras.ops.convert_to_tensor(optimizer.iterations)
-        return int(done) - int(total)
+        return int(distribution.to_numpy(optimizer.iterations)) - int(total)
 
     def train_on_batch(
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
@@ -248,7 +246,9 @@ class TrainStep(keras.Model):
         first = tf.Variable(0, dtype="int64")
 
         count = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda *_: first.assign(int(self._batches_seen()))
+            on_epoch_begin=lambda *_: first.assign(
+                int(distribution.to_numpy(self._batches_seen()))
+            )
         )
 
         def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
