@@ -65,6 +65,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body or b"")))
         self.send_header("ETag", '"abc"')
         self.send_header("X-Repo-Commit", "c" * 40)
+        # Said aloud, or the client may send its next request into the end.
+        self.send_header("Connection", "close")
         self.end_headers()
 
     def _answer(self, fault: dict, body: bytes | None) -> None:
@@ -75,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(more)
                 time.sleep(seconds)
         status = fault.get("status", 404 if body is None else 200)
-        headers: dict[str, str | None] = {}
+        headers: dict[str, str | None] = {"Connection": "close"}
         if "location" in fault:
             headers["Location"] = fault["location"]
         if status != 200 or body is None:
