@@ -404,7 +404,7 @@ def test_lists_and_dicts_of_images_train(wrap, pixels):
 )
 def test_no_images_give_no_results(make, options, shape):
     model = make(**options)
-    x = np.zeros((0, *model.image_shape), "uint8")
+    x = np.zeros((0, *model.image_shape), "float32")
     for y in (
         model(x),
         model(x, training=True),
