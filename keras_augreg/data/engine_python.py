@@ -56,6 +56,7 @@ class Batches(keras.utils.PyDataset):
         self._cropping = feed.cropping
         self._first_step = feed.first_step  # of the next pass
         self._length = feed.num_batches
+        self.checked_classes = feed.checked_classes
         threads = os.cpu_count() or 1
         self._lock = threading.Lock()  # Keras may have several workers.
         self._pool = ThreadPoolExecutor(threads)

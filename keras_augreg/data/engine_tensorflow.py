@@ -140,6 +140,7 @@ class Pipeline:
         # would have to implement TensorFlow's private `_inputs` and to be
         # defined inside a function, since TensorFlow is imported late. The
         # results of `map`, `take` and so on lack them, as they should.
+        dataset.checked_classes = feed.checked_classes
         dataset.at = lambda step, steps=None: Pipeline(
             feed.at(step, steps)
         ).dataset()

@@ -108,6 +108,14 @@ class Feed:
         )
 
     @property
+    def checked_classes(self) -> int:
+        """The number of classes that the engines check integer labels for.
+
+        Both engines' data sets carry it, for `fit` to skip its own check.
+        """
+        return len(self.examples.class_names)
+
+    @property
     def num_batches(self) -> int:
         """Batches per pass."""
         return self.steps or self.order.steps

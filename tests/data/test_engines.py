@@ -92,6 +92,13 @@ def test_engines_agree_to_within_one_grey_level(photos, training, crop):
         assert_equal(*map(read, both), tolerance=1)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_data_sets_say_for_how_many_classes_labels_are_checked(photos, engine):
+    dataset, info = load(photos, engine=engine)
+    for ours in (dataset, dataset.at(1), dataset.sharded(0, 2)):
+        assert ours.checked_classes == info.num_classes == 3
+
+
 @pytest.mark.parametrize("crop", ["inception", "resize_small", "resize"])
 def test_tensorflows_route_is_tensorflows_plain_operations(tmp_path, crop):
     # A box of many times the result's pixels, one of few, and no JPEG file.
