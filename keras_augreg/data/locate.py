@@ -141,12 +141,12 @@ def locate(
             # A `Path` is always a folder; the "./" prefix marks it as one.
             source = os.path.join(".", source)
     directory = None if data_dir is None else str(data_dir)
-    if source in sources.BUNDLED:
-        row = PaperDataset(source, None, {}, 0, "resize", "resize", False)
-        return Location(row, source, "bundled")
-    known = dataset_names.lookup(source, DATASETS)
+    known = dataset_names.lookup(source, (*sources.BUNDLED, *DATASETS))
     if known and directory is None and os.path.isdir(source):
         report.shadowed(source)
+    if known in sources.BUNDLED:
+        row = PaperDataset(known, None, {}, 0, "resize", "resize", False)
+        return Location(row, known, "bundled")
     row = DATASETS[known] if known else PaperDataset(source, None, {}, 0)
     if row.tfds is not None:
         return Location(row, row.tfds, "tfds", directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 from absl import logging
@@ -26,13 +27,7 @@ def none_excluded(names: frozenset[str]) -> None:
 
 
 def not_read(folder: str, extensions: Mapping[str, int], outside: int) -> None:
-    """Warns about files of a folder that are not read.
-
-    Args:
-        folder: The folder.
-        extensions: Extension -> number of files.
-        outside: Number of images outside the class folders.
-    """
+    """Warns about files outside the class folders or of other extensions."""
     kinds = sorted(extensions.items(), key=lambda item: -item[1])
     counts = [f"{count} {kind}" for kind, count in kinds[:NAMED]]
     if len(kinds) > NAMED:
@@ -40,9 +35,13 @@ def not_read(folder: str, extensions: Mapping[str, int], outside: int) -> None:
     if outside:
         counts.append(f"{outside} images outside the class folders")
     if counts:
-        logging.warning(
-            "Files in %r that are not read: %s.", folder, ", ".join(counts)
-        )
+        once(f"Files in {folder!r} that are not read: {', '.join(counts)}.")
+
+
+@functools.cache
+def once(message: str) -> None:
+    """Logs a warning that the next split of the same source would repeat."""
+    logging.warning("%s", message)
 
 
 def error(problem: Exception) -> None:
@@ -52,37 +51,32 @@ def error(problem: Exception) -> None:
 
 def held_out(source: str, train: str, evaluation: str) -> None:
     """Says which splits are used where there is no test split."""
-    logging.warning(
-        "%r has no test split: training on %r and evaluating on %r.",
-        source,
-        train,
-        evaluation,
+    once(
+        f"{source!r} has no test split: training on {train!r} and evaluating "
+        f"on {evaluation!r}."
     )
 
 
 def shadowed(name: str) -> None:
     """Warns that a name means a data set although a folder has it too."""
-    logging.warning(
-        "%r is a data set's name and a folder here: reading the data set. "
-        "For the folder, pass pathlib.Path(%r).",
-        name,
-        name,
+    once(
+        f"{name!r} is a data set's name and a folder here: reading the data "
+        f"set. For the folder, pass pathlib.Path({name!r})."
     )
 
 
 def small(source: str, side: int) -> None:
     """Says that a mild crop is the default for small images."""
-    logging.warning(
-        'Images of %r are small (%d pixels): preprocess="resize", without '
-        "cropping, is their default. Pass `preprocess` to choose.",
-        source,
-        side,
+    once(
+        f"Images of {source!r} are small ({side} pixels): "
+        'preprocess="resize", without cropping, is their default. Pass '
+        "`preprocess` to choose."
     )
 
 
 def unwrapped(folder: str, inner: str) -> None:
     """Says that the only folder in a folder is read in its place."""
-    logging.warning("%r holds one folder; reading %r.", folder, inner)
+    once(f"{folder!r} holds one folder; reading {inner!r}.")
 
 
 class Skipped:

@@ -74,6 +74,19 @@ def test_files_that_are_not_read_are_counted(root, caplog):
         root, "train", image_size=8, batch_size=2, training=True
     )
     assert info.unread == {".heic": 3, ".txt": 1}
+    assert len(caplog.messages) == 1
+
+
+def test_files_that_are_not_read_are_named_once_per_folder(root, caplog):
+    for split in ("train", "test"):
+        (root / split / "coffee" / "notes.txt").write_text("x")
+    for _ in range(2):
+        for split in ("train", "test"):
+            found = find(root / split, "all")
+            assert found.unread == {".txt": 1}
+    assert len(caplog.messages) == 2
+    for split, message in zip(("train", "test"), caplog.messages, strict=True):
+        assert f"{str(root / split)!r} that are not read: 1 .txt." in message
 
 
 def test_junk_is_neither_a_class_nor_an_error(root, caplog):

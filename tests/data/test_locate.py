@@ -26,12 +26,25 @@ if keras.backend.backend() != "jax":
         ("cifar10", "cifar-10"),
         ("kitti", "kitti-distance"),
         ("vtab_dtd", "vtab-dtd"),
+        ("Pets", "pets"),
+        ("CIFAR10", "cifar-10"),
     ],
 )
 def test_every_name_of_a_data_set_reaches_its_row(name, row):
     location = locate.locate(name, None)
     assert location.row is data.DATASETS[row]
     assert (location.path, location.kind) == (data.DATASETS[row].tfds, "tfds")
+
+
+@pytest.mark.parametrize("name", ["digits", "Digits", "DIGITS"])
+def test_bundled_data_in_any_case(name, tmp_path, monkeypatch, caplog):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    location = locate.locate(name, None)
+    assert (location.path, location.kind) == ("digits", "bundled")
+    assert location.row.crop == "resize"
+    (message,) = caplog.messages
+    assert f"pathlib.Path({name!r})" in message
 
 
 @pytest.mark.parametrize("name", ["imagenet-21k", "i21k", "imagenet21k"])
