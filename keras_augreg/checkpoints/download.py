@@ -6,8 +6,9 @@ renamed, under a lock that other processes wait for: a file under its final
 name is complete. Sources: Google Cloud Storage's reference of HTTP headers
 (XML API) for `x-goog-hash`; RFC 9110 for ranges.
 
-The transfer is `urllib.request`'s. It knows a timeout for each read of a
-socket but none for an answer, so `_Watch` breaks connections that crawl.
+The transfer is `urllib.request`'s, or huggingface_hub's for `hf://`. Both know
+a timeout for each read of a socket but none for an answer, so `_Watch` ends
+those that crawl.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
@@ -22,6 +24,7 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -40,8 +43,7 @@ _CHUNK = 1 << 20
 _PROGRESS = 1 << 20
 # A connection that is slower than this over a whole `timeout` is broken.
 _BYTES_PER_SECOND = 1024
-# The most that is taken from a server that states no length. The largest
-# files of the release have 1.3 GB.
+# From a server that states no length; the largest files have 1.3 GB.
 _MOST_WITHOUT_LENGTH = 1 << 31
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _WITHOUT_INTERNET = (
@@ -50,6 +52,18 @@ _WITHOUT_INTERNET = (
 )
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _HUB = re.compile(rf"hf://({_PART}/{_PART})(?:@({_PART}))?")
+# A process of its own: nothing else ends a transfer of huggingface_hub.
+_HUB_PROCESS = """
+import sys, huggingface_hub
+repository, revision = sys.argv[1:]
+try:
+    print(huggingface_hub.hf_hub_download(
+        repository, "model.safetensors", revision=revision or None
+    ))
+except OSError as error:
+    print(error)
+    sys.exit(1)
+"""
 
 
 class DownloadError(OSError):
@@ -78,7 +92,8 @@ def download(
         name: A full name, as `checkpoints.resolve` returns it; or
             `"hf://OWNER/NAME"`, optionally `"hf://OWNER/NAME@REVISION"`, for
             the `model.safetensors` of a repository on the Hugging Face Hub
-            (huggingface_hub downloads it, with its own settings and cache).
+            (huggingface_hub downloads it, with its own settings, cache and
+            number of attempts).
         timeout: Seconds without an answer, or with less than 1 KiB/s, after
             which a connection counts as broken.
         retries: How often a failed attempt that brought less than 1 MiB is
@@ -105,22 +120,17 @@ def download(
     ```
     """
     if name.startswith("hf://"):
-        return _from_hub(name)
+        return _from_hub(name, timeout, progress)
     path = names.bucket_path(name)
     return files.find(path) or _to_cache(path, timeout, retries, progress)
 
 
 def download_index() -> Path:
-    """Downloads `index.csv` into the cache, over an older one.
-
-    Raises:
-        FileNotFoundError: If the network must not be used.
-        DownloadError: If the download fails; it is tried once.
-    """
+    """Downloads `index.csv` into the cache, over an older one; tries once."""
     return _to_cache(files.INDEX, timeout=30.0, retries=0, progress=True)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, timeout: float, progress: bool) -> Path:
     match = _HUB.fullmatch(name)
     if match is None:
         raise ValueError(
@@ -133,22 +143,36 @@ def _from_hub(name: str) -> Path:
         raise ImportError(
             f"{name!r} needs huggingface_hub: pip install huggingface_hub"
         ) from error
-    repository, revision = match.groups()
-    try:
-        path = huggingface_hub.hf_hub_download(
-            repository,
-            "model.safetensors",
-            revision=revision,
-            local_files_only=files.offline(),
+    repository, revision = match.groups(default="")
+    # Xet receives pieces of up to 64 MB before it writes one to the disk.
+    env = {**os.environ, "HF_HUB_DISABLE_XET": "1"}
+    if offline := files.offline():
+        env["HF_HUB_OFFLINE"] = "1"
+    if not progress:
+        env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if token := huggingface_hub.get_token():  # a notebook's secret too
+        env["HF_TOKEN"] = token
+    folder = f"models--{repository.replace('/', '--')}/blobs"
+    blobs = Path(huggingface_hub.constants.HF_HUB_CACHE, folder)
+    command = [sys.executable, "-c", _HUB_PROCESS, repository, revision]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            with _Watch(timeout, lambda: _size(*blobs.glob("*"))) as watch:
+                watch.stop = process.kill
+                answer = process.communicate()[0].strip()
+        finally:
+            process.kill()
+    watch.check(f"{name}: ")
+    if process.returncode == 0:
+        return Path(answer.splitlines()[-1])
+    if offline:
+        raise FileNotFoundError(
+            f"{name} is not in the cache of huggingface_hub, and "
+            f"KERAS_AUGREG_OFFLINE=1 forbids downloading it."
         )
-    except OSError as error:
-        if files.offline():
-            raise FileNotFoundError(
-                f"{name} is not in the cache of huggingface_hub, and "
-                f"KERAS_AUGREG_OFFLINE=1 forbids downloading it."
-            ) from error
-        raise DownloadError(f"{name}: {error}") from error
-    return Path(path)
+    raise DownloadError(f"{name}: {answer or 'huggingface_hub failed'}")
 
 
 def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
@@ -193,17 +217,12 @@ def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
 def _receive(
     url: str, part: Path, timeout: float, retries: int, progress: bool
 ) -> None:
-    """Downloads `url` to `part`, from where an earlier call broke off.
-
-    Resumes only what ends in `.npz`: if the server states no md5, the
-    checksums inside tell whether the pieces belong together. After an error
-    `part` holds what has arrived, or is gone if that was wrong.
-    """
-    if not url.endswith(".npz"):
+    """Downloads `url` to `part`, from where an earlier call broke off."""
+    if not url.endswith(".npz"):  # nothing inside tells if the pieces match
         part.unlink(missing_ok=True)
     best = failures = 0
     while True:
-        start = part.stat().st_size if part.exists() else 0
+        start = _size(part)
         best = max(best, start)
         try:
             md5 = _attempt(url, part, start, timeout, progress)
@@ -216,8 +235,8 @@ def _receive(
                 raise DownloadError(f"{url}: {error}. Nothing was kept.")
         except _TransientError as transient:
             error = str(transient)
-        size = part.stat().st_size if part.exists() else 0
-        failures = 1 if size - best >= _PROGRESS else failures + 1
+        advanced = _size(part) - best >= _PROGRESS
+        failures = 1 if advanced else failures + 1
         if failures > retries:
             raise DownloadError(
                 f"{url}: {error}. Gave up in attempt {failures}; call again "
@@ -238,7 +257,7 @@ def _attempt(
 ) -> str | None:
     """One request: appends to `part`; returns the md5 of the whole file."""
     with (
-        _Watch(timeout) as watch,
+        _Watch(timeout, lambda: _size(part)) as watch,
         _open(url, part, start, watch) as response,
     ):
         watch.check()  # a break looks like the end of the headers
@@ -255,7 +274,7 @@ def _attempt(
         ):
             while chunk := _read(response, watch):
                 file.write(chunk)
-                watch.received += len(chunk)
+                file.flush()  # `watch` looks at the file
                 advance(len(chunk))
                 if file.tell() > most:
                     break
@@ -280,15 +299,14 @@ def _announced(
     if encoding != "identity":
         raise DownloadError(f"{url}: sent {encoding}-encoded.")
     md5 = None
-    for value in ",".join(headers.get_all("x-goog-hash", [])).split(","):
-        algorithm, _, digest = value.strip().partition("=")
-        if algorithm == "md5":
-            try:
-                md5 = base64.b64decode(digest, validate=True).hex()
-            except ValueError:
-                raise DownloadError(
-                    f"{url}: cannot read its hash {value!a}."
-                ) from None
+    hashes = ",".join(headers.get_all("x-goog-hash", []))
+    if stated := re.search(r"\bmd5=([^,\s]*)", hashes):
+        try:
+            md5 = base64.b64decode(stated[1], validate=True).hex()
+        except ValueError:
+            raise DownloadError(
+                f"{url}: cannot read its hash {stated[0]!a}."
+            ) from None
     total: int | None
     if response.status == 206:
         content = headers.get("Content-Range", "")
@@ -302,23 +320,23 @@ def _announced(
         start, total = 0, response.length
     if total is None and md5 is None:
         raise DownloadError(
-            f"{url}: the server states neither length nor md5: nothing to "
-            f"verify the file with."
+            f"{url}: the server states neither length nor md5 to verify."
         )
     return start, total, md5
 
 
 class _Watch:
-    """Breaks a connection that brings less than 1 KiB/s over a `timeout`.
+    """Calls `stop` if less than 1 KiB/s has come over a `timeout`.
 
     The timeout of a socket limits each read: a server that sends a byte of a
     header now and then, or `100 Continue` for ever, never exceeds it.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, received: Callable[[], int]) -> None:
         self.timeout = timeout
-        self.received = 0
-        self.socket: socket.socket | None = None
+        self.stop: Callable[[], object] | None = None
+        self.resources = contextlib.ExitStack()
+        self._received = received
         self._expired = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -330,43 +348,27 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        self.resources.close()
 
     def _run(self) -> None:
         least = self.timeout * _BYTES_PER_SECOND
-        connection, before = self.socket, 0
+        stop, before = self.stop, self._received()
         while not self._done.wait(self.timeout):
-            received = self.received
-            # Connecting has a timeout of its own.
-            if (
-                self.socket is not None
-                and self.socket is connection
-                and received - before < least
-            ):
+            received = self._received()
+            # A new connection has a whole `timeout`.
+            if stop and stop is self.stop and received - before < least:
                 self._expired = True
                 with contextlib.suppress(OSError):
-                    # Not SSLSocket's method, which drops the state that the
-                    # reading thread uses.
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            connection, before = self.socket, received
+                    stop()
+            stop, before = self.stop, received
 
-    def check(self) -> None:
-        """Raises a `_TransientError` if the connection was broken."""
+    def check(self, prefix: str = "") -> None:
+        """Raises a `_TransientError` if `stop` was called."""
         if self._expired:
             raise _TransientError(
-                f"less than {_BYTES_PER_SECOND} bytes/s in {self.timeout:g} "
-                f"seconds"
+                f"{prefix}less than {_BYTES_PER_SECOND} bytes/s in "
+                f"{self.timeout:g} seconds"
             )
-
-    def connection(self, base: Any) -> Any:
-        """Returns a class of connections whose sockets this object knows."""
-        watch = self
-
-        class Connection(base):
-            def connect(self) -> None:
-                super().connect()
-                watch.socket = self.sock
-
-        return Connection
 
 
 class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
@@ -376,13 +378,21 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         super().__init__()
         self._watch = watch
 
-    def http_open(self, req: Any) -> Any:
-        connection = self._watch.connection(http.client.HTTPConnection)
-        return self.do_open(connection, req)
+    def do_open(self, http_class: Any, req: Any, **kwargs: Any) -> Any:
+        def opened(*args: Any, **kwargs: Any) -> Any:
+            connection = http_class(*args, **kwargs)
+            connection._create_connection = self._connect
+            return connection
 
-    def https_open(self, req: Any) -> Any:
-        connection = self._watch.connection(http.client.HTTPSConnection)
-        return self.do_open(connection, req)
+        return super().do_open(opened, req, **kwargs)
+
+    def _connect(self, *args: Any, **kwargs: Any) -> socket.socket:
+        """Connects; a proxy's answer and TLS come later, and are watched."""
+        connected = socket.create_connection(*args, **kwargs)
+        # A duplicate, because TLS takes the socket itself over.
+        own = self._watch.resources.enter_context(connected.dup())
+        self._watch.stop = functools.partial(own.shutdown, socket.SHUT_RDWR)
+        return connected
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -445,11 +455,17 @@ def _read(response: http.client.HTTPResponse, watch: _Watch) -> bytes:
         raise _TransientError(f"broke off ({error!r})") from error
 
 
-def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
-    """What is wrong with `part`, by the server's md5 or the checksums inside.
+def _size(*paths: Path) -> int:
+    """Bytes of those of the files that exist."""
+    size = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
-    Without md5 only the length is known of what is not an archive.
-    """
+
+def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
+    """What is wrong with `part`, by the md5 or the checksums inside."""
     if md5 is not None:
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()

@@ -30,11 +30,7 @@ def cache_dir() -> Path:
 
 
 def mirror() -> Path | str:
-    """Returns a mirror directory, or the URL of the bucket or its copy.
-
-    Raises:
-        ValueError: If `KERAS_AUGREG_MIRROR` is neither.
-    """
+    """Returns a mirror directory, or the URL of the bucket or its copy."""
     value = os.environ.get("KERAS_AUGREG_MIRROR") or BUCKET
     if re.match(r"https?://", value):
         return value.rstrip("/")
@@ -47,11 +43,7 @@ def mirror() -> Path | str:
 
 
 def offline() -> bool:
-    """Returns whether the network must not be used.
-
-    Raises:
-        ValueError: If `KERAS_AUGREG_OFFLINE` is neither 0 nor 1.
-    """
+    """Returns whether the network must not be used."""
     value = os.environ.get("KERAS_AUGREG_OFFLINE", "")
     if value not in ("", "0", "1"):
         raise ValueError(f"KERAS_AUGREG_OFFLINE={value!r}: expected 0 or 1.")
@@ -59,27 +51,12 @@ def offline() -> bool:
 
 
 def find(path: str) -> Path | None:
-    """Looks for a file of the bucket on this machine.
-
-    Args:
-        path: Its path in the bucket, for example `INDEX`.
-
-    Returns:
-        Its path in the cache or a mirror directory, or `None`.
-    """
+    """Finds a file of the bucket in the cache or a mirror directory."""
     return next(filter(Path.is_file, _places(path)), None)
 
 
 def url(path: str) -> str:
-    """Returns where to download a file of the bucket.
-
-    Args:
-        path: Its path in the bucket.
-
-    Raises:
-        FileNotFoundError: If the network must not be used. The message says
-            where the file was looked for and how to get it.
-    """
+    """Returns the address of a file of the bucket, unless offline."""
     source = mirror()
     if isinstance(source, str) and not offline():
         return f"{source}/{urllib.parse.quote(path)}"

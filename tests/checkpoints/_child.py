@@ -13,7 +13,7 @@ import types
 ROOT = pathlib.Path(__file__).parents[2] / "keras_augreg"
 
 
-def transfer() -> types.ModuleType:
+def download_module() -> types.ModuleType:
     for name in ("keras_augreg", "keras_augreg.checkpoints"):
         folder = ROOT.joinpath(*name.split(".")[1:])
         spec = importlib.util.spec_from_file_location(
@@ -26,6 +26,6 @@ def transfer() -> types.ModuleType:
 
 
 if __name__ == "__main__":
-    path = transfer().download(sys.argv[1], progress=False)
+    path = download_module().download(sys.argv[1], progress=False)
     assert "keras" not in sys.modules
     print(path)

@@ -1,6 +1,7 @@
 """A bucket on 127.0.0.1 that misbehaves on demand.
 
-Each GET takes the next of `faults`, then `always`; both hold dictionaries:
+Each GET, or CONNECT as to a proxy, takes the next of `faults`, then `always`;
+both hold dictionaries:
 
     status: answer with this status      location: and this header
     cut: close after this many bytes     chunked: no Content-Length
@@ -57,6 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         with contextlib.suppress(ConnectionError):
             self._answer(fault, bucket.files.get(self.path))
+
+    do_CONNECT = do_GET  # noqa: N815
 
     def do_HEAD(self) -> None:
         """The first request of huggingface_hub."""

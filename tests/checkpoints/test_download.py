@@ -27,7 +27,7 @@ from _server import ENDLESS, bucket, npz
 from keras_augreg.checkpoints import DownloadError, __main__, download, files
 
 # `checkpoints.download` is the function of this module.
-transfer = importlib.import_module("keras_augreg.checkpoints.download")
+module = importlib.import_module("keras_augreg.checkpoints.download")
 
 pytestmark = pytest.mark.once
 
@@ -65,7 +65,7 @@ def waits(monkeypatch):
     """Seconds that a download would have waited before trying again."""
     seconds = []
     fake = types.SimpleNamespace(monotonic=time.monotonic, sleep=seconds.append)
-    monkeypatch.setattr(transfer, "time", fake)
+    monkeypatch.setattr(module, "time", fake)
     return seconds
 
 
@@ -214,7 +214,7 @@ def test_500_for_ever(server, waits):
 
 
 def test_attempts_that_advance_do_not_count(server, waits, monkeypatch):
-    monkeypatch.setattr(transfer, "_PROGRESS", 1 << 19)
+    monkeypatch.setattr(module, "_PROGRESS", 1 << 19)
     server.faults = [{"cut": 1 << 19}] * 5
     assert download(NAME, retries=1).read_bytes() == BODY
     assert waits == [1.0] * 5
@@ -240,7 +240,7 @@ def test_silence_is_broken_off_and_resumed(server):
 
 @pytest.mark.parametrize("endless", ENDLESS)
 def test_an_answer_without_end(server, target, part, monkeypatch, endless):
-    monkeypatch.setattr(transfer, "_MOST_WITHOUT_LENGTH", 1 << 20)
+    monkeypatch.setattr(module, "_MOST_WITHOUT_LENGTH", 1 << 20)
     server.always = {"endless": endless}
     begin = time.monotonic()
     with pytest.raises(DownloadError) as error:
@@ -253,6 +253,20 @@ def test_an_answer_without_end(server, target, part, monkeypatch, endless):
         assert len(server.log) == 2
     assert not target.exists()
     assert not part.exists() or not part.stat().st_size
+
+
+@pytest.mark.parametrize("endless", ["bytes of a header", "headers"])
+def test_a_proxy_s_answer_without_end(server, monkeypatch, endless):
+    monkeypatch.setenv("KERAS_AUGREG_MIRROR", "https://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", server.url)
+    server.always = {"endless": endless}
+    begin = time.monotonic()
+    with pytest.raises(DownloadError, match="less than 1024 bytes/s in 0"):
+        download(NAME, timeout=0.3, retries=1)
+    assert time.monotonic() - begin < 5
+    assert server.log == [("127.0.0.1:1", None)] * 2
 
 
 def test_more_than_announced(server, target, part):
@@ -318,7 +332,7 @@ def test_a_redirect_keeps_the_range(server, part):
 
 def test_redirects_do_not_leave_https():
     request = urllib.request.Request(f"{files.BUCKET}/x")
-    follow = transfer._Redirects().redirect_request
+    follow = module._Redirects().redirect_request
     with pytest.raises(DownloadError, match="redirects to"):
         follow(request, None, 302, "", {}, "http://storage.googleapis.com/x")
     assert follow(request, None, 302, "", {}, "https://example.org/x")
@@ -485,6 +499,20 @@ def test_hub(server, tmp_path):
     assert f"{HUB}@x is not in the cache of huggingface_hub" in run.stderr
     run = _from_hub(server, tmp_path, "hf://timm/none")
     assert "DownloadError: hf://timm/none: " in run.stderr
+
+
+@pytest.mark.parametrize("fault", [{"endless": "headers"}, {"drip": 0.02}])
+def test_hub_that_never_ends(server, tmp_path, monkeypatch, fault):
+    pytest.importorskip("huggingface_hub")
+    path = f"{HUB.removeprefix('hf:/')}/resolve/main/model.safetensors"
+    server.files[path] = bytes(1 << 14)
+    server.always = fault
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    begin = time.monotonic()
+    with pytest.raises(DownloadError, match=f"{HUB}: less than 1024 bytes/s"):
+        download(HUB, timeout=4.0)
+    assert time.monotonic() - begin < 15
 
 
 def test_hub_without_huggingface_hub(server, monkeypatch):
