@@ -1,7 +1,28 @@
 """Vision Transformers with the AugReg recipes and checkpoints for Keras 3."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+try:
+    import keras  # noqa: F401 (before the modules below, which need it)
+except ModuleNotFoundError as error:
+    _BACKENDS = ("jax", "torch", "tensorflow")
+    _missing = (error.name or "").partition(".")[0]
+    if _missing not in _BACKENDS:
+        raise
+    _there = [name for name in _BACKENDS if importlib.util.find_spec(name)]
+    _advice = (
+        f"Installed: {', '.join(_there)}. Set KERAS_BACKEND={_there[0]} in the "
+        "environment before Python starts, or in `os.environ` before Keras is "
+        "imported."
+        if _there
+        else f"Install one of {', '.join(_BACKENDS)}: pip install jax"
+    )
+    raise ModuleNotFoundError(
+        f"Keras's backend is {_missing}, which is not installed. {_advice}",
+        name=_missing,
+    ) from None
 
 from keras_augreg import augment, checkpoints
 from keras_augreg.describe import describe
@@ -29,7 +50,7 @@ from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
-    from keras_augreg import benchmark, data, study, visualize
+    from keras_augreg import benchmark, data, study, training, visualize
 
 __version__ = "0.1.0"
 
@@ -61,6 +82,7 @@ __all__ = [
     "distribute",
     "preprocess_input",
     "study",
+    "training",
     "visualize",
 ]
 
@@ -72,3 +94,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -15,6 +16,9 @@ from absl import app, flags
 from keras_augreg import atomic, data, visualize
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.training import Workdir
+
+# absl's scripts would show JAX's list of devices that a machine lacks.
+logging.getLogger("jax").setLevel(logging.WARNING)
 
 SEED = 0
 # Flags that do not change what is trained.

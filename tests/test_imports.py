@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import keras
 import pytest
+
+import keras_augreg
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -102,6 +105,40 @@ def test_import_brings_nothing_but_keras_and_numpy():
     assert added - sys.stdlib_module_names == {"keras_augreg"}
     if keras.backend.backend() == "jax":
         assert not {"tensorflow", "tensorflow_datasets", "torch"} & brought
+
+
+def test_front_door_shows_public_names():
+    shown = set(dir(keras_augreg))
+    assert {"data", "study", "training", "visualize", "ViT_B16"} <= shown
+    assert shown == {*keras_augreg.__all__, "__version__"}
+    for name in shown:
+        assert getattr(keras_augreg, name)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        (
+            ["tensorflow"],
+            "is tensorflow, .* Installed: jax, torch. Set KERAS_B",
+        ),
+        (["jax", "torch"], "is jax, .*Set KERAS_BACKEND=tensorflow in"),
+        (["jax", "tensorflow", "torch"], "is torch, .*Install one of jax"),
+    ],
+)
+def test_backend_that_is_not_installed(missing, expected):
+    code = f"import sys\nfor m in {missing}: sys.modules[m] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "import keras_augreg"],
+        env={**os.environ, "KERAS_BACKEND": missing[-1 if missing[2:] else 0]},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert re.search(f"^ModuleNotFoundError: Keras's backend {expected}", last)
+    assert len(done.stderr.splitlines()) < 8
 
 
 def test_no_module_imports_another_backend_when_it_is_imported():

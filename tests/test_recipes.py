@@ -194,7 +194,7 @@ def preempt(command, cwd, environments):
     try:
         # Wait for PyTorch's first step. JAX compiles for longer than the
         # signal, polled once a second, takes to reach all hosts.
-        sign, text = "1/10" if BACKEND == "torch" else "Epoch 1/", ""
+        sign, text = "2/10" if BACKEND == "torch" else "Steps 1 to", ""
         while sign not in text:
             read = os.read(started[0].stdout.fileno(), 1024)
             assert read, started[0].stderr.read()

@@ -35,6 +35,7 @@ import numpy as np
 from keras_augreg import distribution
 from keras_augreg.atomic import replacing
 from keras_augreg.training import state
+from keras_augreg.training.progress import Progress
 from keras_augreg.trainstep import separate_averages
 
 # Batches that a pass offers beyond those trained on. Keras on TensorFlow looks
@@ -168,6 +169,7 @@ class Workdir:
                     callbacks=[
                         # First, so that what they add to the logs is saved.
                         *(callbacks or []),
+                        Progress(step, total_steps),
                         _Checkpoints(
                             self, step, step % interval > 0, restore_best
                         ),

@@ -417,7 +417,7 @@ def test_refuses_arguments(tmp_path, argument):
 def test_three_kills(tmp_path):
     command = [sys.executable, str(HERE / "kills.py"), "--damage", "3"]
     done = subprocess.run(
-        [*command, str(tmp_path), sys.executable, str(HERE / "_run.py")],
+        [*command, str(tmp_path), str(HERE / "_run.py")],
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,0 +1,17 @@
+"""What `Workdir.fit` prints."""
+
+from _run import make_model, train
+
+
+def test_counts_steps(tmp_path, capsys):
+    train(make_model(), tmp_path, verbose=1)
+    printed = capsys.readouterr().out
+    headings = [x for x in printed.splitlines() if x.startswith("Steps")]
+    assert headings == [
+        f"Steps {i + 1} to {i + 4} of 20" for i in range(0, 20, 4)
+    ]
+    assert "Epoch" not in printed
+    # The first step compiles; an estimate from it would be far too long.
+    assert "1/4" not in printed.partition("Steps 5")[0]
+    assert "2/4" in printed.partition("Steps 5")[0]
+    assert "4/4" in printed
