@@ -21,11 +21,12 @@ if os.environ["KERAS_BACKEND"] == "torch":
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
 
-# Each takes minutes. If they come first, two workers that take modules in
+# Those that take longest come first, so that two workers that take modules in
 # order finish at about the same time.
 LONG = (
-    "test_recipes.py", "test_workdir.py", "test_notebooks.py",
-    "test_packaging.py", "test_sweep.py", "test_benchmark.py",
+    "test_recipes.py", "test_models.py", "test_compile.py", "test_workdir.py",
+    "test_notebooks.py", "test_packaging.py", "test_golden.py",
+    "test_sweep.py", "test_routes.py", "test_benchmark.py",
 )  # fmt: skip
 
 

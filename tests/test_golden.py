@@ -214,6 +214,7 @@ def test_float64(entry, checkpoint, tmp_path):
 POSITIONS = np.load(GOLDEN / "posemb_resample.npz")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", sorted(k[3:] for k in POSITIONS if k.startswith("in_"))
 )
@@ -235,6 +236,7 @@ def random_grid(grid, prefix=1):
     return rng.standard_normal((1, prefix + math.prod(grid), 3))
 
 
+@pytest.mark.once
 @given(grids, grids, st.integers(0, 2))
 def test_positions_as_scipy(old, new, prefix):
     positions = random_grid(old, prefix)
@@ -253,12 +255,14 @@ def test_positions_as_scipy(old, new, prefix):
     )
 
 
+@pytest.mark.once
 @given(grids)
 def test_positions_of_the_same_grid_stay(grid):
     positions = random_grid(grid)
     assert (resample_positions(positions, grid, grid) == positions).all()
 
 
+@pytest.mark.once
 @given(grids, grids, st.floats(-1e3, 1e3))
 def test_constant_positions_stay_constant(old, new, value):
     positions = np.full((1, 1 + math.prod(old), 2), value)
@@ -266,6 +270,7 @@ def test_constant_positions_stay_constant(old, new, value):
     np.testing.assert_allclose(found, value, rtol=1e-14)
 
 
+@pytest.mark.once
 @given(grids, grids)
 def test_ramps_stay_ramps(old, new):
     """With aligned corners, a plane goes from corner to corner as before."""

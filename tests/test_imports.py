@@ -40,12 +40,14 @@ def lint_imports(root):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.once
 def test_contracts_are_kept():
     code, output = lint_imports(ROOT)
     assert code == 0, output
     assert " 0 broken" in output
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("files", "broken"),
     [

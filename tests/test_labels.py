@@ -30,6 +30,7 @@ def kinds():
         yield package, getattr(module, function)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("num_classes", [1000, 21843])
 def test_every_class_has_one_synset_and_a_name(num_classes):
     classes = labels.class_labels(num_classes)
@@ -42,17 +43,20 @@ def test_every_class_has_one_synset_and_a_name(num_classes):
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ,.'()/-]*", label)
 
 
+@pytest.mark.once
 def test_imagenet_1k_is_a_part_of_21k_but_for_the_teddy_bear():
     small, large = labels.class_labels(1000), labels.class_labels(21843)
     assert set(small) - set(large) == {("n04399382", "teddy, teddy bear")}
 
 
+@pytest.mark.once
 def test_1k_is_in_the_order_of_tensorflow_datasets():
     tfds = pytest.importorskip("tensorflow_datasets")
     file = tfds.core.tfds_path() / "datasets/imagenet2012/labels.txt"
     assert [s for s, _ in labels.class_labels(1000)] == file.read_text().split()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("num_classes", "index", "expected"),
     [

@@ -6,6 +6,8 @@ import pytest
 
 from keras_augreg.recipe import AugReg
 
+pytestmark = pytest.mark.once
+
 # RANDAUG_DEF and MIXUP_DEF of big_vision's vit_i1k.py, in the names of the
 # paper, with the release's names from vit_jax's index.csv.
 TABLE = [

@@ -325,6 +325,7 @@ def test_recipes(photo):
 # Results
 
 
+@pytest.mark.once
 def test_confusions():
     figure = visualize.plot_confusions(
         np.array([0, 0, 1]), np.array([0, 1, 1]), ["cat", "dog", "cow"]
@@ -338,18 +339,21 @@ def test_confusions():
     drawn(figure)
 
 
+@pytest.mark.once
 def test_confusions_of_images_with_several_classes():
     truth = np.array([[1, 1], [0, 1]], bool)
     figure = visualize.plot_confusions(truth, np.array([0, 1]), ["a", "b"])
     np.testing.assert_array_equal(shown(figure)[0], [[1, 0], [0.5, 0.5]])
 
 
+@pytest.mark.once
 def test_confusions_of_many_classes_have_no_names():
     names = [str(i) for i in range(100)]
     figure = visualize.plot_confusions(np.arange(100), np.arange(100), names)
     assert len(figure.axes[0].get_yticklabels()) < 20
 
 
+@pytest.mark.once
 def test_benchmark():
     row = {
         "task": "infer",

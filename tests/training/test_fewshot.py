@@ -16,6 +16,7 @@ def blobs(n, seed, size=6):
     return centres[labels] + 0.5 * rng.normal(size=(n, size)), labels
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [6, 60])
 def test_is_scikit_learn_s_ridge(size):
     """With more features than examples, and with fewer."""
@@ -34,6 +35,7 @@ def test_is_scikit_learn_s_ridge(size):
     assert 0.5 < got == want
 
 
+@pytest.mark.once
 def test_takes_so_many_of_each_class():
     x, y = blobs(300, 1)
     test_x, test_y = blobs(300, 2)
@@ -43,6 +45,7 @@ def test_takes_so_many_of_each_class():
     assert len({fewshot_accuracy(*args, shots=1, seed=s) for s in range(5)}) > 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,6 +8,8 @@ import pytest
 
 from keras_augreg.training import state
 
+pytestmark = pytest.mark.once
+
 ARRAYS = {"model/0/kernel": np.arange(6, dtype="float32").reshape(2, 3)}
 
 
