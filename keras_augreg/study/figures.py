@@ -19,6 +19,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_augreg.dataset_names import canonical
 from keras_augreg.output import markdown_table, subplots
 from keras_augreg.recipe import FINETUNING_BATCH, LEVEL_OF_RELEASE
@@ -76,26 +78,18 @@ def data_size(table: pandas.DataFrame) -> Drawn:
     best = best.sort_values(["name", "images", "seen"])
     best["data"] = _format("{}, {} images", _dataset(best), _count(best))
     best["line"] = best["data"] + ", " + best["recipe"]
-    sizes = best.sort_values(["images", "data"])["data"].unique()
     styles: dict[str, dict[str, Any]] = {}
+    sizes = best.sort_values(["images", "data"])["data"].unique()
     for data, color in zip(sizes, itertools.cycle(COLORS), strict=False):
-        styles[f"{data}, AugReg"] = {"color": color, "marker": "o"}
-        styles[f"{data}, none"] = {
-            "color": color,
-            "marker": "o",
-            "linestyle": ":",
-            "markerfacecolor": "w",
-        }
-        styles[f"{data}, best recipe"] = styles[f"{data}, AugReg"]
+        solid = {"color": color, "marker": "o"}
+        dotted = solid | {"linestyle": ":", "markerfacecolor": "w"}
+        styles[f"{data}, AugReg"] = styles[f"{data}, best recipe"] = solid
+        styles[f"{data}, none"] = dotted
     figure, _ = _draw_lines(
-        best,
-        ("name", _by_accuracy(best)),
-        styles,
-        "seen",
+        best, ("name", _by_accuracy(best)), styles, "seen",
         "images seen in the pre-training (M million, G billion)",
-        columns=3,
-        sharey=True,
-    )
+        columns=3, sharey=True,
+    )  # fmt: skip
     return figure, best[[*_KEYS, "recipe", "accuracy"]]
 
 
@@ -108,22 +102,23 @@ def transfer(table: pandas.DataFrame) -> Drawn:
     tables have seconds; for the release's, the cost is the number of images
     seen divided by images/s: the forward passes only, on a V100.
     """
+    import pandas
+
     scratch = _upstream(table).dropna(subset=["final_test"])
+    forward = scratch["seen"] / scratch[_SPEED]
     scratch = scratch.assign(
         how="scratch",
         target=_canonical(scratch["ds"]),
-        seconds=scratch["train_seconds"].fillna(
-            scratch["seen"] / scratch[_SPEED]
-        ),
+        seconds=scratch["train_seconds"].fillna(forward),
         accuracy=100 * scratch["final_test"],
     )
     tuned = _done(table).dropna(subset=["adapt_final_test"])
     tuned = tuned[_canonical(tuned["ds"]) != tuned["adapt_ds"]]
-    seen = tuned["adapt_steps"] * FINETUNING_BATCH
+    forward = tuned["adapt_steps"] * FINETUNING_BATCH / tuned[_SPEED]
     tuned = tuned.assign(
         how="transfer",
         target=tuned["adapt_ds"],
-        seconds=tuned["adapt_seconds"].fillna(seen / tuned[_SPEED]),
+        seconds=tuned["adapt_seconds"].fillna(forward),
         accuracy=100 * tuned["adapt_final_test"],
     )
     both = sorted({*scratch["target"]} & {*tuned["target"]})
@@ -132,29 +127,19 @@ def transfer(table: pandas.DataFrame) -> Drawn:
             "no data set was both trained on from scratch (`ds`) and "
             "fine-tuned on (`adapt_ds`)"
         )
-    runs = _stack([scratch, tuned])
+    runs = pandas.concat([scratch, tuned], ignore_index=True)
     runs = runs[runs["target"].isin(both)]
     runs["line"] = runs["name"] + ", " + runs["how"]
-    names = sorted(runs["name"].unique())
+    points = {"linestyle": "none", "alpha": 0.7}
     styles = {
-        f"{name}, {how}": {
-            "color": color,
-            "marker": marker,
-            "linestyle": "none",
-            "alpha": 0.7,
-        }
+        f"{name}, {how}": points | {"color": color, "marker": style["marker"]}
         for how, color in zip(("scratch", "transfer"), COLORS, strict=False)
-        for name, marker in zip(names, itertools.cycle(MARKERS), strict=False)
+        for name, style in _styles(sorted(runs["name"].unique())).items()
     }
     figure, _ = _draw_lines(
-        runs,
-        ("target", both),
-        styles,
-        "seconds",
-        "seconds of training",
-        columns=2,
-        size=(5.6, 3.8),
-    )
+        runs, ("target", both), styles, "seconds", "seconds of training",
+        columns=2, size=(5.6, 3.8),
+    )  # fmt: skip
     keys = ["target", "how", "name", "ds", "epochs"]
     columns = {
         "runs": ("accuracy", "size"),
@@ -190,15 +175,10 @@ def generality(table: pandas.DataFrame) -> Drawn:
     means["place"] = means["pre-training"].map(order.index)
     means["line"] = means["name"]
     figure, axes = _draw_lines(
-        means,
-        ("group", sorted(means["group"].unique())),
-        _styles(_by_accuracy(means)),
-        "place",
-        "pre-trained on",
-        columns=3,
-        size=(3.8, 3.9),
-        log=False,
-    )
+        means, ("group", sorted(means["group"].unique())),
+        _styles(_by_accuracy(means)), "place", "pre-trained on",
+        columns=3, size=(3.8, 3.9), log=False,
+    )  # fmt: skip
     for axis in axes:
         axis.set_xticks(range(len(order)), order, fontsize=8)
     means["pre-training"] = means["pre-training"].str.replace("\n", ", ")
@@ -215,17 +195,10 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     """
     runs = _mean(_upstream(table), "final_val")
     runs = _best(runs, "final_val", [*_KEYS, "aug", "do"])
-    levels = [*LEVEL_OF_RELEASE]
-    runs["recipe"] = [
-        *zip(runs["do"], runs["aug"].map(levels.index), strict=True)
-    ]
     runs["accuracy"] = 100 * runs["final_val"]
-    runs["map"] = _format(
-        "{}, {} images, {:g} epochs",
-        _dataset(runs),
-        _count(runs),
-        runs["epochs"],
-    )
+    runs["recipe"] = _format("{}, {:g}", runs["aug"].map(_level), runs["do"])
+    form = "{}, {} images, {:g} epochs"
+    runs["map"] = _format(form, _dataset(runs), _count(runs), runs["epochs"])
     runs = runs[runs.groupby(["map", "name"])["recipe"].transform("size") > 1]
     if runs.empty:
         raise NotInTableError("no model was pre-trained with two recipes")
@@ -235,26 +208,26 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
         runs["name"] = runs["name"] + ", " + runs["map"]
         runs["map"] = "all pre-trainings"
         names = list(runs["name"].unique())
+    recipes = [
+        recipe
+        for rate in sorted(runs["do"].unique())
+        for release in LEVEL_OF_RELEASE
+        if (recipe := f"{_level(release)}, {rate:g}") in set(runs["recipe"])
+    ]
+    numbers = runs.pivot(
+        index=["map", "name"], columns="recipe", values="accuracy"
+    )[recipes]
     maps = list(runs["map"].unique())
-    recipes = sorted(set(runs["recipe"]))
-    labels = {r: f"{_level(levels[r[1]])}, {r[0]:g}" for r in recipes}
     figure, axes = _panels(
         len(maps), "augmentation, dropout and stochastic depth", 1,
         (3.5 + 0.5 * len(recipes), 1.8 + 0.3 * len(names)), "",
     )  # fmt: skip
     for axis, title in zip(axes, maps, strict=True):
-        grid = runs[runs["map"] == title].pivot(
-            index="name", columns="recipe", values="accuracy"
-        )
-        grid = grid.reindex(index=names, columns=recipes)
-        gain = grid.sub(grid.get((0.0, 0), grid.max(axis=1)), axis=0)
-        image = _heat(axis, gain, grid, names, list(labels.values()))
+        grid = numbers.loc[title].reindex(names)
+        gain = grid.sub(grid.get("none, 0", grid.max(axis=1)), axis=0)
         axis.set_title(title)
-        figure.colorbar(image, ax=axis, label="gain, points")
-    runs["recipe"] = runs["recipe"].map(labels)
-    return figure, runs.pivot(
-        index=["map", "name"], columns="recipe", values="accuracy"
-    ).reindex(columns=list(labels.values())).reset_index()
+        _heat(axis, gain, grid, "gain, points")
+    return figure, numbers.reset_index()
 
 
 def choice(table: pandas.DataFrame) -> Drawn:
@@ -271,29 +244,29 @@ def choice(table: pandas.DataFrame) -> Drawn:
         raise NotInTableError(
             "no two pre-trained models of a kind were fine-tuned on a data set"
         )
-    numbers = _best(tuned, "upstream", keys).merge(
-        _best(tuned, "chosen", keys), on=keys, suffixes=("_up", "_all")
-    )
-    numbers = numbers.rename(
-        columns={"accuracy_up": "best upstream", "accuracy_all": "best of all"}
-    )
+    upstream, chosen = (
+        _best(tuned, by, keys)[[*keys, "accuracy"]].rename(
+            columns={"accuracy": name}
+        )
+        for by, name in (("upstream", "best upstream"),
+                         ("chosen", "best of all"))
+    )  # fmt: skip
+    numbers = upstream.merge(chosen, on=keys)
     numbers["difference"] = numbers["best upstream"] - numbers["best of all"]
-    numbers["model"] = _format(
-        "{}, {}, {:g} ep", numbers["name"], _dataset(numbers), numbers["epochs"]
-    )
-    grid = numbers.pivot(index="model", columns="adapt_ds", values="difference")
+    data = _dataset(numbers)
+    grid = numbers.assign(
+        model=_format(
+            "{}, {}, {:g} ep", numbers["name"], data, numbers["epochs"]
+        )
+    ).pivot(index="model", columns="adapt_ds", values="difference")
     size = (4.5 + 1.0 * grid.shape[1], 2.2 + 0.3 * len(grid))
     figure, (axis,) = _panels(1, "fine-tuned on", 1, size, "")
-    image = _heat(
-        axis, grid, grid, list(grid.index), list(grid.columns), "+.1f"
-    )
     axis.set_title("best upstream minus best of all")
-    figure.colorbar(image, ax=axis, label="difference, points")
-    seen = _canonical(_dataset(numbers)) == "imagenet-21k"
+    _heat(axis, grid, grid, "difference, points", "+.1f")
+    seen = _canonical(data) == "imagenet-21k"
     if (seen & (numbers["adapt_ds"] == IMAGENET)).any():
         figure.text(0.01, -0.02, MINIVAL, va="top", fontsize=8)
-    columns = [*keys, "best upstream", "best of all", "difference"]
-    return figure, numbers[columns].sort_values(keys)
+    return figure, numbers.sort_values(keys)
 
 
 def throughput(
@@ -320,8 +293,7 @@ def throughput(
     runs = _accuracy(table)
     unit = "images/s, inference"
     if benchmark is not None:
-        measured = _speeds(benchmark)
-        runs[_SPEED] = runs["name"].map(measured)
+        runs[_SPEED] = runs["name"].map(_speeds(benchmark))
         unit += ", as benchmarked"
     runs = runs.dropna(subset=[_SPEED])
     runs = runs[runs["images"] == runs.groupby("ds")["images"].transform("max")]
@@ -398,18 +370,17 @@ def render(
     """
     root = pathlib.Path(folder)
     root.mkdir(parents=True, exist_ok=True)
-    arguments: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if benchmark is not None:
-        text = pathlib.Path(benchmark).read_text(encoding="utf-8")
-        arguments["4.6_throughput"] = json.loads(text)
-        _speeds(arguments["4.6_throughput"])  # Complain before drawing.
+        rows = json.loads(pathlib.Path(benchmark).read_text(encoding="utf-8"))
+        _speeds(rows)  # Complain before drawing.
+        more["4.6_throughput"] = {"benchmark": rows}
     index = ["# Figures", ""]
     written = []
     for name, draw in FIGURES.items():
         title = (draw.__doc__ or "").splitlines()[0]
-        extra = [arguments[name]] if name in arguments else []
         try:
-            figure, numbers = draw(table, *extra)
+            figure, numbers = draw(table, **more.get(name, {}))
         except NotInTableError as missing:
             index += [f"- {title} Not drawn: {missing}."]
             continue
@@ -418,8 +389,7 @@ def render(
             figure.savefig(content, format=suffix, dpi=120, bbox_inches="tight")
             write(root / f"{name}.{suffix}", content.getvalue())
         lines = markdown_table(numbers.columns, numbers.to_numpy(object))
-        text = f"# {title}\n\n{lines}"
-        write(root / f"{name}.md", text.encode())
+        write(root / f"{name}.md", f"# {title}\n\n{lines}".encode())
         index += [f"- {title} [{name}.png]({name}.png), [{name}.md]({name}.md)"]
         written.append(root / f"{name}.png")
     write(root / "README.md", ("\n".join(index) + "\n").encode())
@@ -499,7 +469,6 @@ def _best(
 
 
 def _canonical(names: pandas.Series) -> pandas.Series:
-    """Data sets by the names of `GROUPS` and `IMAGENET`."""
     return names.map(canonical, na_action="ignore")
 
 
@@ -543,16 +512,15 @@ def _speeds(benchmark: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         name = find(row["model"]).paper_name
         if name in speeds:
             raise ValueError(
-                f"The benchmark has several rows of {row['model']!r}, for "
-                "example with other backends, dtypes or image sizes. Pass "
-                "the rows of one of them."
+                f"The benchmark has several rows of {row['model']!r}, such as "
+                "other backends or image sizes. Pass the rows of one of them."
             )
         speeds[name] = float(row["images_per_second"])
     return speeds
 
 
 def _styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
-    styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
+    styles = itertools.cycle(zip(COLORS, MARKERS, strict=True))
     return {
         line: {"color": color, "marker": marker}
         for line, (color, marker) in zip(lines, styles, strict=False)
@@ -560,16 +528,11 @@ def _styles(lines: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _draw_lines(
-    rows: pandas.DataFrame,
-    panels: tuple[str, Sequence[str]],
-    styles: Mapping[str, Mapping[str, Any]],
-    x: str,
-    xlabel: str,
-    columns: int,
-    size: tuple[float, float] = (3.8, 3.0),
-    log: bool = True,
+    rows: pandas.DataFrame, panels: tuple[str, Sequence[str]],
+    styles: Mapping[str, Mapping[str, Any]], x: str, xlabel: str, columns: int,
+    size: tuple[float, float] = (3.8, 3.0), log: bool = True,
     sharey: bool = False,
-) -> tuple[Any, list[Any]]:
+) -> tuple[Any, list[Any]]:  # fmt: skip
     """Plots accuracy over column `x`.
 
     `panels` are a column and its values, each a panel; `styles` has the
@@ -580,15 +543,13 @@ def _draw_lines(
     drawn: dict[str, Any] = {}
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title)
+        axis.grid(alpha=0.3)
         if log:
             _log(axis)
-        panel = rows[rows[column] == title]
-        for line, style in styles.items():
-            points = panel[panel["line"] == line]
-            if len(points):
-                (drawn[line],) = axis.plot(
-                    points[x], points["accuracy"], **style
-                )
+        lines = dict(list(rows[rows[column] == title].groupby("line")))
+        for line in [line for line in styles if line in lines]:
+            xy = lines[line][[x, "accuracy"]].to_numpy().T
+            (drawn[line],) = axis.plot(*xy, **styles[line])
     many = len(drawn) > 9
     figure.legend(
         list(drawn.values()), list(drawn), fontsize=8,
@@ -599,13 +560,9 @@ def _draw_lines(
 
 
 def _panels(
-    count: int,
-    xlabel: str,
-    columns: int,
-    size: tuple[float, float],
-    ylabel: str = "top-1 accuracy, %",
-    sharey: bool = False,
-) -> tuple[Any, list[Any]]:
+    count: int, xlabel: str, columns: int, size: tuple[float, float],
+    ylabel: str = "top-1 accuracy, %", sharey: bool = False,
+) -> tuple[Any, list[Any]]:  # fmt: skip
     """A figure with `count` axes."""
     columns = min(columns, count)
     figure, axes = subplots(-(-count // columns), columns, *size, sharey=sharey)
@@ -616,8 +573,6 @@ def _panels(
     figure.supylabel(ylabel, fontsize=10)
     for axis in axes[:count]:
         axis.tick_params(labelsize=8)
-        if ylabel:
-            axis.grid(alpha=0.3)
     return figure, axes[:count].tolist()
 
 
@@ -632,33 +587,21 @@ def _log(axis: Any) -> None:
 
 
 def _heat(
-    axis: Any,
-    colors: pandas.DataFrame,
-    texts: pandas.DataFrame,
-    rows: list[str],
-    columns: list[str],
+    axis: Any, colors: pandas.DataFrame, texts: pandas.DataFrame, label: str,
     form: str = ".3g",
-) -> Any:
+) -> None:  # fmt: skip
     """A table of numbers, purple for gains and orange for losses."""
     limit = max(float(colors.abs().max().max()), 0.1)
-    image = axis.imshow(
-        colors.to_numpy(float), "PuOr", vmin=-limit, vmax=limit, aspect="auto"
-    )
-    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    axis.set_yticks(range(len(rows)), rows)
-    for i, line in enumerate(texts.to_numpy(float)):
-        for j, value in enumerate(line):
-            if not math.isnan(value):
-                strong = abs(colors.to_numpy(float)[i, j]) > 0.6 * limit
-                text = format(round(value, 1) + 0.0, form)  # Never "-0.0".
-                axis.text(
-                    j, i, text, ha="center", va="center",
-                    fontsize=8, color="white" if strong else "black",
-                )  # fmt: skip
-    return image
-
-
-def _stack(parts: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
-    import pandas
-
-    return pandas.concat(parts, ignore_index=True)
+    shades = colors.to_numpy(float)
+    image = axis.imshow(shades, "PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    columns = range(len(texts.columns))
+    axis.set_xticks(columns, texts.columns, rotation=40, ha="right")
+    axis.set_yticks(range(len(texts)), texts.index)
+    for (i, j), value in np.ndenumerate(texts.to_numpy(float)):
+        if not math.isnan(value):
+            axis.text(
+                j, i, format(round(value, 1) + 0.0, form),  # Never "-0.0".
+                ha="center", va="center", fontsize=8,
+                color="white" if abs(shades[i, j]) > 0.6 * limit else "black",
+            )  # fmt: skip
+    axis.figure.colorbar(image, ax=axis, label=label)
