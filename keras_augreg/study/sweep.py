@@ -7,10 +7,9 @@ A working directory holds
     results.csv        all records as a table (`results.parquet` with pyarrow)
 
 Every file is written under another name and renamed. Each record is written
-by one process only, the one whose shard has the cell, so that no record has to
-be locked, which is unreliable on network file systems. At the end, the table
-is rewritten until no record changes while it is written: the last process to
-end leaves a complete table.
+by one process only, the one whose shard has the cell, as locks are unreliable
+on network file systems. At the end, the table is rewritten until no record
+changes while it is written: the last process to end leaves a complete table.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from typing import Any
 
 from keras_augreg.study import table
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining
+
+Train = Callable[[Cell, pathlib.Path], dict[str, Any]]
 
 # While cells run, the table is rewritten at most this often, in seconds.
 TABLE_EVERY = 60.0
@@ -57,7 +58,7 @@ class Summary:
 def run(
     cells: Sequence[Cell],
     workdir: str | os.PathLike[str],
-    train: Callable[[Cell, pathlib.Path], dict[str, Any]],
+    train: Train,
     *,
     shard: tuple[int, int] = (0, 1),
     report: Callable[[str], object] = print,
@@ -67,8 +68,8 @@ def run(
     After a kill at any moment, the same call resumes: cells with a result are
     not run again, and the interrupted one continues from its last checkpoint.
     A cell that fails is recorded with its error, the others run, and the next
-    call tries it again. Cells that were started most often come last, so that
-    one that brings down the process does not keep others from running.
+    call tries it again. Cells that were started most often come last: one
+    that brings down the process does not keep others from running.
 
     Args:
         cells: The cells of `Grid.cells` or `read_cells`.
@@ -105,7 +106,7 @@ def run(
     (root / "cells").mkdir(parents=True, exist_ok=True)
     mine = _mine(cells, index, count)
     records = {cell.name: _read(root, cell.name) for cell in mine}
-    pending = [c for c in mine if records[c.name].get("status") != "done"]
+    pending = [c for c in mine if not _done(records[c.name])]
     # Stable: a fine-tuning stays behind its pre-training.
     pending.sort(key=lambda cell: _attempts(records, cell))
     report(f"{len(mine) - len(pending)} of {len(mine)} cells were done before")
@@ -115,10 +116,12 @@ def run(
     worked = 0.0
     left = sum(map(work, pending))
     for i, cell in enumerate(pending, 1):
+        place = f"[{i}/{len(pending)}]"
         left -= work(cell)
-        if not _ready(root, cell):
+        upstream = _root_name(cell)
+        if upstream != cell.name and not _done(_read(root, upstream)):
             waiting.append(cell.name)
-            report(f"[{i}/{len(pending)}] waits for its model: {cell.name}")
+            report(f"{place} waits for its model: {cell.name}")
             continue
         start = time.monotonic()
         record = _attempt(root, cell, train)
@@ -131,8 +134,7 @@ def run(
         if accuracy is not None:
             outcome = f"test accuracy {accuracy:.3f}"
         report(
-            f"[{i}/{len(pending)}] {cell.name}: {outcome}, "
-            f"{now - start:.0f} s; "
+            f"{place} {cell.name}: {outcome}, {now - start:.0f} s; "
             f"{_clock(left * (now - began) / worked)} left"
         )
         if now - written > TABLE_EVERY:
@@ -164,18 +166,14 @@ def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def work(cell: Cell) -> float:
-    """Estimates how long a cell takes relative to others.
-
-    Counts the multiply-adds of the blocks' forward pass for each image. The
-    number of training images is not known here; 1,000 times the fraction
-    stands for it.
-    """
+    """Estimates how long a cell takes relative to others, by multiply-adds."""
     sizes = cell.model.sizes
     tokens = (cell.image_size // sizes.stride) ** 2 + 1
     blocks = sizes.depth * tokens * sizes.width**2
-    if isinstance(cell, Pretraining):
-        return cell.epochs * cell.fraction * 1000 * blocks
-    return float(cell.steps * cell.batch_size * blocks)
+    if isinstance(cell, Finetuning):
+        return float(cell.steps * cell.batch_size * blocks)
+    # Not known here: the number of training images.
+    return cell.epochs * cell.fraction * 1000 * blocks
 
 
 def _tabulate(root: pathlib.Path) -> dict[str, tuple[int, int]]:
@@ -183,8 +181,7 @@ def _tabulate(root: pathlib.Path) -> dict[str, tuple[int, int]]:
     state = _state(root)
     rows = [_read(root, name) for name in sorted(state)]
     rows = [{k: r[k] for k in table.COLUMNS if k in r} for r in rows]
-    parquet = table.to_parquet(rows)
-    if parquet is not None:
+    if (parquet := table.to_parquet(rows)) is not None:
         table.write(root / "results.parquet", parquet)
     table.write(root / "results.csv", table.to_csv(rows))
     return state
@@ -206,27 +203,15 @@ def _root_name(cell: Cell) -> str:
 
 def _attempts(records: dict[str, dict[str, Any]], cell: Cell) -> int:
     """How often a cell, or its pre-training, was started without a result."""
-    names = {cell.name, _root_name(cell)}
-    return max(
-        records[name].get("attempts", 0)
-        for name in names
-        if records[name].get("status") != "done"
-    )
+    both = (records[cell.name], records[_root_name(cell)])
+    return max(r.get("attempts", 0) for r in both if not _done(r))
 
 
-def _ready(root: pathlib.Path, cell: Cell) -> bool:
-    """Whether the model exists that a cell starts from."""
-    upstream = _root_name(cell)
-    return upstream == cell.name or (
-        _read(root, upstream).get("status") == "done"
-    )
+def _done(record: dict[str, Any]) -> bool:
+    return record.get("status") == "done"
 
 
-def _attempt(
-    root: pathlib.Path,
-    cell: Cell,
-    train: Callable[[Cell, pathlib.Path], dict[str, Any]],
-) -> dict[str, Any]:
+def _attempt(root: pathlib.Path, cell: Cell, train: Train) -> dict[str, Any]:
     """Runs one cell and records the outcome."""
     folder = root / "runs" / cell.name
     record = {
@@ -238,19 +223,16 @@ def _attempt(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         result = train(cell, folder)
-        if isinstance(cell, Finetuning) and isinstance(
-            cell.upstream, Pretraining
-        ):
-            upstream = _read(root, cell.upstream.name)
-            result = {**upstream, **record, **result}
-        record = {**record, **result, "status": "done"}
+        upstream = {}
+        if _root_name(cell) != cell.name:
+            upstream = _read(root, _root_name(cell))
+        record = {**upstream, **record, **result, "status": "done"}
     except Exception as error:
         record["status"] = "failed"
         record["error"] = f"{type(error).__name__}: {error}"
         record["traceback"] = traceback.format_exc()
     _record(root, cell, record)
-    if record["status"] == "done":
-        # Only an unfinished cell needs these.
+    if _done(record):  # Only an unfinished cell needs these.
         if (folder / "checkpoints").exists():
             shutil.rmtree(folder / "checkpoints")
         (folder / "best.npz").unlink(missing_ok=True)
@@ -263,10 +245,10 @@ def _record(root: pathlib.Path, cell: Cell, record: dict[str, Any]) -> None:
 
 
 def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
-    """Returns a cell's record, empty if there is none."""
+    """A cell's record, empty if there is none."""
     path = root / "cells" / f"{name}.json"
     try:
-        record = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -274,16 +256,12 @@ def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
             f"The record {path} is damaged ({error}). Delete it: the cell "
             "will be run again."
         ) from error
-    return dict(record)
 
 
 def _state(root: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Name -> time and inode, which change whenever a record does."""
-    state = {}
-    for path in (root / "cells").glob("*.json"):
-        found = path.stat()
-        state[path.stem] = (found.st_mtime_ns, found.st_ino)
-    return state
+    files = {p.stem: p.stat() for p in (root / "cells").glob("*.json")}
+    return {name: (f.st_mtime_ns, f.st_ino) for name, f in files.items()}
 
 
 def _clock(seconds: float) -> str:

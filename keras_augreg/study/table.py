@@ -84,13 +84,11 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
     """
     pandas = _pandas()
     path = pathlib.Path(path)
+    parquet = path.suffix == ".parquet"
     # Read at once: pandas opens a Parquet file twice, and a sweep may replace
     # it in between.
     content = io.BytesIO(path.read_bytes())
-    if path.suffix == ".parquet":
-        table = pandas.read_parquet(content)
-    else:
-        table = pandas.read_csv(content)
+    table = (pandas.read_parquet if parquet else pandas.read_csv)(content)
     if missing := {"name", "ds", "aug", "filename"} - set(table.columns):
         raise ValueError(
             f"{path} is not a results table: it lacks the columns "
@@ -153,15 +151,7 @@ def to_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes | None:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file completely or not at all, on a shared directory too.
-
-    Args:
-        path: The file; replaced if it exists.
-        content: Its new content.
-
-    Raises:
-        OSError: If it cannot be written; an existing file stays as it was.
-    """
+    """Writes a file completely or not at all, on a shared directory too."""
     # Unique among all machines; cut, as a cell's name may be as long as a
     # file system allows.
     own = f"{path.name}.{socket.gethostname()}.{os.getpid()}"
