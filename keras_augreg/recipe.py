@@ -1,9 +1,10 @@
 """The recipes of the AugReg study as objects.
 
 Sources: Steiner et al., "How to train your ViT?" (TMLR 2022, arXiv
-2106.10270), section 3.3 and figure 4; `configs/vit_i1k.py` and
-`configs/vit_i21k.py` of google-research/big_vision at 0127fb6; the README of
-google-research/vision_transformer.
+2106.10270v2), "the paper"; `configs/vit_i1k.py` and `configs/vit_i21k.py` of
+google-research/big_vision at 0127fb6; README and `vit_jax_augreg.ipynb` of
+google-research/vision_transformer at c6de1e5. tests/study/test_paper.py
+compares each constant with the paper.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import dataclasses
 import json
 import re
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from keras_augreg import dataset_names
 from keras_augreg.variants import find
@@ -27,14 +30,21 @@ LEVELS: dict[str, tuple[tuple[int, int] | None, float, str]] = {
     "heavy1": ((2, 20), 0.5, "strong1"),
     "heavy2": ((2, 20), 0.8, "strong2"),
 }
+# From-scratch runs of the paper's appendix A only; the names are ours.
+FOUR_LAYERS: dict[str, tuple[tuple[int, int], float, str]] = {
+    "medium2x4": ((4, 15), 0.5, "medium2x4"),
+    "heavy2x4": ((4, 20), 0.8, "heavy2x4"),
+}
+_ALL = {**LEVELS, **FOUR_LAYERS}
 _SHORT = {"light": "light1", "medium": "medium1", "heavy": "heavy1"}
 LEVEL_OF_RELEASE = {release: level for level, (_, _, release) in LEVELS.items()}
 
-# (dropout, stochastic depth) and weight decay in the paper's grid.
+# (dropout, stochastic depth) and weight decay in the paper's grid, 3.3.
 REGULARIZATION = ((0.0, 0.0), (0.1, 0.1))
 WEIGHT_DECAY = (0.1, 0.03)
 
-# Pre-training: paper, section 3.4 (the peak: 3.3); batches of 4,096.
+# Pre-training: paper, section 3.4 (the peak: 3.3; the resolution: 3.5).
+PRETRAINING_BATCH = 4096
 PRETRAINING_LEARNING_RATE = 1e-3
 PRETRAINING_WARMUP = 10_000
 PRETRAINING_EPOCHS = {"i1k": (300,), "i21k": (30, 300)}
@@ -47,22 +57,29 @@ CLIP_NORM = 1.0
 
 
 class FinetuningRuns(NamedTuple):
-    """The study's fine-tuning runs on one data set: all pairs of these."""
+    """Fine-tuning runs on one data set: all pairs of these."""
 
     steps: tuple[int, ...]  # weight updates
     learning_rates: tuple[float, ...]  # peaks
 
 
-_RATES = (0.001, 0.003, 0.01, 0.03)
-# By data set. Times two resolutions, these are the release's 68 fine-tunings
-# of each pre-trained model (`vit_jax_augreg.ipynb`).
-FINETUNING_RUNS = {
-    "imagenet-1k": FinetuningRuns((20_000,), (0.01, 0.03)),
-    "cifar-100": FinetuningRuns((2_500, 10_000), _RATES),
-    "resisc45": FinetuningRuns((2_500, 10_000), _RATES),
-    "pets": FinetuningRuns((500, 2_500), _RATES),
-    "kitti-distance": FinetuningRuns((500, 2_500), _RATES),
-}
+def _runs(*rates: float) -> dict[str, FinetuningRuns]:
+    short = FinetuningRuns((500, 2_500), rates)
+    long = FinetuningRuns((2_500, 10_000), rates)
+    return {
+        "imagenet-1k": FinetuningRuns((20_000,), (0.01, 0.03)),
+        "cifar-100": long,
+        "resisc45": long,
+        "pets": short,
+        "kitti-distance": short,
+    }
+
+
+FINETUNING_RUNS = _runs(0.001, 0.003, 0.01)
+"""The paper's runs by data set (Table 4): 52 a model, at two resolutions."""
+
+RELEASE_FINETUNING_RUNS = _runs(0.001, 0.003, 0.01, 0.03)
+"""Those of the release (`vit_jax_augreg.ipynb`): 68 files a model."""
 
 
 def pretraining_warmup(total_steps: int) -> int:
@@ -77,11 +94,14 @@ def pretraining_warmup(total_steps: int) -> int:
 
 
 def finetuning_warmup(total_steps: int) -> int:
-    """Warm-up steps of a fine-tuning run: a fifth, at most 500.
+    """Warm-up steps of a fine-tuning run.
 
-    The study's values: 100 of 500 steps, 500 of 2,500, 10,000 and 20,000.
+    The paper's values (Table 4) are 100 of 500 steps, 200 of 2,500 and 500 of
+    10,000 and 20,000. Between them we interpolate; shorter runs than 500
+    steps warm up for a fifth of their steps, longer ones than 10,000 for 500.
     """
-    return min(total_steps // 5, 500)
+    steps, warmup = (0, 500, 2_500, 10_000), (0, 100, 200, 500)
+    return int(np.interp(total_steps, steps, warmup))
 
 
 # (data set, variant's release name): (level, dropout = stochastic depth,
@@ -123,15 +143,23 @@ class AugReg:
     | `heavy1` | (2, 20) | 0.5 | `strong1` |
     | `heavy2` | (2, 20) | 0.8 | `strong2` |
 
-    Source: `RANDAUG_DEF` and `MIXUP_DEF` of big_vision's `vit_i1k.py`, which
-    says "strong" where the paper says "heavy". That `light0` and `light1` in
-    the release's file names are `light1` and `light2` is inferred from the
-    order of the seven. Both names are shown wherever a recipe is printed.
+    | `medium2x4` | (4, 15) | 0.5 | no file |
+    | `heavy2x4` | (4, 20) | 0.8 | no file |
+
+    Source: section 3.3 of the paper; `RANDAUG_DEF` and `MIXUP_DEF` of
+    big_vision's `vit_i1k.py`. Both say "strong" where the paper's figures say
+    "heavy". That the files' `light0` and `light1` are `light1` and `light2`
+    is inferred: Figure 4 has the best B/32 at `light2`, and the release's best
+    B/32 is called `light1`. Both names are shown wherever a recipe is printed.
+
+    The last two, whose names are ours, were trained only from scratch
+    (appendix A), as was a rate of 0.2: `AugReg("heavy2x4", 0.2, 0.2)`.
 
     Args:
         augment: A name from the first column; `light`, `medium` and `heavy`
             mean `light1`, `medium1` and `heavy1`.
-        dropout: Rate of dropout, in [0, 1). The study used 0 and 0.1.
+        dropout: Rate of dropout, in [0, 1). The study used 0 and 0.1 (0.2
+            from scratch).
         stochastic_depth: Rate of stochastic depth in the last block, in
             [0, 1). The study used the dropout's.
         weight_decay: Decoupled weight decay as the study counts it: each
@@ -154,23 +182,21 @@ class AugReg:
 
     def __post_init__(self) -> None:
         level = _SHORT.get(self.augment, self.augment)
-        if level not in LEVELS:
+        if level not in _ALL:
             hint = ""
-            if level in LEVEL_OF_RELEASE:
+            if meant := LEVEL_OF_RELEASE.get(level):
                 hint = (
-                    f" {level!r} in the release's file names means "
-                    f"{LEVEL_OF_RELEASE[level]!r}."
+                    f" {level!r} in the release's file names means {meant!r}."
                 )
             raise ValueError(
                 f"Unknown `augment` {self.augment!r}. Expected one of: "
-                f"{', '.join([*LEVELS, *_SHORT])}.{hint}"
+                f"{', '.join([*_ALL, *_SHORT])}.{hint}"
             )
         object.__setattr__(self, "augment", level)
         for name in ("dropout", "stochastic_depth"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (rate := getattr(self, name)) < 1:
                 raise ValueError(
-                    f"`{name}` must be in [0, 1). Received: "
-                    f"{name}={getattr(self, name)}."
+                    f"`{name}` must be in [0, 1). Received: {name}={rate}."
                 )
         if self.weight_decay < 0:
             raise ValueError(
@@ -181,17 +207,24 @@ class AugReg:
     @property
     def randaugment(self) -> tuple[int, int] | None:
         """RandAugment's (number of layers, magnitude), or `None`."""
-        return LEVELS[self.augment][0]
+        return _ALL[self.augment][0]
 
     @property
     def mixup(self) -> float:
         """Mixup's p: lambda is max(b, 1 - b) with b ~ Beta(p, p)."""
-        return LEVELS[self.augment][1]
+        return _ALL[self.augment][1]
 
     @property
     def release_augment(self) -> str:
-        """The level's name in the release's file names."""
-        return LEVELS[self.augment][2]
+        """The level's name in the release's file names, if it has any."""
+        return _ALL[self.augment][2]
+
+    @property
+    def label(self) -> str:
+        """Both names of the level: `"heavy2 (strong2)"`."""
+        if self.augment == self.release_augment:
+            return self.augment
+        return f"{self.augment} ({self.release_augment})"
 
     def __str__(self) -> str:
         """The recipe in the paper's terms, with both names of the level."""
@@ -227,10 +260,7 @@ class AugReg:
 
     @classmethod
     def grid(cls) -> tuple[AugReg, ...]:
-        """The paper's 28 recipes: 7 levels x 2 regularisations x 2 decays.
-
-        Every model of the study was pre-trained with them (section 3.3).
-        """
+        """The paper's 28 recipes (3.3): levels, regularisations, decays."""
         return tuple(
             cls(level, dropout, stochastic_depth, weight_decay)
             for level in LEVELS
@@ -244,8 +274,7 @@ class AugReg:
 
         Args:
             name: The name of a pre-trained or fine-tuned checkpoint of the
-                release, or a path that ends in one. Its level has the name
-                in the class's last column.
+                release, or a path that ends in one.
 
         Returns:
             The recipe.
@@ -281,8 +310,7 @@ class AugReg:
         upstream validation in google-research/vision_transformer's README
         (for B/8, in its notebook). big_vision's `vit_i21k.py` agrees for
         Ti/16, S/32 and B/32, has light1 for S/16 (here light2), light2 for
-        B/16 (medium1) and medium2 for L/16 (heavy1), and lacks the others. It
-        says that regularisation did not help; the README's R50+L/32 has 0.1.
+        B/16 (medium1) and medium2 for L/16 (heavy1), and lacks the others.
 
         Args:
             variant: An architecture in any spelling: `"ViT_B16"`, `"B_16"`,
@@ -302,6 +330,13 @@ class AugReg:
         medium1: RandAugment l=2, m=15, Mixup p=0.2; dropout 0, ...
         """
         release = find(variant).release
+        if dataset_names.lookup(dataset, ["i21k_30"]):
+            raise ValueError(
+                "The picks for ImageNet-21k are for 300 epochs: pass 'i21k'. "
+                "For 30 epochs, take the recipe of the best checkpoint: "
+                "`AugReg.from_checkpoint(keras_augreg.checkpoints.best("
+                f"{variant!r}, {dataset!r}))`."
+            )
         dataset = dataset_names.find(dataset, PRETRAINING_EPOCHS)
         if (dataset, release) not in _PICKS:
             known = [v for d, v in _PICKS if d == dataset]

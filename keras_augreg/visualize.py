@@ -23,7 +23,7 @@ from keras_augreg.output import subplots
 from keras_augreg.recipe import LEVELS, AugReg
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
-from keras_augreg.vit import Block, dense, flatten
+from keras_augreg.vit import Block
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,16 +61,15 @@ def plot_predictions(
     """
     columns = min(columns, len(images))
     figure, axes = _tiles(-(-len(images) // columns), columns, height=1.75)
-    predicted = scores.argmax(axis=1)
-    for axis, image, label, guess, score in zip(
-        axes.flat, images, labels, predicted, scores.max(axis=1), strict=False
+    for axis, image, label, row in zip(
+        axes.flat, images, labels, scores, strict=False
     ):
+        guess = row.argmax()
+        title, color = f"{class_names[guess]} {row[guess]:.0%}", "black"
+        if guess != label:
+            title, color = f"{title}\n(is {class_names[label]})", "red"
         axis.imshow(image)
-        right = guess == label
-        title = f"{class_names[guess]} {score:.0%}"
-        if not right:
-            title += f"\n(is {class_names[label]})"
-        axis.set_title(title, fontsize=9, color="black" if right else "red")
+        axis.set_title(title, fontsize=9, color=color)
     return figure
 
 
@@ -117,9 +116,8 @@ def attention_weights(
 ) -> list[np.ndarray]:
     """Computes the attention weights of every block: softmax of the scores.
 
-    The model itself never holds them (fused attention does not make them),
-    so they are computed again, in float32, from each block's input and its
-    query and key weights.
+    The model never holds them, as fused attention does not make them; so they
+    are computed again, in float32, from each block's input.
 
     Args:
         model: A `keras_augreg.VisionTransformer`; B images become T tokens,
@@ -151,10 +149,9 @@ def attention_weights(
     images = np.asarray(images)
     if images.shape[1:] != model.image_shape:
         raise ValueError(
-            "Expected a batch of images of the model's size, (B, "
+            "Expected images of the model's size, (B, "
             f"{', '.join(map(str, model.image_shape))}). Received: shape="
-            f"{images.shape}. Resize the images, or build the model with "
-            "their `input_shape`."
+            f"{images.shape}. Resize them, or build with their `input_shape`."
         )
     blocks = [layer for layer in model.layers if isinstance(layer, Block)]
     inputs = keras.Model(model.input, [block.input for block in blocks])
@@ -225,20 +222,16 @@ def plot_attention(
     if wrong or not len(blocks):
         raise ValueError(
             f"`blocks` must be indices from {-len(weights)} to "
-            f"{len(weights) - 1}, at least one. Received: "
-            f"blocks={list(blocks)}"
+            f"{len(weights) - 1}, at least one. Received: blocks={[*blocks]}"
         )
-    heads = weights[0].shape[1]
-    figure, axes = _tiles(len(blocks), 1 + heads, height=1.75)
+    figure, axes = _tiles(len(blocks), 1 + weights[0].shape[1], height=1.75)
     for row, i in zip(axes, blocks, strict=True):
-        row[0].imshow(_pixels(image, not model.include_preprocessing))
+        row[0].imshow(_pixels(model, image))
         row[0].set_ylabel(f"block {i % len(weights)}")
-        maps = _patches(model, weights[i])[0]
-        for head, (axis, weight) in enumerate(zip(row[1:], maps, strict=True)):
-            axis.imshow(weight)
-            least, most = weight.min(), weight.max()
-            title = f"head {head}\n{least:.1%} to {most:.1%}"
-            axis.set_title(title, fontsize=8)
+        for head, weight in enumerate(_patches(model, weights[i])[0]):
+            row[1 + head].imshow(weight)
+            title = f"head {head}\n{weight.min():.1%} to {weight.max():.1%}"
+            row[1 + head].set_title(title, fontsize=8)
     return figure
 
 
@@ -270,17 +263,13 @@ def plot_rollout(model: VisionTransformer, images: Any) -> Figure:
     images = np.asarray(images)
     flow = _patches(model, rollout(attention_weights(model, images)))
     figure, axes = _tiles(2, len(images))
+    height, width, _ = model.image_shape
+    over = {"alpha": 0.6, "extent": (0, width, height, 0)}
     for (above, below), image, weight in zip(axes.T, images, flow, strict=True):
-        height, width, _ = image.shape
-        pixels = _pixels(image, not model.include_preprocessing)
+        pixels = _pixels(model, image)
         above.imshow(pixels)
         below.imshow(pixels.mean(axis=2), cmap="gray")
-        below.imshow(
-            weight,
-            alpha=0.6,
-            extent=(0, width, height, 0),
-            interpolation="bilinear",
-        )
+        below.imshow(weight, interpolation="bilinear", **over)
     return figure
 
 
@@ -315,10 +304,9 @@ def plot_position_embeddings(model: VisionTransformer) -> Figure:
     tiles[:, :, :-1, :-1] = (x @ x.T).reshape(rows, columns, rows, columns)
     picture = tiles.transpose(0, 2, 1, 3).reshape(rows * (rows + 1), -1)
     figure, axes = _tiles(1, 1, width=6.5, height=5.5)
-    axis = axes[0, 0]
-    drawn = axis.imshow(picture[:-1, :-1], vmin=-1, vmax=1)
-    axis.set(xlabel="column of the patch", ylabel="row of the patch")
-    figure.colorbar(drawn, ax=axis, label="cosine")
+    drawn = axes[0, 0].imshow(picture[:-1, :-1], vmin=-1, vmax=1)
+    axes[0, 0].set(xlabel="column of the patch", ylabel="row of the patch")
+    figure.colorbar(drawn, ax=axes[0, 0], label="cosine")
     return figure
 
 
@@ -348,10 +336,10 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Figure:
     ```
     """
     _check_model(model)
-    if model.sizes.stages is None:
-        layer = model.get_layer("embedding")
-    else:
-        layer = model.get_layer("root").conv
+    hybrid = model.sizes.stages is not None
+    layer = (
+        model.get_layer("root").conv if hybrid else model.get_layer("embedding")
+    )
     kernel = _numpy(layer.kernel)
     filters = kernel.reshape(-1, kernel.shape[-1]).T
     if not 1 <= count <= min(filters.shape):
@@ -360,19 +348,16 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Figure:
             f"has {filters.shape[0]} filters of {filters.shape[1]} numbers. "
             f"Received: count={count}"
         )
-    _, sizes, components = np.linalg.svd(
-        filters - filters.mean(axis=0), full_matrices=False
-    )
+    filters = filters - filters.mean(axis=0)
+    _, sizes, components = np.linalg.svd(filters, full_matrices=False)
     shares = sizes**2 / max((sizes**2).sum(), 1e-12)
     columns = min(count, 7)
     figure, axes = _tiles(-(-count // columns), columns, 1.1, 1.25)
-    for axis, component, share in zip(
-        axes.flat, components[:count], shares, strict=False
-    ):
-        least, most = component.min(), component.max()
-        picture = (component - least) / max(most - least, 1e-12)
+    for i, axis in enumerate(axes.flat[:count]):
+        picture = components[i] - components[i].min()
+        picture = picture / max(picture.max(), 1e-12)
         axis.imshow(picture.reshape(kernel.shape[:3]))
-        axis.set_title(f"{share:.1%}", fontsize=8)
+        axis.set_title(f"{shares[i]:.1%}", fontsize=8)
     return figure
 
 
@@ -448,12 +433,9 @@ def plot_recipes(
         images, _ = augment(batch, labels, step=0)
         for axis, image in zip(row, ops.convert_to_numpy(images), strict=True):
             axis.imshow(image / 255)
-        drawn = recipe.randaugment
-        layers = "({}, {})".format(*drawn) if drawn else "no"
-        row[0].set_ylabel(
-            f"{recipe.augment}\nRandAugment {layers}\nMixup {recipe.mixup:g}",
-            fontsize=8,
-        )
+        lines = (recipe.label, f"RandAugment {recipe.randaugment or 'no'}",
+                 f"Mixup {recipe.mixup:g}")  # fmt: skip
+        row[0].set_ylabel("\n".join(lines), fontsize=8)
     for i, axis in enumerate(axes[0]):
         axis.set_title(f"draw {i + 1}", fontsize=9)
     return figure
@@ -483,11 +465,8 @@ def plot_training(
     figure = visualize.plot_training(history)
     ```
     """
-    if isinstance(run, keras.callbacks.History):
-        unit, points = "epoch", _points_of_history(run)
-    else:
-        path = run.path if isinstance(run, Workdir) else pathlib.Path(run)
-        unit, points = "step", _points_of_file(path / "metrics.jsonl")
+    unit = "epoch" if isinstance(run, keras.callbacks.History) else "step"
+    points = _points(run)
     names = list(dict.fromkeys(key.removeprefix("val_") for key in points))
     if not names:
         raise ValueError(
@@ -524,18 +503,14 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, axes = subplots(1, 1, 8.0, 1 + 0.32 * len(rows))
     axis = axes[0, 0]
-    names = [
-        f"{r['task']} {r['model']} {r['image_size']} px, batch "
-        f"{r['batch_size']}, {r['backend']} {r['dtype']}"
-        for r in rows
-    ]
+    form = (
+        "{task} {model} {image_size} px, batch {batch_size}, {backend} {dtype}"
+    )
+    names = [form.format(**row) for row in rows]
+    speeds = [row["images_per_second"] for row in rows]
     colors = {"jax": "C0", "tensorflow": "C1", "torch": "C3"}
     places = list(range(len(rows)))[::-1]
-    bars = axis.barh(
-        places,
-        [row["images_per_second"] for row in rows],
-        color=[colors[row["backend"]] for row in rows],
-    )
+    bars = axis.barh(places, speeds, color=[colors[r["backend"]] for r in rows])
     axis.bar_label(bars, fmt="%.3g", padding=3)
     axis.set(xscale="log", xlabel="images/s", yticks=places, yticklabels=names)
     axis.margins(x=0.1)
@@ -545,7 +520,7 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _tiles(
     rows: int, columns: int, width: float = 1.5, height: float = 1.5
 ) -> tuple[Any, Any]:
-    """A figure for pictures: axes without ticks and frames."""
+    """Axes without ticks and frames, for pictures."""
     figure, axes = subplots(rows, columns, width, height)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
@@ -564,21 +539,15 @@ def _check_model(model: Any) -> None:
 def _softmax(block: Block, tokens: Any) -> np.ndarray:
     attention = block.attention
     x = ops.cast(block.norm1(tokens), "float32")
+    kernel = ops.cast(attention.qkv_kernel, "float32")  # (W, 3, H, D)
+    bias = ops.cast(attention.qkv_bias, "float32")  # (3, H, D)
     query, key = (
-        _heads(y, attention.qkv_kernel[:, i], attention.qkv_bias[i])
+        ops.einsum("btw,whd->bhtd", y, kernel[:, i]) + bias[i][:, None]
         for i, y in enumerate([x[:, : attention.queries], x])
     )
-    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    scores = ops.einsum("bhqd,bhkd->bhqk", query, key)
     scores = ops.softmax(scores / query.shape[-1] ** 0.5, axis=-1)
     return np.asarray(ops.convert_to_numpy(scores))
-
-
-def _heads(x: Any, kernel: Any, bias: Any) -> Any:
-    """Products of `x` with a (W, H, D) kernel: (B, H, T, D)."""
-    kernel, bias = ops.cast(kernel, "float32"), ops.cast(bias, "float32")
-    y = dense(flatten(x), kernel, bias)
-    y = ops.reshape(y, (-1, x.shape[1], *bias.shape))
-    return ops.transpose(y, (0, 2, 1, 3))
 
 
 def _patches(model: VisionTransformer, weights: np.ndarray) -> np.ndarray:
@@ -592,36 +561,30 @@ def _numpy(variable: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(ops.cast(variable, "float32")))
 
 
-def _pixels(image: np.ndarray, scaled: bool = False) -> np.ndarray:
-    """Floats in [0, 1] from values in 0 to 255, or in [-1, 1] if `scaled`."""
-    return np.clip((image + 1) / 2 if scaled else image / 255, 0, 1)
+def _pixels(model: VisionTransformer, image: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] from the values that the model takes."""
+    scaled = image / 255 if model.include_preprocessing else (image + 1) / 2
+    return np.clip(scaled, 0, 1)
 
 
-def _points_of_history(
-    history: keras.callbacks.History,
-) -> dict[str, list[tuple[float, float]]]:
-    """Metric -> (epoch, value)."""
-    points = {}
-    for key, values in history.history.items():
-        # `fit(validation_freq=k)` records every k-th epoch.
-        every = max(len(history.epoch) // max(len(values), 1), 1)
-        epochs = history.epoch[every - 1 :: every]
-        points[key] = [(e + 1, v) for e, v in zip(epochs, values, strict=False)]
-    return points
-
-
-def _points_of_file(
-    file: pathlib.Path,
-) -> dict[str, list[tuple[float, float]]]:
-    """Metric -> (step, value)."""
+def _points(run: Any) -> dict[str, list[tuple[float, float]]]:
+    """Metric -> (epoch or step, value)."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    if isinstance(run, keras.callbacks.History):
+        for key, values in run.history.items():
+            # `fit(validation_freq=k)` records every k-th epoch.
+            every = max(len(run.epoch) // max(len(values), 1), 1)
+            epochs = (epoch + 1 for epoch in run.epoch[every - 1 :: every])
+            points[key] = list(zip(epochs, values, strict=False))
+        return points
+    path = run.path if isinstance(run, Workdir) else pathlib.Path(run)
+    file = path / "metrics.jsonl"
     if not file.exists():
         raise FileNotFoundError(
             f"No such file: {file}. Expected the `--workdir` of a run whose "
             "first interval has ended."
         )
-    points: dict[str, list[tuple[float, float]]] = {}
-    for line in file.read_text().splitlines():
-        logs = json.loads(line)
+    for logs in map(json.loads, file.read_text().splitlines()):
         step = logs.pop("step")
         for key, value in logs.items():
             points.setdefault(key, []).append((step, value))

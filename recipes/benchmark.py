@@ -28,12 +28,15 @@ from absl import app, flags
 from keras_augreg import benchmark, visualize
 from keras_augreg.atomic import replacing
 from keras_augreg.output import markdown_table
+from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 
 _MODELS = flags.DEFINE_list("models", "ViT_S16", "As 'B/16' or 'ViT_B16'.")
 _BACKENDS = flags.DEFINE_list("backends", None, "KERAS_BACKEND by default.")
 _DTYPES = flags.DEFINE_list("dtypes", "float32", "Names of dtype policies.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", "16", "Images in a step.")
-_IMAGE_SIZES = flags.DEFINE_list("image_sizes", "224", "Sides in pixels.")
+_IMAGE_SIZES = flags.DEFINE_list(
+    "image_sizes", str(RESOLUTION), "Sides in pixels."
+)
 _TASKS = flags.DEFINE_list("tasks", "infer", "infer, train or both.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "For each measurement.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Output folder.")

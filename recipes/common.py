@@ -16,6 +16,7 @@ from absl import app, flags
 from keras_augreg import atomic, data, visualize
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.training import Workdir
+from keras_augreg.variants import find
 
 # absl's scripts would show JAX's list of devices that a machine lacks.
 logging.getLogger("jax").setLevel(logging.WARNING)
@@ -80,6 +81,7 @@ def open_run(devices: Any) -> Workdir:
     modules = (sys.argv[0], __name__)
     known = [f for m in modules for f in FLAGS.get_key_flags_for_module(m)]
     settings = {f.name: f.value for f in known if f.name not in ELSEWHERE}
+    settings["model"] = find(settings["model"]).name  # However it is spelled.
     return Workdir(workdir(), settings)
 
 

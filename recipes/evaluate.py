@@ -31,13 +31,14 @@ from absl import app, flags
 
 import keras_augreg
 from keras_augreg import atomic, data, dataset_names, visualize
+from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _SPLIT = flags.DEFINE_string("split", None, "Default: test, else val.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", RESOLUTION, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _CROP = flags.DEFINE_string("crop", None, "See `data.load`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evaluate", "Output folder.")

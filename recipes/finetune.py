@@ -29,6 +29,7 @@ import keras
 from absl import app, flags
 
 import keras_augreg
+from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string(
@@ -36,7 +37,7 @@ _DATASET = flags.DEFINE_string(
 )
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", RESOLUTION, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per step.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Weight updates.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.003, "Peak.")

@@ -26,10 +26,13 @@ from PIL import Image
 
 from keras_augreg import visualize
 from keras_augreg.atomic import replacing
+from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 
 _OUTPUT = flags.DEFINE_string("output", ".", "Folder to write to.")
 _PHOTO = flags.DEFINE_string("photo", None, "Another photo, an image file.")
-_SIZE = flags.DEFINE_integer("size", 224, "Side of the photo, in pixels.")
+_SIZE = flags.DEFINE_integer(
+    "size", RESOLUTION, "Side of the photo, in pixels."
+)
 _DPI = flags.DEFINE_integer("dpi", 80, "Dots per inch; a tile has 1.5 inches.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 

@@ -37,10 +37,11 @@ from absl import app, flags
 
 import keras_augreg
 from keras_augreg import study
+from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 
 _GRID = flags.DEFINE_string("grid", None, "JSON file, see docs/study.md.")
 _DATASET = flags.DEFINE_string("dataset", "digits", "Without --grid.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Without --grid.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", RESOLUTION, "Without --grid.")
 _EPOCHS = flags.DEFINE_float("epochs", 30, "Without --grid.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "INDEX/COUNT, from 0.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps, at most.")

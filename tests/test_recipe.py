@@ -64,6 +64,14 @@ def test_json_round_trip(recipe):
     assert AugReg.from_json(recipe.to_json()) == recipe
 
 
+def test_both_names_of_a_level():
+    labels = [AugReg(row[0]).label for row in TABLE]
+    assert labels == [
+        "none", "light1 (light0)", "light2 (light1)", "medium1", "medium2",
+        "heavy1 (strong1)", "heavy2 (strong2)",
+    ]  # fmt: skip
+
+
 def test_json_is_plain_and_defaults_may_be_left_out():
     assert json.loads(AugReg("heavy").to_json()) == {
         "augment": "heavy1",
@@ -152,6 +160,10 @@ def test_of_a_fine_tuned_file():
         (
             lambda: AugReg.recommended("L/32", "i21k"),
             "no recipe for L/32 on i21k, only for: R_Ti_16, Ti_16",
+        ),
+        (
+            lambda: AugReg.recommended("L/16", "i21k_30"),
+            r"pass 'i21k'.*best\('L/16', 'i21k_30'\)",
         ),
     ],
 )

@@ -257,6 +257,28 @@ def test_model_parallel_over_hosts_is_refused(monkeypatch):
 
 
 @pytest.mark.once
+def test_a_model_spelled_otherwise_resumes_the_same_run(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import common\n"
+        "from types import SimpleNamespace as devices\n"
+        "from absl import flags; flags.DEFINE_string('model', '', '')\n"
+        "flags.FLAGS(sys.argv); sys.argv[0] = common.__file__\n"
+        "flags.FLAGS.register_key_flag_for_module('common', "
+        "flags.FLAGS['model'])\n"
+        "common.open_run(devices(kind='none', shard=(0, 1)))\n"
+    )
+    for model in ("ViT_B16", "B/16", "b_16"):
+        subprocess.run(
+            [sys.executable, "-c", program, RECIPES, f"--model={model}",
+             f"--workdir={tmp_path / 'run'}"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+        )  # fmt: skip
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["model"] == "ViT_B16"
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("splits", "counts"),
     [

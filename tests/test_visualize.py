@@ -315,7 +315,7 @@ def test_recipes(photo):
     pictures = [np.round(255 * x) for x in shown(figure)]
     assert not np.array_equal(pictures[0], photo)
     assert figure.axes[0].get_ylabel().splitlines() == [
-        "heavy2",
+        "heavy2 (strong2)",
         "RandAugment (2, 20)",
         "Mixup 0.8",
     ]

@@ -33,7 +33,8 @@ class RandAugment(AugmentationLayer):
     step and position in the batch.
 
     Args:
-        num_layers: Operations per image, at least 0. The study used 2.
+        num_layers: Operations per image, at least 0. The study used 2 (from
+            scratch 4, too).
         magnitude: Their strength, in [0, 20]. The study used 0, 10, 15, 20;
             magnitude 0 is not the identity.
         seed: Integer in [0, 2^31); equal seeds draw equally. `None` takes one

@@ -30,13 +30,13 @@ import re
 from keras_augreg import dataset_names
 from keras_augreg.recipe import (
     FINETUNING_RESOLUTIONS,
-    FINETUNING_RUNS,
     LEVEL_OF_RELEASE,
     LEVELS,
     PRETRAINING_EPOCHS,
     PRETRAINING_LEARNING_RATE,
     PRETRAINING_RESOLUTION,
     REGULARIZATION,
+    RELEASE_FINETUNING_RUNS,
     WEIGHT_DECAY,
     AugReg,
 )
@@ -50,7 +50,9 @@ DATASETS = {
 """Pre-training set, as in the index's column `ds` -> epochs."""
 
 ADAPT = {
-    name: FINETUNING_RUNS[dataset_names.find(name, FINETUNING_RUNS)]
+    name: RELEASE_FINETUNING_RUNS[
+        dataset_names.find(name, RELEASE_FINETUNING_RUNS)
+    ]
     for name in (
         "cifar100", "imagenet2012", "kitti", "oxford_iiit_pet", "resisc45"
     )

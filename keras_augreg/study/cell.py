@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -15,13 +14,13 @@ import numpy as np
 
 from keras_augreg import checkpoints, data
 from keras_augreg.recipe import AugReg, pretraining_warmup
-from keras_augreg.study.grid import Cell, Finetuning, Pretraining, Source
+from keras_augreg.study.grid import Cell, Pretraining, Source
 from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
 
 # Share of the training images held out where there is no validation split.
-# The paper holds out 1% (ImageNet-1k) to 10% (Pets), section 3.1.
+# The paper: 1% (ImageNet-1k) to 20% (Resisc45), section 3.1.
 VAL_SHARE = 0.1
 # Each run is validated and saved at least this many times.
 INTERVALS = 4
@@ -61,7 +60,13 @@ def train(
     fraction = cell.fraction if isinstance(cell, Pretraining) else 1.0
     engine = {"engine": "tensorflow"} if augment_on == "host" else {}
     batches, val, test, info = _load(cell, fraction, engine)
-    model = _build(cell, info.num_classes)
+    model = VisionTransformer(
+        **dataclasses.asdict(cell.model.sizes),
+        input_shape=(cell.image_size, cell.image_size, 3),
+        classes=info.num_classes,
+        recipe=cell.recipe if isinstance(cell, Pretraining) else AugReg("none"),
+        seed=cell.seed,
+    )
     if isinstance(cell, Pretraining):
         total_steps = max(round(cell.epochs * info.steps_per_epoch), 1)
         compile_pretraining(
@@ -76,11 +81,13 @@ def train(
         )
     else:
         total_steps = cell.steps
-        checkpoints.load(model, _upstream(cell, folder), head="new")
+        if isinstance(cell.upstream, str):
+            weights = checkpoints.download(cell.upstream)
+        else:
+            weights = folder.with_name(cell.upstream.name) / "model.npz"
+        checkpoints.load(model, weights, head="new")
         compile_finetuning(
-            model,
-            total_steps=total_steps,
-            learning_rate=cell.learning_rate,
+            model, total_steps=total_steps, learning_rate=cell.learning_rate
         )
     run = Workdir(folder, {"cell": cell.name}, keep=1)
     run.fit(
@@ -125,19 +132,11 @@ def train(
 def hold_out(
     found: Any, fraction: float, val_share: float
 ) -> tuple[list[str], list[str], list[str]]:
-    """Divides a training split, always in the same way.
+    """Divides the names of a training split: train, validate, the others.
 
+    Always in the same way, a smaller fraction being part of a larger one.
     Folders and digits are divided class by class, with at least one example
     in each part; TFDS data sets, whose labels are in their files, as a whole.
-
-    Args:
-        found: The examples, from `keras_augreg.data.find`.
-        fraction: Share to train on of the rest, in (0, 1].
-        val_share: Share to hold out for validation, in [0, 1).
-
-    Returns:
-        Names of the examples to train on, to validate on, and of the others.
-        A fraction's training examples are among those of a larger fraction.
     """
     names, labels = np.array(found.names), found.labels
     if labels is None:
@@ -148,10 +147,8 @@ def hold_out(
         # RandomState's streams are frozen, Generator's are not (NEP 19).
         rng = np.random.RandomState([SPLIT_SEED, label])
         members = members[rng.permutation(len(members))].tolist()
-        held = 0
-        if val_share:
-            held = min(max(round(val_share * len(members)), 1),
-                       len(members) - 1)  # fmt: skip
+        held = max(round(val_share * len(members)), 1) if val_share else 0
+        held = min(held, len(members) - 1)
         count = max(round(fraction * (len(members) - held)), 1)
         val += members[:held]
         train += members[held : held + count]
@@ -171,9 +168,8 @@ def _load(
         data_dir=arguments.get("data_dir"),
         options=data.Options(**options),
     )
-    train, val, rest = hold_out(
-        found, fraction, VAL_SHARE if source.val is None else 0.0
-    )
+    val_share = VAL_SHARE if source.val is None else 0.0
+    train, val, rest = hold_out(found, fraction, val_share)
 
     def load(split: str, exclude: Sequence[str] = (), **more: Any) -> Any:
         return data.load(
@@ -185,50 +181,31 @@ def _load(
             **{**arguments, **more},
         )
 
+    rest_of_train = [*val, *rest]
     batches, info = load(
-        source.train, [*val, *rest], training=True, seed=cell.seed
+        source.train, rest_of_train, training=True, seed=cell.seed
     )
-    evaluation = functools.partial(
-        load, training=False, class_names=info.class_names
-    )
+    evaluate = {"training": False, "class_names": info.class_names}
     if source.val is None:
-        validation = evaluation(source.train, [*train, *rest])[0]
+        validation, _ = load(source.train, [*train, *rest], **evaluate)
     else:
-        validation = evaluation(source.val)[0]
-    return batches, validation, evaluation(source.test)[0], info
+        validation, _ = load(source.val, **evaluate)
+    return batches, validation, load(source.test, **evaluate)[0], info
 
 
 def _arguments(
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a source's options into arguments of `load` and `Options`."""
+    arguments = dict(settings)
     crop, options = (
-        {f.name for f in dataclasses.fields(kind)}
+        {f.name: arguments.pop(f.name)
+         for f in dataclasses.fields(kind) if f.name in arguments}
         for kind in (data.Preprocess, data.Options)
-    )
-    arguments = {
-        k: v for k, v in settings.items() if k not in crop and k not in options
-    }
-    if chosen := {k: v for k, v in settings.items() if k in crop}:
-        arguments["preprocess"] = data.Preprocess(**chosen)
-    return arguments, {k: v for k, v in settings.items() if k in options}
-
-
-def _build(cell: Cell, classes: int) -> Any:
-    recipe = cell.recipe if isinstance(cell, Pretraining) else AugReg("none")
-    return VisionTransformer(
-        **dataclasses.asdict(cell.model.sizes),
-        input_shape=(cell.image_size, cell.image_size, 3),
-        classes=classes,
-        recipe=recipe,
-        seed=cell.seed,
-    )
-
-
-def _upstream(cell: Finetuning, folder: pathlib.Path) -> pathlib.Path:
-    if isinstance(cell.upstream, str):
-        return checkpoints.download(cell.upstream)
-    return folder.with_name(cell.upstream.name) / "model.npz"
+    )  # fmt: skip
+    if crop:
+        arguments["preprocess"] = data.Preprocess(**crop)
+    return arguments, options
 
 
 def _speed(model: Any, dataset: Any) -> float:
@@ -243,11 +220,7 @@ def _speed(model: Any, dataset: Any) -> float:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Adds the cost of an interval to its logs.
-
-    `seconds` includes the validation at its end; `speed`, in training
-    images/s, does not.
-    """
+    """Logs an interval's `seconds`, with validation, and images/s, without."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()

@@ -23,7 +23,12 @@ import numpy as np
 
 from keras_augreg.dataset_names import canonical
 from keras_augreg.output import markdown_table, subplots
-from keras_augreg.recipe import FINETUNING_BATCH, LEVEL_OF_RELEASE
+from keras_augreg.recipe import (
+    FINETUNING_BATCH,
+    FOUR_LAYERS,
+    LEVEL_OF_RELEASE,
+    AugReg,
+)
 from keras_augreg.study.table import IMAGES, write
 from keras_augreg.variants import find
 
@@ -191,7 +196,7 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
 
     A map for each pre-training (with a single model, a row): upstream
     validation accuracy, coloured by its difference to the model without
-    either, the better of the weight decays.
+    either, the better of the weight decays (Figure 4 does not say which).
     """
     runs = _mean(_upstream(table), "final_val")
     runs = _best(runs, "final_val", [*_KEYS, "aug", "do"])
@@ -211,7 +216,7 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
     recipes = [
         recipe
         for rate in sorted(runs["do"].unique())
-        for release in LEVEL_OF_RELEASE
+        for release in (*LEVEL_OF_RELEASE, *FOUR_LAYERS)
         if (recipe := f"{_level(release)}, {rate:g}") in set(runs["recipe"])
     ]
     numbers = runs.pivot(
@@ -483,9 +488,8 @@ def _count(rows: pandas.DataFrame) -> list[str]:
 
 
 def _level(release: str) -> str:
-    """A level of augmentation in the paper's spelling, and the release's."""
-    level = LEVEL_OF_RELEASE[release]
-    return level if level == release else f"{level} ({release})"
+    """Both names of a level of augmentation."""
+    return AugReg(LEVEL_OF_RELEASE.get(release, release)).label
 
 
 def _format(text: str, *columns: Iterable[Any]) -> list[str]:

@@ -18,7 +18,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from keras_augreg.checkpoints import names
+from keras_augreg.dataset_names import canonical
 from keras_augreg.recipe import (
     PRETRAINING_LEARNING_RATE,
     PRETRAINING_RESOLUTION,
@@ -146,9 +149,7 @@ class Finetuning:
     @functools.cached_property
     def name(self) -> str:
         """Unique, usable as a file name."""
-        upstream = self.upstream
-        if isinstance(upstream, Pretraining):
-            upstream = upstream.name
+        upstream = getattr(self.upstream, "name", self.upstream)
         return (
             f"{upstream}--{self.data.name}-steps_{self.steps}"
             f"-lr_{self.learning_rate:g}-res_{self.image_size}-seed_{self.seed}"
@@ -209,6 +210,9 @@ class Transfer:
     learning_rates: tuple[float, ...] = (0.003, 0.01)
     image_sizes: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _source(self.data))
+
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
@@ -218,9 +222,10 @@ class Grid:
     ImageNet-21k, batches of 4,096, peak 1e-3 (arXiv 2106.10270, section 3).
 
     Args:
-        datasets: Data sets to pre-train on.
+        datasets: Data sets to pre-train on: sources of `data.load`, or
+            `Source`s with their options.
         models: Architectures: any spelling of one, or a `Variant`.
-        recipes: Augmentation and regularisation.
+        recipes: Augmentation and regularisation: levels, or `AugReg`s.
         fractions: Shares of the training images to use, each in (0, 1]; a
             smaller share is part of a larger one.
         epochs: Passes over that share, above 0.
@@ -233,23 +238,23 @@ class Grid:
         loss: `"softmax"` or `"sigmoid"`, as in `compile_pretraining`.
 
     Raises:
-        ValueError: If a value is out of range, two data sets have one name,
-            or the grid has no cell.
+        ValueError: If a value is out of range, two data sets have one name
+            or one data set has two, or the grid has no cell.
 
     Example:
     >>> grid = Grid(
-    ...     datasets=(Source("digits"),),
+    ...     datasets=("digits",),
     ...     models=("Ti/16",),
-    ...     recipes=(AugReg("none"), AugReg("light1")),
+    ...     recipes=("none", "light1"),
     ...     seeds=(0, 1),
     ... )
     >>> len(grid.cells())
     4
     """
 
-    datasets: tuple[Source, ...] = ()
+    datasets: tuple[Source | str, ...] = ()
     models: tuple[Variant | str, ...] = ()
-    recipes: tuple[AugReg, ...] = ()
+    recipes: tuple[AugReg | str, ...] = ()
     fractions: tuple[float, ...] = (1.0,)
     epochs: tuple[float, ...] = (30.0,)
     seeds: tuple[int, ...] = (0,)
@@ -266,15 +271,17 @@ class Grid:
                 "`fractions` must be above 0 and at most 1. Received: "
                 f"fractions={self.fractions}"
             )
-        for name, values in (
-            ("epochs", self.epochs),
-            ("image_size", (self.image_size,)),
-            ("batch_size", (self.batch_size,)),
-            ("learning_rate", (self.learning_rate,)),
-        ):
-            if not all(value > 0 for value in values):
+        for name in ("datasets", "models", "recipes", "checkpoints"):
+            if isinstance(value := getattr(self, name), str):
+                raise TypeError(
+                    f"`{name}` must be a tuple, such as {name}=({value!r},). "
+                    f"Received: {name}={value!r}"
+                )
+        for name in ("epochs", "image_size", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if not all(np.atleast_1d(value) > 0):
                 raise ValueError(
-                    f"`{name}` must be above 0. Received: {name}={values}"
+                    f"`{name}` must be above 0. Received: {name}={value}"
                 )
         if self.loss not in ("softmax", "sigmoid"):
             raise ValueError(
@@ -283,13 +290,16 @@ class Grid:
             )
         for checkpoint in self.checkpoints:
             names.parse(checkpoint)
-        known: dict[str, str] = {}
-        for data in (*self.datasets, *(t.data for t in self.transfers)):
-            if known.setdefault(data.name, data.source) != data.source:
+        known: dict[str, Source] = {}
+        targets = (transfer.data for transfer in self._transfers())
+        for data in (*map(_source, self.datasets), *targets):
+            same = known.setdefault(canonical(data.name), data)
+            if (same.name, same.source) != (data.name, data.source):
                 raise ValueError(
-                    f"Two data sets are called {data.name!r}: "
-                    f"{known[data.name]!r} and {data.source!r}. Give one of "
-                    'them another name: {"source": ..., "name": ...}.'
+                    f"Two data sets are called {data.name!r} (or a synonym): "
+                    f"{same.source!r} and {data.source!r}. Spell one data set "
+                    "in one way; give different ones different names: "
+                    '{"source": ..., "name": ...}.'
                 )
         if not self.cells():
             raise ValueError(
@@ -305,8 +315,8 @@ class Grid:
         cells: list[Cell] = []
         upstream: Pretraining | str
         for data, model, recipe, fraction, epochs, seed in itertools.product(
-            self.datasets, map(find, self.models), self.recipes,
-            self.fractions, self.epochs, self.seeds,
+            map(_source, self.datasets), map(_model, self.models),
+            map(_recipe, self.recipes), self.fractions, self.epochs, self.seeds,
         ):  # fmt: skip
             upstream = Pretraining(
                 model, data, recipe, fraction, epochs, seed, self.learning_rate,
@@ -317,10 +327,18 @@ class Grid:
             cells += self._finetunings(upstream, seed)
         return tuple(cells)
 
+    def _transfers(self) -> list[Transfer]:
+        return [
+            value
+            if isinstance(value, Transfer)
+            else Transfer(**_checked("transfer", value, Transfer, "data"))
+            for value in self.transfers
+        ]
+
     def _finetunings(
         self, upstream: Pretraining | str, seed: int
     ) -> Iterable[Finetuning]:
-        for transfer in self.transfers:
+        for transfer in self._transfers():
             for steps, learning_rate, size in itertools.product(
                 transfer.steps,
                 transfer.learning_rates,
@@ -350,18 +368,9 @@ class Grid:
         Raises:
             ValueError: If a key or a value is unknown.
         """
-        kinds = {
-            "datasets": _source,
-            "models": _model,
-            "recipes": _recipe,
-            "transfers": _transfer,
-        }
-        fields = {**_checked("grid", fields, cls)}
+        fields = _checked("grid", fields, cls)
         if fields.get("recipes") == "paper":
             fields["recipes"] = AugReg.grid()
-            del kinds["recipes"]
-        for key, kind in kinds.items():
-            fields[key] = tuple(map(kind, fields.get(key, ())))
         return cls(**fields)
 
 
@@ -393,10 +402,7 @@ def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
 
 
 def _digest(cell: Cell) -> str:
-    """Tells apart cells that differ in what their names leave out.
-
-    Paths are left out, so that names are the same on every machine.
-    """
+    """Tells apart cells that differ in more than names and paths."""
     fields = dataclasses.asdict(cell)
     for part in (fields, fields.get("upstream")):
         if isinstance(part, dict):
@@ -407,11 +413,11 @@ def _digest(cell: Cell) -> str:
 
 
 def _checked(
-    what: str, value: Any, kind: type, *required: str, named: bool = False
+    what: str, value: Any, kind: type, *required: str
 ) -> dict[str, Any]:
     """The fields of a JSON object for a class, lists as tuples."""
     known = {field.name for field in dataclasses.fields(kind)}
-    known |= {"name"} if named else set()
+    known |= {"name"} & {*required}
     if not isinstance(value, Mapping) or not set(value) <= known:
         raise ValueError(
             f"Expected a {what}: a JSON object with some of "
@@ -428,26 +434,21 @@ def _checked(
 
 
 def _source(value: Any) -> Source:
-    if isinstance(value, str):
-        return Source(value)
+    if isinstance(value, Source | str):
+        return Source(value) if isinstance(value, str) else value
     return Source(**_checked("data set", value, Source, "source"))
 
 
 def _model(value: Any) -> Variant:
-    if isinstance(value, str):
+    if isinstance(value, Variant | str):
         return find(value)
     required = ("name", "patch_size", "width", "depth", "num_heads", "mlp_dim")
-    fields = _checked("model", value, Sizes, *required, named=True)
+    fields = _checked("model", value, Sizes, *required)
     name = fields.pop("name")
     return Variant(name, name, Sizes(**fields))
 
 
 def _recipe(value: Any) -> AugReg:
-    if isinstance(value, str):
-        return AugReg(value)
+    if isinstance(value, AugReg | str):
+        return AugReg(value) if isinstance(value, str) else value
     return AugReg(**_checked("recipe", value, AugReg, "augment"))
-
-
-def _transfer(value: Any) -> Transfer:
-    fields = _checked("transfer", value, Transfer, "data")
-    return Transfer(**{**fields, "data": _source(fields["data"])})

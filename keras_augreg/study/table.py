@@ -60,7 +60,7 @@ COLUMNS: dict[str, type] = {
     "attempts": int,
     "error": str,
 }
-# Training images: arXiv 2106.10270, section 3.1 and figure 1.
+# Training images as the paper's Figure 1 counts them (3.1 says about 14M).
 IMAGES = {"i1k": 1_280_000, "i21k_30": 13_000_000, "i21k": 13_000_000}
 
 
@@ -101,12 +101,12 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
 def published() -> pandas.DataFrame:
     """Returns the numbers that the paper printed, as a results table.
 
-    Tables 3 and 5 and figure 4 of arXiv 2106.10270v2; the asset's README says
-    how they were read. `final_val` holds figure 4's upstream accuracies, the
-    better of the two weight decays. `adapt_final_test` holds table 3's
-    accuracies on ImageNet-1k (`adapt_ds` "imagenet2012") and table 5's means
-    over VTAB's groups ("natural", "specialized", "structured"), each for the
-    best recipe by upstream validation; `aug` is empty there.
+    Tables 3 and 5 and Figure 4 of arXiv 2106.10270v2; the asset's README says
+    how they were read. `final_val` holds Figure 4's upstream accuracies (the
+    paper does not say how it merges the weight decays). `adapt_final_test`
+    holds Table 3's accuracies on ImageNet-1k (`adapt_ds` "imagenet2012") and
+    Table 5's means over VTAB's groups ("natural", "specialized",
+    "structured"), each for the best recipe upstream; `aug` is empty there.
 
     Returns:
         A data frame as from `read`.

@@ -178,8 +178,8 @@ def compile_finetuning(
         model: A `keras_augreg` model with a classifier.
         total_steps: Weight updates of the whole training.
         learning_rate: Peak of the learning rate. The study: 0.001 to 0.03.
-        warmup_steps: Weight updates until the peak. `None` for a fifth of
-            `total_steps`, at most the study's 500.
+        warmup_steps: Weight updates until the peak. `None` for the study's,
+            `keras_augreg.recipe.finetuning_warmup(total_steps)`.
         loss: As in `compile_pretraining`.
         freeze: Whether only the classifier is trained (a linear probe).
             Dropout stays active.

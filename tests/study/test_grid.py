@@ -64,6 +64,22 @@ def test_a_grid_takes_every_spelling_of_a_model():
     assert same == [cell, cell]
 
 
+def test_a_grid_takes_names_of_data_sets_and_recipes():
+    named = Grid(datasets=("digits",), models=("S/32",), recipes=("light1",),
+                 transfers=(Transfer("photos"),))  # fmt: skip
+    assert (
+        named.cells()
+        == Grid(
+            datasets=(Source("digits"),),
+            models=(VARIANTS["ViT_S32"],),
+            recipes=(AugReg("light1"),),
+            transfers=(Transfer(Source("photos")),),
+        ).cells()
+    )
+    with pytest.raises(TypeError, match=r"such as recipes=\('light1',\)"):
+        Grid(datasets=("digits",), models=("S/32",), recipes="light1")
+
+
 def test_the_papers_recipes():
     grid = Grid.from_json({**FIELDS, "recipes": "paper", "transfers": []})
     assert len(grid.cells()) == 2 * 28 * 2 * 2
@@ -126,6 +142,11 @@ def test_a_file_of_several_grids(tmp_path):
         ({"recipes": ["strong1"]}, "means 'heavy1'"),
         ({"recipes": [{"level": "none"}]}, "Expected a recipe"),
         ({"datasets": ["/a/x", "/b/x"]}, "Two data sets are called 'x'"),
+        ({"datasets": ["pets", "oxford_iiit_pet"]}, "Spell one data set in"),
+        (
+            {"datasets": ["i1k"], "transfers": [{"data": "imagenet2012"}]},
+            "'i1k' and 'imagenet2012'",
+        ),
         ({"datasets": [{"path": "x"}]}, "Expected a data set"),
         ({"transfers": [{"steps": [1]}]}, "lacks data"),
         ({"checkpoints": ["B_17"]}, "Unknown checkpoint"),
