@@ -80,9 +80,8 @@ def compiled(function: Callable, library: str) -> Callable:
     """
     if library == "tensorflow":
         # Traced for each shape, as in JAX: `ops.Lookups` needs a known size.
-        return _tensorflow().function(
-            function, jit_compile=True, autograph=False
-        )
+        tf = _tensorflow()
+        return tf.function(function, jit_compile=True, autograph=False)
     if library == "jax":
         import jax
 
@@ -150,9 +149,8 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         return tf.math.unsorted_segment_sum(data, kept, num_segments)
 
     def map_uint8(function: Callable, xs: Any) -> Any:
-        return tf.map_fn(
-            function, xs, fn_output_signature=tf.TensorSpec(None, "uint8")
-        )
+        spec = tf.TensorSpec(None, "uint8")
+        return tf.map_fn(function, xs, fn_output_signature=spec)
 
     def swapaxes(x: Any, a: int, b: int) -> Any:
         order = list(range(5))

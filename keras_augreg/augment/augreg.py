@@ -64,12 +64,9 @@ class AugRegAugment(AugmentationLayer):
     check = staticmethod(ops.check_images)
 
     def __init__(
-        self,
-        recipe: AugReg,
-        num_classes: int,
-        seed: int | None = None,
+        self, recipe: AugReg, num_classes: int, seed: int | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(seed=seed, **kwargs)
         check_recipe(recipe)
         if num_classes < 1:
@@ -81,11 +78,7 @@ class AugRegAugment(AugmentationLayer):
         self.num_classes = num_classes
 
     def call(
-        self,
-        images: Any,
-        labels: Any,
-        step: Any = None,
-        training: bool = True,
+        self, images: Any, labels: Any, step: Any = None, training: bool = True
     ) -> tuple[Any, Any]:
         labels = arrays.soft_labels(labels, self.num_classes)
         host, library = arrays.place(images)
@@ -97,12 +90,8 @@ class AugRegAugment(AugmentationLayer):
     def compute_output_spec(
         self, images: Any, labels: Any, *_: Any, **__: Any
     ) -> Any:
-        return (
-            keras.KerasTensor(images.shape, dtype="float32"),
-            keras.KerasTensor(
-                (labels.shape[0], self.num_classes), dtype="float32"
-            ),
-        )
+        shapes = images.shape, (labels.shape[0], self.num_classes)
+        return tuple(keras.KerasTensor(s, dtype="float32") for s in shapes)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "recipe": self.recipe.to_json()}

@@ -64,11 +64,7 @@ class MixUp(AugmentationLayer):
         self.p = p
 
     def call(
-        self,
-        images: Any,
-        labels: Any,
-        step: Any = None,
-        training: bool = True,
+        self, images: Any, labels: Any, step: Any = None, training: bool = True
     ) -> tuple[Any, Any]:
         for name, x in (("images", images), ("labels", labels)):
             dtype = keras.backend.standardize_dtype(x.dtype)

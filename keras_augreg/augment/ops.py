@@ -34,23 +34,10 @@ from keras_augreg.augment import arrays
 
 # In the original's order, into which a random draw indexes.
 OPERATIONS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Cutout",
-    "SolarizeAdd",
-)
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize",
+    "Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY",
+    "TranslateX", "TranslateY", "Cutout", "SolarizeAdd",
+)  # fmt: skip
 # The operations that draw a sign.
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 # Value of pixels that have no source.
@@ -96,18 +83,17 @@ class Lookups:
         return int(self.magnitude / 10 * 40)
 
     def _transform(self, operation: str, sign: int) -> np.ndarray:
-        """float32 (a, b, c, d, e, f).
-
-        The source of column x, row y is column ax + by + c, row dx + ey + f.
-        """
+        """a, ..., f: (x, y) shows column ax + by + c of row dx + ey + f."""
         level = self.magnitude / 10
         shear, shift = sign * level * 0.3, sign * level * 100.0
         if operation == "Rotate":
             degrees = np.float32(sign * level * 30.0)
             angle = float(degrees * np.float32(math.pi / 180.0))
             cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-            right = np.float32(self.width - 1)
-            bottom = np.float32(self.height - 1)
+            right, bottom = (
+                np.float32(self.width - 1),
+                np.float32(self.height - 1),
+            )
             x = (right - (cos * right - sin * bottom)) / np.float32(2)
             y = (bottom - (sin * right + cos * bottom)) / np.float32(2)
             return np.array((cos, -sin, x, sin, cos, y))
@@ -365,9 +351,8 @@ def _cut_out(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
 
 
 def _map_values(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
-    return _look_up(
-        xp, images, xp.take(lookups.tables, choice.operation, axis=0)
-    )
+    tables = xp.take(lookups.tables, choice.operation, axis=0)
+    return _look_up(xp, images, tables)
 
 
 def _stretch(xp: Any, images: Any, *_: Any) -> Any:
@@ -415,11 +400,10 @@ def apply_all(xp: Any, images: Any, choice: Choice, lookups: Lookups) -> Any:
 
     # On PyTorch, `segment_sum` cannot leave values out.
     leave_out = keras.backend.backend() != "torch"
+    wanted = chosen("Equalize") if leave_out else None
     tables = xp.take(lookups.tables, choice.operation, axis=0)
     tables = pick("AutoContrast", _autocontrast_tables(xp, images), tables)
-    equalized = _equalize_tables(
-        xp, images, chosen("Equalize") if leave_out else None
-    )
+    equalized = _equalize_tables(xp, images, wanted)
     tables = pick("Equalize", equalized, tables)
 
     sources = _sources(xp, choice, lookups)
@@ -463,10 +447,8 @@ def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
             )
         return image[0]
 
-    signature = tf.TensorSpec(images.shape[1:], "uint8")
-    return tf.map_fn(
-        transform, (images, choices), fn_output_signature=signature
-    )
+    spec = tf.TensorSpec(images.shape[1:], "uint8")
+    return tf.map_fn(transform, (images, choices), fn_output_signature=spec)
 
 
 def apply_op(
@@ -524,10 +506,8 @@ def apply_op(
     >>> inverted = keras_augreg.augment.apply_op(images, "Invert", 10)
     """
     if op not in _FAMILY_OF:
-        raise ValueError(
-            f"Unknown operation {op!r}. Expected one of: "
-            f"{', '.join(OPERATIONS)}."
-        )
+        names = ", ".join(OPERATIONS)
+        raise ValueError(f"Unknown operation {op!r}. Expected one of: {names}.")
     check_magnitude(magnitude)
     if sign not in (1, -1):
         raise ValueError(f"`sign` must be 1 or -1. Received: sign={sign}.")
@@ -544,9 +524,8 @@ def apply_op(
         n, height, width, _ = xp.shape(images)
         each = (_INDEX[op], negative, row, column)
         choice = Choice(*(xp.arange(n) * 0 + x for x in each))
-        pixels = to_uint8(xp, images)
         this = lookups(magnitude, height, width)
-        result = _FAMILY_OF[op](xp, pixels, choice, this)
+        result = _FAMILY_OF[op](xp, to_uint8(xp, images), choice, this)
         return xp.cast(result, images.dtype)
 
     if arrays.in_tensorflow_graph(images):

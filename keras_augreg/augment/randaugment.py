@@ -113,15 +113,11 @@ def _compiled(
 
 
 def randaugment(
-    images: Any,
-    key: tuple[Any, ...],
-    num_layers: int,
-    magnitude: float,
-    host: bool,
+    images: Any, key: tuple, num_layers: int, magnitude: float, host: bool
 ) -> Any:
     """RandAugment of uint8 images with the draws of a (seed, step) key.
 
-    `host`: whether to branch for each image (in TensorFlow) instead of
+    On the host, it branches for each image (in TensorFlow) instead of
     computing every operation for the whole batch.
     """
     xp = arrays.namespace(images)
@@ -178,13 +174,11 @@ def _apply_in_chunks(
     split_choices = [ops.Choice(*map(split, choice)) for choice in choices]
 
     def chunk(i: Any) -> Any:
-        return apply(
-            xp.take(parts, i, axis=1),
-            [
-                ops.Choice(*(xp.take(x, i, axis=1) for x in choice))
-                for choice in split_choices
-            ],
-        )
+        some = [
+            ops.Choice(*(xp.take(x, i, axis=1) for x in choice))
+            for choice in split_choices
+        ]
+        return apply(xp.take(parts, i, axis=1), some)
 
     chunks = xp.map(chunk, xp.arange(count))
     shape = (count * size, height, width, channels)

@@ -104,210 +104,107 @@ def dsprites_orientation(example: Any) -> Any:
     return tf.cast(example["label_orientation"], tf.float32) // (40 / 16)
 
 
-# VTAB-1k: 800 examples to train on, 200 to choose settings on, and both.
-_VTAB_1K = {
-    "train800": "train[:800]",
-    "val200": "validation[:200]",
-    "train800val200": "train[:800]+validation[:200]",
-}
-_VALIDATION = {
-    "train": "train",
-    "val": "validation",
-    "trainval": "train+validation",
-    "test": "test",
-    **_VTAB_1K,
-}
-_HELD_OUT = {
-    "train": "train[:{p}]",
-    "val": "train[{p}:]",
-    "trainval": "train",
-    "test": "test",
-    "train800": "train[:800]",
-    "val200": "train[{p}:{p200}]",
-    "train800val200": "train[:800]+train[{p}:{p200}]",
-}
-# 60% train, 20% validation, 20% test, all of TFDS's one split.
-_ONE_SPLIT_60 = {
-    **_HELD_OUT,
-    "val": "train[60%:80%]",
-    "trainval": "train[:80%]",
-    "test": "train[80%:]",
-}
-_ONE_SPLIT_80 = {
-    **_HELD_OUT,
-    "val": "train[80%:90%]",
-    "trainval": "train[:90%]",
-    "test": "train[90%:]",
-}
-_NORB = {
-    "train": "train",
-    "val": "test[:50%]",
-    "trainval": "train+test[:50%]",
-    "test": "test[50%:]",
-    "train800": "train[:800]",
-    "val200": "test[:200]",
-    "train800val200": "train[:800]+test[:200]",
-}
-
-
-def _transfer(train: int, test: str = "test") -> dict[str, str]:
+def _splits(
+    train: str, val: str, trainval: str, test: str, val200: str
+) -> dict[str, str]:
+    """Adds VTAB-1k's: 800 examples to train on, 200 to choose settings on."""
     return {
-        "train": f"train[:{train}%]",
-        "minival": f"train[{train}%:]",
+        "train": train,
+        "val": val,
+        "trainval": trainval,
         "test": test,
+        "train800": "train[:800]",
+        "val200": val200,
+        "train800val200": f"train[:800]+{val200}",
     }
 
 
-def _vtab(
+_HELD = ("train[{p}:]", "train", "test", "train[{p}:{p200}]")
+_HELD_OUT = _splits("train[:{p}]", *_HELD)
+_VALIDATION = _splits(
+    "train", "validation", "train+validation", "test", "validation[:200]"
+)
+# 60% or 80% to train on, the rest in halves, all of TFDS's one split.
+_ONE_SPLIT_60 = _splits(
+    "train[:{p}]", "train[60%:80%]", "train[:80%]", "train[80%:]", _HELD[-1]
+)
+_ONE_SPLIT_80 = _splits(
+    "train[:{p}]", "train[80%:90%]", "train[:90%]", "train[90%:]", _HELD[-1]
+)
+_NORB = _splits(
+    "train", "test[:50%]", "train+test[:50%]", "test[50%:]", "test[:200]"
+)
+_CLEVR = {**_HELD_OUT, "test": "validation"}
+_1K = CLASSES["imagenet-1k"]
+
+
+def _transfer(train: int, test: str = "test") -> dict[str, str]:
+    rest = f"train[{train}%:]"
+    return {"train": f"train[:{train}%]", "minival": rest, "test": test}
+
+
+def _row(
     name: str,
-    tfds: str,
+    tfds: str | None,
     splits: Mapping[str, str],
-    num_classes: int,
+    classes: int = 0,
     **more: Any,
 ) -> PaperDataset:
-    return PaperDataset(
-        name, tfds, splits, num_classes, "resize", "resize", False, **more
-    )
+    """Makes a row; classes that others know too come from their table."""
+    classes = classes or CLASSES[name.removeprefix("vtab-")]
+    return PaperDataset(name, tfds, splits, classes, **more)
 
 
-_OBJECTS = ("objects",)
-DATASETS: dict[str, PaperDataset] = {
-    row.name: row
-    for row in (
-        PaperDataset(
-            "imagenet-1k",
-            "imagenet2012",
-            _transfer(99, "validation"),
-            CLASSES["imagenet-1k"],
-        ),
-        # No public TFDS data set: `data_dir` is a folder or what TFDS wrote.
-        # 21,843 classes in the release's order (`assets/README.md`); splits
-        # of big_vision's `vit_i21k.py` are "full" and slices of it.
-        PaperDataset("imagenet-21k", None, {}, CLASSES["imagenet-21k"]),
-        PaperDataset(
-            "imagenet-v2",
-            "imagenet_v2",
-            {"test": "test"},
-            CLASSES["imagenet-1k"],
-        ),
-        # Labels are vectors with a one for every right class.
-        PaperDataset(
-            "imagenet-real",
-            "imagenet2012_real",
-            {"test": "validation"},
-            CLASSES["imagenet-1k"],
-            label="real_label",
-        ),
-        PaperDataset(
-            "cifar-10", "cifar10", _transfer(98), 10, crop="resize_small"
-        ),
-        PaperDataset(
-            "cifar-100",
-            "cifar100",
-            _transfer(98),
-            CLASSES["cifar-100"],
-            crop="resize_small",
-        ),
-        PaperDataset("pets", "oxford_iiit_pet", _transfer(90), CLASSES["pets"]),
-        PaperDataset(
-            "flowers", "oxford_flowers102", _transfer(90), CLASSES["flowers"]
-        ),
-        _vtab(
-            "resisc45",
-            "resisc45",
-            _ONE_SPLIT_60,
-            CLASSES["resisc45"],
-            held_out=60,
-        ),
-        _vtab(
-            "kitti-distance",
-            "kitti",
-            _VALIDATION,
-            CLASSES["kitti-distance"],
-            label=kitti_distance,
-            label_features=_OBJECTS,
-        ),
-        _vtab("vtab-caltech101", "caltech101", _HELD_OUT, 102, held_out=90),
-        _vtab(
-            "vtab-cifar-100",
-            "cifar100",
-            _HELD_OUT,
-            CLASSES["cifar-100"],
-            held_out=90,
-        ),
-        _vtab("vtab-dtd", "dtd", _VALIDATION, 47),
-        _vtab(
-            "vtab-flowers",
-            "oxford_flowers102",
-            _VALIDATION,
-            CLASSES["flowers"],
-        ),
-        _vtab(
-            "vtab-pets",
-            "oxford_iiit_pet",
-            _HELD_OUT,
-            CLASSES["pets"],
-            held_out=80,
-        ),
-        _vtab("vtab-sun397", "sun397/tfds", _VALIDATION, 397),
-        _vtab("vtab-svhn", "svhn_cropped", _HELD_OUT, 10, held_out=90),
-        _vtab("vtab-eurosat", "eurosat/rgb", _ONE_SPLIT_60, 10, held_out=60),
-        _vtab("vtab-camelyon", "patch_camelyon", _VALIDATION, 2),
-        _vtab(
-            "vtab-retinopathy",
-            "diabetic_retinopathy_detection/btgraham-300",
-            _VALIDATION,
-            5,
-        ),
-        _vtab(
-            "vtab-clevr-count",
-            "clevr",
-            {**_HELD_OUT, "test": "validation"},
-            8,
-            held_out=90,
-            label=clevr_count,
-            label_features=_OBJECTS,
-        ),
-        _vtab(
-            "vtab-clevr-distance",
-            "clevr",
-            {**_HELD_OUT, "test": "validation"},
-            6,
-            held_out=90,
-            label=clevr_distance,
-            label_features=_OBJECTS,
-        ),
-        _vtab("vtab-dmlab", "dmlab", _VALIDATION, 6),
-        # Its pixels are 0 and 1.
-        _vtab(
-            "vtab-dsprites-x",
-            "dsprites",
-            _ONE_SPLIT_80,
-            16,
-            held_out=80,
-            label=dsprites_x,
-            label_features=("label_x_position",),
-            brightness=255,
-        ),
-        _vtab(
-            "vtab-dsprites-orientation",
-            "dsprites",
-            _ONE_SPLIT_80,
-            16,
-            held_out=80,
-            label=dsprites_orientation,
-            label_features=("label_orientation",),
-            brightness=255,
-        ),
-        _vtab(
-            "vtab-norb-azimuth", "smallnorb", _NORB, 18, label="label_azimuth"
-        ),
-        _vtab(
-            "vtab-norb-elevation",
-            "smallnorb",
-            _NORB,
-            9,
-            label="label_elevation",
-        ),
-    )
-}
+def _vtab(*row: Any, **more: Any) -> PaperDataset:
+    more.update(crop="resize", eval_crop="resize", flip=False)
+    return _row(*row, **more)
+
+
+def _computed(label: Callable[[Any], Any], feature: str) -> dict[str, Any]:
+    return {"label": label, "label_features": (feature,)}
+
+
+_ROWS = (
+    _row("imagenet-1k", "imagenet2012", _transfer(99, "validation")),
+    # No public TFDS data set: `data_dir` is a folder or what TFDS wrote.
+    # 21,843 classes in the release's order (`assets/README.md`); splits
+    # of big_vision's `vit_i21k.py` are "full" and slices of it.
+    _row("imagenet-21k", None, {}),
+    _row("imagenet-v2", "imagenet_v2", {"test": "test"}, _1K),
+    # Labels are vectors with a one for every right class.
+    _row("imagenet-real", "imagenet2012_real", {"test": "validation"}, _1K,
+         label="real_label"),
+    _row("cifar-10", "cifar10", _transfer(98), 10, crop="resize_small"),
+    _row("cifar-100", "cifar100", _transfer(98), crop="resize_small"),
+    _row("pets", "oxford_iiit_pet", _transfer(90)),
+    _row("flowers", "oxford_flowers102", _transfer(90)),
+    _vtab("resisc45", "resisc45", _ONE_SPLIT_60, held_out=60),
+    _vtab("kitti-distance", "kitti", _VALIDATION,
+          **_computed(kitti_distance, "objects")),
+    _vtab("vtab-caltech101", "caltech101", _HELD_OUT, 102, held_out=90),
+    _vtab("vtab-cifar-100", "cifar100", _HELD_OUT, held_out=90),
+    _vtab("vtab-dtd", "dtd", _VALIDATION, 47),
+    _vtab("vtab-flowers", "oxford_flowers102", _VALIDATION),
+    _vtab("vtab-pets", "oxford_iiit_pet", _HELD_OUT, held_out=80),
+    _vtab("vtab-sun397", "sun397/tfds", _VALIDATION, 397),
+    _vtab("vtab-svhn", "svhn_cropped", _HELD_OUT, 10, held_out=90),
+    _vtab("vtab-eurosat", "eurosat/rgb", _ONE_SPLIT_60, 10, held_out=60),
+    _vtab("vtab-camelyon", "patch_camelyon", _VALIDATION, 2),
+    _vtab("vtab-retinopathy", "diabetic_retinopathy_detection/btgraham-300",
+          _VALIDATION, 5),
+    _vtab("vtab-clevr-count", "clevr", _CLEVR, 8, held_out=90,
+          **_computed(clevr_count, "objects")),
+    _vtab("vtab-clevr-distance", "clevr", _CLEVR, 6, held_out=90,
+          **_computed(clevr_distance, "objects")),
+    _vtab("vtab-dmlab", "dmlab", _VALIDATION, 6),
+    # Its pixels are 0 and 1.
+    _vtab("vtab-dsprites-x", "dsprites", _ONE_SPLIT_80, 16, held_out=80,
+          **_computed(dsprites_x, "label_x_position"), brightness=255),
+    _vtab("vtab-dsprites-orientation", "dsprites", _ONE_SPLIT_80, 16,
+          **_computed(dsprites_orientation, "label_orientation"),
+          held_out=80, brightness=255),
+    _vtab("vtab-norb-azimuth", "smallnorb", _NORB, 18, label="label_azimuth"),
+    _vtab("vtab-norb-elevation", "smallnorb", _NORB, 9,
+          label="label_elevation"),
+)  # fmt: skip
+DATASETS: dict[str, PaperDataset] = {row.name: row for row in _ROWS}

@@ -44,27 +44,16 @@ ROUNDING = np.float32(1e-4)
 
 # Formats that Pillow may open -> the extensions of their files.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "AVIF": (".avif",),
-    "JPEG2000": (".jp2", ".j2k"),
-}
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",),
+    "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",), "JPEG2000": (".jp2", ".j2k"),
+}  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 # Orientation -> the `PIL.Image.Transpose` that undoes it (Exif 2.32, table 5).
-UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+           5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+           8: "ROTATE_90"}  # fmt: skip
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Second bytes of markers that a length follows (ITU-T T.81, table B.1).
 SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
@@ -82,12 +71,8 @@ def formats() -> tuple[str, ...]:
 
     PIL.Image.init()
     optional = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-    return tuple(
-        name
-        for name in FORMATS
-        if name in PIL.Image.OPEN
-        and (name not in optional or PIL.features.check(optional[name]))
-    )
+    missing = {n for n, f in optional.items() if not PIL.features.check(f)}
+    return tuple(n for n in FORMATS if n in PIL.Image.OPEN and n not in missing)
 
 
 @functools.cache
@@ -97,39 +82,23 @@ def extensions() -> tuple[str, ...]:
 
 
 class Window(NamedTuple):
-    """The part of one image that is used, in order of application.
+    """The part of one image that is used, in order of application."""
 
-    Attributes:
-        box: (top, left, height, width) to cut out of the upright image.
-        size: (height, width) to resize that to.
-        corner: (top, left) of the final crop in the resized image.
-        flip: Whether to mirror left and right.
-    """
-
-    box: tuple[int, int, int, int]
-    size: tuple[int, int]
-    corner: tuple[int, int]
-    flip: bool
+    box: tuple[int, int, int, int]  # (top, left, height, width) to cut out
+    size: tuple[int, int]  # (height, width) to resize that to
+    corner: tuple[int, int]  # (top, left) of the crop in the resized image
+    flip: bool  # whether to mirror left and right
 
 
 @dataclasses.dataclass(frozen=True)
 class Cropping:
-    """How every image of a data set is cropped and resized.
+    """How every image of a data set is cropped and resized."""
 
-    Args:
-        image_size: (height, width) of the result, in pixels.
-        crop: One of `CROPS`.
-        training: Whether crops and flips are drawn or central.
-        flip: Whether to mirror half of the training images.
-        smaller_side: The smaller side before the crop of "resize_small", in
-            pixels. If `image_size` is not square, it refers to the smaller
-            side of `image_size`.
-    """
-
-    image_size: tuple[int, int]
-    crop: str
-    training: bool
-    flip: bool
+    image_size: tuple[int, int]  # (height, width)
+    crop: str  # one of `CROPS`
+    training: bool  # whether crops and flips are drawn or central
+    flip: bool  # whether to mirror half of the training images
+    # Before the crop of "resize_small", on the smaller side of `image_size`.
     smaller_side: int
 
     @property
@@ -138,16 +107,7 @@ class Cropping:
         return "area" if self.crop == "resize_small" else "bilinear"
 
     def window(self, height: int, width: int, rng: random.Random) -> Window:
-        """Draws the window of one image.
-
-        Args:
-            height: Height of the upright image, in pixels.
-            width: Width of the upright image, in pixels.
-            rng: Source of randomness for training images.
-
-        Returns:
-            The window.
-        """
+        """Draws the window of one upright image."""
         box = (0, 0, height, width)
         size = self.image_size
         corner = (0, 0)
@@ -171,9 +131,8 @@ class Cropping:
         `resize_area` computes only the crop.
         """
         pixels = math.prod(window.size)
-        return pixels > math.prod(window.box[2:]) and pixels > STRETCH * (
-            math.prod(self.image_size)
-        )
+        most = STRETCH * math.prod(self.image_size)
+        return pixels > max(math.prod(window.box[2:]), most)
 
     def _small_size(self, height: int, width: int) -> tuple[int, int]:
         # In float32, rounding halves to even, as TensorFlow does.
@@ -182,12 +141,11 @@ class Cropping:
             for s in self.image_size
         )
         factor = max(h / np.float32(height), w / np.float32(width))
-        return tuple(  # type: ignore[return-value]
-            max(int(np.round(np.float32(side) * factor)), least)
-            for side, least in zip(
-                (height, width), self.image_size, strict=True
-            )
+        small_h, small_w = (
+            int(np.round(np.float32(s) * factor)) for s in (height, width)
         )
+        least_h, least_w = self.image_size
+        return max(small_h, least_h), max(small_w, least_w)
 
 
 def inception_box(
@@ -198,15 +156,9 @@ def inception_box(
     Draws width / height uniformly from `CROP_ASPECT`, then the height
     uniformly from those that keep the area in `CROP_AREA` and the crop in the
     image, then the corner uniformly; like TensorFlow, never the last corner
-    (kernels/image/sample_distorted_bounding_box_op.cc).
-
-    Args:
-        height: Height of the image, in pixels.
-        width: Width of the image, in pixels.
-        rng: Only its `random()` is used, whose stream Python guarantees.
-
-    Returns:
-        (top, left, height, width); the whole image if no attempt fits.
+    (kernels/image/sample_distorted_bounding_box_op.cc). Only `rng.random()`
+    is used, whose stream Python guarantees. Returns (top, left, height,
+    width): the whole image if no attempt fits.
     """
     least, most = (share * height * width for share in CROP_AREA)
     low, high = CROP_ASPECT
@@ -235,20 +187,9 @@ def inception_box(
 class Picture:
     """An image file whose header has been read and whose pixels have not.
 
-    Args:
-        data: The bytes of the file.
-        name: Its name in error messages.
-        brightness: Factor of the pixels.
-
-    Attributes:
-        height: Height of the upright image, in pixels.
-        width: Width of the upright image, in pixels.
-        plain_jpeg: Whether TensorFlow's decoder gives the same pixels: it
-            ignores rotations and does not name a truncated file.
-
-    Raises:
-        ImageError: If the bytes cannot be read as an image, or if it has so
-            many pixels that Pillow suspects a decompression bomb.
+    `height` and `width` are those of the upright image. `plain_jpeg` says that
+    TensorFlow's decoder gives the same pixels: it ignores rotations and does
+    not name a truncated file.
     """
 
     def __init__(self, data: bytes, name: str, brightness: int = 1) -> None:
@@ -300,24 +241,11 @@ class Picture:
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """Decodes a part of the image.
-
-        Args:
-            box: (top, left, height, width) of the part to return.
-
-        Returns:
-            uint8 of shape (height, width, 3).
-
-        Raises:
-            ImageError: If the file is broken.
-        """
+        """Decodes a box, (top, left, height, width), as uint8 (..., 3)."""
         top, left, height, width = box
         if self.plain_jpeg and _one_whole_scan(self.data):
-            decoded = _decode_jpeg(self.data)
-            if decoded is not None and decoded.shape[:2] == (
-                self.height,
-                self.width,
-            ):
+            decoded, shape = _decode_jpeg(self.data), (self.height, self.width)
+            if decoded is not None and decoded.shape[:2] == shape:
                 return decoded[top : top + height, left : left + width]
         image, self._opened = self._opened or self._open(), None
         try:
@@ -331,11 +259,7 @@ class Picture:
 
 
 class ArrayPicture:
-    """An array with the interface of `Picture`.
-
-    Args:
-        array: uint8 of shape (h, w, 3).
-    """
+    """An array, uint8 (h, w, 3), with the interface of `Picture`."""
 
     plain_jpeg = False
     name = ""
@@ -409,10 +333,8 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     import cv2
 
     try:
-        return cv2.imdecode(
-            np.frombuffer(data, np.uint8),
-            cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
-        )
+        as_rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return cv2.imdecode(np.frombuffer(data, np.uint8), as_rgb)
     except cv2.error:  # Larger than OpenCV's environment variables allow.
         return None
 
@@ -462,14 +384,7 @@ def _upright_rgb(image: Any) -> Any:
 def crop_and_resize(
     pixels: np.ndarray, window: Window, cropping: Cropping, out: np.ndarray
 ) -> None:
-    """Resizes, crops and flips the pixels of a window's box.
-
-    Args:
-        pixels: uint8 of shape (h, w, 3): the window's box.
-        window: The size, corner and flip to apply.
-        cropping: The cropping that drew the window.
-        out: uint8 of shape (*image_size, 3) to write the result to.
-    """
+    """Resizes, crops and flips the pixels of a window's box into `out`."""
     import cv2
 
     if cropping.method == "area":
@@ -482,15 +397,7 @@ def crop_and_resize(
 
 
 def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Computes `tf.image.resize(pixels, size)`, truncated to uint8.
-
-    Args:
-        pixels: uint8 of shape (h, w, 3).
-        size: (height, width) of the result, in pixels.
-
-    Returns:
-        uint8 of shape (*size, 3).
-    """
+    """Computes `tf.image.resize(pixels, size)`, truncated to uint8."""
     import cv2
 
     if len(pixels) <= 2 * size[0]:
@@ -517,15 +424,9 @@ def resize_area(
 ) -> np.ndarray:
     """Computes `tf.image.resize(pixels, size, "area")`, cropped, as uint8.
 
-    Args:
-        pixels: uint8 of shape (h, w, 3).
-        size: (height, width) to resize to, in pixels.
-        corner: (top, left) of the crop in the resized image.
-        crop: (height, width) of the crop; `None` for all of it.
-
-    Returns:
-        uint8 of shape (*crop, 3), truncated: means over rectangles, in which
-        pixels on the edge count by the share inside.
+    The results are truncated means over rectangles, in which pixels on the
+    edge count by the share inside. `corner` and `crop` are the (top, left) and
+    (height, width) of the crop in the resized image, by default all of it.
     """
     crop = crop or size
     if len(pixels) >= size[0] and pixels.shape[1] >= size[1]:
@@ -537,9 +438,7 @@ def resize_area(
     # OpenCV would interpolate, because a side grows.
     means = pixels
     # The axis that leaves fewer numbers comes first.
-    for axis in sorted(
-        (0, 1), key=lambda axis: crop[axis] / pixels.shape[axis]
-    ):
+    for axis in sorted((0, 1), key=lambda i: crop[i] / pixels.shape[i]):
         # A mean is a difference of the integral, which is linear between
         # pixels; float64 is exact enough for truncation.
         n, m = means.shape[axis], size[axis]

@@ -34,7 +34,7 @@ from keras_augreg.data.decode import (
     resize_area,
 )
 from keras_augreg.data.locate import find
-from keras_augreg.data.options import Options
+from keras_augreg.data.options import ON_ERROR, Options
 from keras_augreg.data.report import Skipped
 from keras_augreg.data.sources import line_of
 
@@ -48,11 +48,7 @@ PAIRS = 1 << 20
 def difference_hash(picture: Picture | ArrayPicture) -> int:
     """Hashes a picture by where it gets brighter from left to right.
 
-    Args:
-        picture: The picture, whose pixels are read.
-
-    Returns:
-        64 bits, the top left corner in the highest.
+    Of the 64 bits, the highest is the top left corner.
     """
     whole = (0, 0, picture.height, picture.width)
     small = resize_area(picture.pixels(whole), (8, 9)).astype(np.int64)
@@ -69,18 +65,8 @@ def hash_source(
 ) -> tuple[list[str], np.ndarray]:
     """Hashes every image of a split, with progress on the standard error.
 
-    Args:
-        source: As in `load`.
-        split: As in `load`.
-        data_dir: As in `load`.
-        on_error: As in `Options`.
-
-    Returns:
-        The names as `load(exclude=...)` takes them, and their hashes, uint64
-        of shape (n,).
-
-    Raises:
-        ImageError: If a file is broken, with `on_error="raise"`.
+    Returns the names as `load(exclude=...)` takes them, and their hashes,
+    uint64 of shape (n,).
     """
     names, hashes = [], []
     options = Options(on_error=on_error)
@@ -97,11 +83,8 @@ def hash_source(
             skipped.add([name])
         if time.monotonic() > reported + EVERY:
             reported = time.monotonic()
-            print(
-                f"{source}:{split}: {i + 1} of {len(found)} images hashed",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{i + 1} of {len(found)} images hashed"
+            print(f"{source}:{split}: {done}", file=sys.stderr, flush=True)
     skipped.end_epoch()
     return names, np.array(hashes, np.uint64)
 
@@ -109,18 +92,7 @@ def hash_source(
 def near(
     hashes: np.ndarray, others: np.ndarray, distance: int = DISTANCE
 ) -> np.ndarray:
-    """Finds the hashes that differ from one of the others in few bits.
-
-    Args:
-        hashes: uint64 of shape (n,).
-        others: uint64 of shape (m,).
-        distance: Number of bits that may differ, 0 to 7.
-
-    Returns:
-        bool of shape (n,).
-
-    Raises:
-        ValueError: If the distance is out of range.
+    """Finds the hashes, uint64, that differ from one of the others in few bits.
 
     Example:
     >>> import numpy as np
@@ -157,10 +129,8 @@ def _groups(keys: np.ndarray) -> dict[int, np.ndarray]:
     order = np.argsort(keys, kind="stable")
     unique, starts = np.unique(keys[order], return_index=True)
     stops = np.append(starts, len(keys))[1:]
-    return {
-        key: order[start:stop]
-        for key, start, stop in zip(unique.tolist(), starts, stops, strict=True)
-    }
+    rows = zip(unique.tolist(), starts, stops, strict=True)
+    return {key: order[start:stop] for key, start, stop in rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,21 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m keras_augreg.data.dedup",
         description="Lists training images that are in evaluation sets.",
     )
-    parser.add_argument(
-        "--train", required=True, help="a source of load: SOURCE[:SPLIT]"
-    )
-    parser.add_argument(
-        "--against", required=True, action="append", help="SOURCE[:SPLIT]"
-    )
-    parser.add_argument("--data_dir", help="where TFDS keeps data sets")
-    parser.add_argument(
-        "--distance", type=int, default=DISTANCE, help="bits that may differ"
-    )
-    parser.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise",
-        help="for broken files",
-    )  # fmt: skip
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    add = parser.add_argument
+    add("--train", required=True, help="a source of load: SOURCE[:SPLIT]")
+    add("--against", required=True, action="append", help="SOURCE[:SPLIT]")
+    add("--data_dir", help="where TFDS keeps data sets")
+    add("--distance", type=int, default=DISTANCE, help="bits that may differ")
+    add("--on_error", choices=ON_ERROR, default="raise", help="broken files")
+    add("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args(arguments)
 
     def hashed(argument: str) -> tuple[list[str], np.ndarray]:

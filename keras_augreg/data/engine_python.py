@@ -36,9 +36,6 @@ class Batches(keras.utils.PyDataset):
     whatever its index: `fit` shuffles the indices of a `PyDataset` by
     default, and the order is random already. A pass that was left early
     begins again; the pass after a complete one gets the steps after it.
-
-    Args:
-        feed: What to read.
     """
 
     # Tells a model that these pixels need no look at their range.
@@ -151,14 +148,11 @@ class Batches(keras.utils.PyDataset):
         batch = self._order.batch(step)
         size = len(batch.numbers)
         images = np.zeros((size, *self._cropping.image_size, 3), np.uint8)
-        return _Job(
-            batch,
-            images,
-            [
-                self._pool.submit(self._read, batch, images, i)
-                for i in range(0, size, CHUNK)
-            ],
-        )
+        futures = [
+            self._pool.submit(self._read, batch, images, i)
+            for i in range(0, size, CHUNK)
+        ]
+        return _Job(batch, images, futures)
 
     def _read(self, batch: Batch, images: np.ndarray, start: int) -> list[int]:
         """Fills some images of a batch; returns those that are broken."""
@@ -170,9 +164,8 @@ class Batches(keras.utils.PyDataset):
             rng = draws(self._order.seed, batch.epoch, batch.start + i)
             try:
                 picture = self._examples.picture(number)
-                window = self._cropping.window(
-                    picture.height, picture.width, rng
-                )
+                size = picture.height, picture.width
+                window = self._cropping.window(*size, rng)
                 pixels = picture.pixels(window.box)
             except ImageError:
                 if self._feed.skipped is None:
@@ -188,15 +181,13 @@ class Batches(keras.utils.PyDataset):
         for future in job.futures:
             for i in future.result():
                 broken[i] = self._examples.names[numbers[i]]
-        take, labels, weights = self._feed.targets(
-            self._examples.labels[numbers],
-            self._examples.weights[numbers],
-            numbers == PADDING,
-            broken,
-        )
+        labels = self._examples.labels[numbers]
+        weights = self._examples.weights[numbers]
+        padding, targets = numbers == PADDING, self._feed.targets
+        take, labels, weights = targets(labels, weights, padding, broken)
         if any(broken):
             images = images[take]
-        if self._feed.targets.has_weights:
+        if targets.has_weights:
             return images, labels, weights
         return images, labels
 

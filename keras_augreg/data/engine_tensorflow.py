@@ -71,11 +71,7 @@ def tensorflow() -> Any:
 
 
 class Pipeline:
-    """Builds the `tf.data.Dataset` of a feed.
-
-    Args:
-        feed: What to read.
-    """
+    """Builds the `tf.data.Dataset` of a feed."""
 
     def __init__(self, feed: Feed) -> None:
         self._tf = tensorflow()
@@ -91,11 +87,9 @@ class Pipeline:
             self._stream = self._examples
 
     def dataset(self) -> Any:
-        """Builds the data set.
+        """Builds a `tf.data.Dataset` of (images, labels[, weights]).
 
-        Returns:
-            A `tf.data.Dataset` of (images, labels) or (images, labels,
-            weights). The pass after a complete one gets the steps after it.
+        The pass after a complete one gets the steps after it.
         """
         tf, feed = self._tf, self._feed
         dataset = tf.data.Dataset.range(1).map(
@@ -106,12 +100,9 @@ class Pipeline:
         # Chunks follow one another; the next one starts while the last images
         # of one are decoded.
         dataset = dataset.interleave(
-            self._decode_chunk,
-            cycle_length=2,
-            block_length=CHUNK,
-            num_parallel_calls=2,
+            self._decode_chunk, 2, CHUNK, num_parallel_calls=2,
             deterministic=True,
-        )
+        )  # fmt: skip
         dataset = dataset.batch(feed.order.shard_batch)
         if self._under_way is not None:
             # Takes the place of a batch that has lost all its examples.
@@ -119,20 +110,17 @@ class Pipeline:
                 lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype),
                 dataset.element_spec,
             )
-            dataset = dataset.concatenate(
-                tf.data.Dataset.from_tensors(nothing)
-            ).take(feed.num_batches)
+            last = tf.data.Dataset.from_tensors(nothing)
+            dataset = dataset.concatenate(last).take(feed.num_batches)
         dataset = dataset.prefetch(tf.data.AUTOTUNE)
         dataset = dataset.enumerate().map(self._finish)
-        dataset = dataset.apply(
-            tf.data.experimental.assert_cardinality(feed.num_batches)
-        )
+        count = tf.data.experimental.assert_cardinality(feed.num_batches)
+        dataset = dataset.apply(count)
         options = tf.data.Options()
         options.deterministic = True
         # Shards have their slices already.
-        options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.OFF
-        )
+        off = tf.data.experimental.AutoShardPolicy.OFF
+        options.experimental_distribute.auto_shard_policy = off
         # `_finish_arrays` counts the batches that leave.
         options.experimental_optimization.inject_prefetch = False
         dataset = dataset.with_options(options)
@@ -159,11 +147,9 @@ class Pipeline:
 
     def _chunks(self, step: Any, iteration: Any) -> Any:
         """Groups the examples of a pass for calls into Python."""
-        return (
-            self._stream(step)
-            .batch(CHUNK)
-            .map(lambda number, example: (iteration, number, *example))
-        )
+        return self._stream(step).batch(CHUNK).map(
+            lambda number, example: (iteration, number, *example)
+        )  # fmt: skip
 
     def _examples(self, first: Any) -> Any:
         """Returns what `Records.stream`'s function returns."""
@@ -198,17 +184,9 @@ class Pipeline:
         steps = tf.data.Dataset.range(first, first + self._feed.num_batches)
         return steps.flat_map(examples_of)
 
-    def _fetch(
-        self,
-        iteration: Any,
-        number: Any,
-        epoch: Any,
-        place: Any,
-        what: Any,
-        label: Any,
-        weight: Any,
-    ) -> Any:
+    def _fetch(self, *chunk: Any) -> Any:
         tf = self._tf
+        iteration, number, epoch, place, what, label, weight = chunk
         data, layout, place, broken = tf.numpy_function(
             self._fetch_arrays,
             [iteration, number, epoch, place, label, *what],
@@ -231,10 +209,10 @@ class Pipeline:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reads the examples of a chunk and draws their windows.
 
-        Returns:
-            The bytes of JPEG files, the pixels of others; their layouts;
-            (iteration, number, place) of each; and for each what is broken: a
-            name if broken images are skipped, else an error message, else "".
+        Returns the bytes of JPEG files and the pixels of others; their
+        layouts; (iteration, number, place) of each; and for each what is
+        broken: a name if broken images are skipped, else an error message,
+        else "".
         """
         feed, under_way = self._feed, self._under_way
         cropping = feed.cropping
@@ -263,9 +241,8 @@ class Pipeline:
                 continue
             if under_way is not None and layouts[i, 0] != PIXELS:
                 under_way.add(int(iteration), int(numbers[i]), picture.name)
-        where = np.stack(
-            [np.full(len(places), iteration), numbers, places], axis=1
-        )
+        iterations = np.full(len(places), iteration)
+        where = np.stack([iterations, numbers, places], axis=1)
         # As objects: NumPy's own strings lose zeros at the end.
         return np.array(contents, object), layouts, where, broken
 
@@ -273,12 +250,9 @@ class Pipeline:
         """Raises if the label of a record is not the number of a class."""
         examples = self._feed.examples
         if isinstance(examples, Records):
-            check_labels(
-                label,
-                len(examples.class_names),
-                [examples.name(*example)],
-                unlabelled=not self._feed.cropping.training,
-            )
+            names = [examples.name(*example)]
+            unlabelled = not self._feed.cropping.training
+            check_labels(label, len(examples.class_names), names, unlabelled)
 
     def _decode_chunk(self, *chunk: Any) -> Any:
         tf = self._tf
@@ -296,9 +270,8 @@ class Pipeline:
     def _decode(self, data: Any, layout: Any, *more: Any) -> Any:
         """Decodes, crops, resizes and flips with TensorFlow's operations."""
         tf, cropping = self._tf, self._feed.cropping
-        parts = dict(
-            zip(LAYOUT, tf.split(layout, list(LAYOUT.values())), strict=True)
-        )
+        columns = tf.split(layout, list(LAYOUT.values()))
+        parts = dict(zip(LAYOUT, columns, strict=True))
         shape = [*cropping.image_size, 3]
 
         def raw() -> Any:
@@ -390,20 +363,7 @@ def _prepare(
     cropping: Cropping,
     by_tensorflow: bool,
 ) -> tuple[bytes, tuple[int, ...]]:
-    """Prepares one example for TensorFlow's operations.
-
-    Args:
-        picture: The image.
-        rng: Source of randomness for its window.
-        cropping: Draws the window.
-        by_tensorflow: Whether TensorFlow's decoder may be used.
-
-    Returns:
-        The bytes and the layout.
-
-    Raises:
-        ImageError: If the file is broken.
-    """
+    """Returns the bytes and the layout for TensorFlow's operations."""
     size = cropping.image_size
     window = cropping.window(picture.height, picture.width, rng)
     small = math.prod(window.box[2:]) <= SMALL * math.prod(window.size)
@@ -475,18 +435,10 @@ class _UnderWay:
         size: int,
         last: bool,
     ) -> None:
-        """Raises if an example of a batch is broken or missing.
+        """Raises if an example of a pass's k-th batch is broken or missing.
 
-        Args:
-            iterations: The iteration of each example of the batch.
-            numbers: The number of each example in the pass.
-            broken: The error message of each example, "" if it has none.
-            k: Number of the batch in the pass.
-            size: Examples per batch; the last one may have fewer.
-            last: Whether it is the last batch of the pass.
-
-        Raises:
-            ImageError: If one is; names the file.
+        `iterations`, `numbers` (in the pass) and `broken` (an error message or
+        "") are of each example; `size` is the size of all batches but the last.
         """
         for message in filter(None, broken):
             raise ImageError(message)

@@ -20,43 +20,22 @@ from keras_augreg.data.tfds import Records
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """The batches of one data set, for one shard, from one step on.
-
-    Args:
-        examples: What to read.
-        cropping: How images are cropped.
-        batch_size: Examples per step over all shards.
-        seed: Seed of order, crops and flips.
-        options: The options of `load`.
-        class_weights: float32 of shape (num_classes,) or `None`.
-        skipped: Counts broken images, if they are not errors.
-        shard: (index, count) of the shard.
-        first_step: Step of the run that the first batch belongs to.
-        steps: Batches per pass; `None` for an epoch.
-
-    Raises:
-        ValueError: If `batch_size`, `shard` and the number of examples do not
-            fit together, or a label is not the number of a class.
-    """
+    """The batches of one data set, for one shard, from one step on."""
 
     examples: Examples | Records
     cropping: Cropping
-    batch_size: int
-    seed: int
+    batch_size: int  # over all shards
+    seed: int  # of order, crops and flips
     options: Options
-    class_weights: np.ndarray | None = None
-    skipped: Skipped | None = None
-    shard: tuple[int, int] = (0, 1)
-    first_step: int = 0
-    steps: int | None = None
+    class_weights: np.ndarray | None = None  # float32 of shape (num_classes,)
+    skipped: Skipped | None = None  # counts broken images, if not errors
+    shard: tuple[int, int] = (0, 1)  # (index, count)
+    first_step: int = 0  # of the run
+    steps: int | None = None  # batches per pass; `None` for an epoch
 
     def __post_init__(self) -> None:
-        count = self.shard[1]
-        if (
-            not is_integer(self.batch_size)
-            or self.batch_size < 1
-            or self.batch_size % count
-        ):
+        size, count = self.batch_size, self.shard[1]
+        if not is_integer(size) or size < 1 or size % count:
             raise ValueError(
                 "`batch_size` must be an integer of at least 1 and, as it "
                 "counts the examples of all shards, divisible by their number."
@@ -78,32 +57,28 @@ class Feed:
     def order(self) -> Order:
         """The order of the examples."""
         count, training = self.shard[1], self.cropping.training
-        in_order = len(self.examples)
+        places = len(self.examples)
         if isinstance(self.examples, Records):
-            in_order = self.examples.in_order(training)
+            places = self.examples.in_order(training)
         pad = self.options.pad
         if pad is None:
             pad = count > 1 or keras.distribution.distribution() is not None
+        pad = pad and not training
         return Order(
-            in_order,
-            self.batch_size,
-            training,
-            self.seed,
-            pad and not training,
-            self.shard,
+            places, self.batch_size, training, self.seed, pad, self.shard
         )
 
     @functools.cached_property
     def targets(self) -> Targets:
         """Makes a batch's labels and weights."""
+        weighted = self.options.sample_weight is not None
         return Targets(
             num_classes=len(self.examples.class_names),
             training=self.cropping.training,
             pad=self.order.pad,
             one_hot=self.options.one_hot,
             class_weights=self.class_weights,
-            weighted=self.options.sample_weight is not None
-            or bool(self.examples.label_shape),
+            weighted=weighted or bool(self.examples.label_shape),
             skipped=self.skipped,
         )
 
@@ -121,68 +96,29 @@ class Feed:
         return self.steps or self.order.steps
 
     def at(self, step: int, steps: int | None = None) -> Feed:
-        """Returns the batches of the run from a step on.
-
-        Args:
-            step: The step, from 0.
-            steps: Batches per pass; `None` for an epoch.
-
-        Returns:
-            The feed.
-
-        Raises:
-            ValueError: If the data are not for training, or a number is not
-                as described.
-        """
+        """Returns the run from a step on; see `load`."""
         if not self.cropping.training:
             raise ValueError(
                 "`at` is for training data; an evaluation is always one pass "
                 f"over the split. Received: step={step}, steps={steps}"
             )
-        numbers = [("step", step, 0)]
-        if steps is not None:
-            numbers.append(("steps", steps, 1))
-        for name, value, least in numbers:
-            if not is_integer(value) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {least}. "
-                    f"Received: {name}={value!r}"
-                )
-        # NumPy's integers would draw from other streams.
-        return dataclasses.replace(
-            self,
-            first_step=int(step),
-            steps=None if steps is None else int(steps),
-        )
+        # As Python's integers: NumPy's would draw from other streams.
+        step = _at_least(0, "step", step)
+        steps = None if steps is None else _at_least(1, "steps", steps)
+        return dataclasses.replace(self, first_step=step, steps=steps)
 
     def sharded(self, index: int, count: int) -> Feed:
-        """Returns one process's slice of every batch.
-
-        Args:
-            index: Number of the process, from 0.
-            count: Number of processes.
-
-        Returns:
-            The feed, with the same number of steps for every process.
-
-        Raises:
-            ValueError: If a number is not as described, the batch cannot be
-                divided, or the data are a shard already.
-        """
-        if not (is_integer(index) and is_integer(count)) or not (
-            0 <= index < count
-        ):
+        """Returns the slice of every batch for one process; see `load`."""
+        integers = is_integer(index) and is_integer(count)
+        if not integers or not 0 <= index < count:
             raise ValueError(
                 "`sharded(index, count)` takes an index from 0 to count - 1. "
                 f"Received: index={index!r}, count={count!r}"
             )
         if self.shard[1] > 1:
             raise ValueError(f"The data are shard {self.shard} already.")
-        if (
-            count > 1
-            and self.options.pad is False
-            and not (self.cropping.training)
-        ):
+        unpadded = self.options.pad is False and not self.cropping.training
+        if count > 1 and unpadded:
             raise ValueError(
                 "Shards of an evaluation need batches of one size. Load with "
                 "Options(pad=True) or pad=None. Received: pad=False, "
@@ -193,3 +129,12 @@ class Feed:
         if isinstance(examples, Records):
             examples = dataclasses.replace(examples, shard=shard)
         return dataclasses.replace(self, examples=examples, shard=shard)
+
+
+def _at_least(least: int, name: str, value: int) -> int:
+    if not is_integer(value) or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: "
+            f"{name}={value!r}"
+        )
+    return int(value)

@@ -171,24 +171,14 @@ def load(
             f"pass class_names={names}."
         )
     skip = options.on_error == "skip"
-    feed = Feed(
-        examples,
-        cropping,
-        batch_size,
-        int(seed),  # NumPy's integers would draw from other streams.
-        options,
-        _class_weights(class_weight, len(names)),
-        Skipped(examples.left_out) if skip else None,
-    )
+    skipped = Skipped(examples.left_out) if skip else None
+    weights = _class_weights(class_weight, len(names))
+    seed = int(seed)  # NumPy's integers would draw from other streams.
+    feed = Feed(examples, cropping, batch_size, seed, options, weights, skipped)
     info = Info(
-        len(names),
-        len(examples),
-        names,
-        feed.order.steps,
-        engine,
-        feed.skipped,
+        len(names), len(examples), names, feed.order.steps, engine, skipped,
         getattr(examples, "unread", {}),
-    )
+    )  # fmt: skip
     if engine == "tensorflow":
         from keras_augreg.data.engine_tensorflow import Pipeline
 

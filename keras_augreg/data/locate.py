@@ -23,44 +23,33 @@ from keras_augreg.labels import class_labels
 class Location:
     """Where a data set is.
 
-    Attributes:
-        row: Its row in `DATASETS`; a row without splits and classes if it is
-            not one of the paper's data sets.
-        path: A folder, or a name of TensorFlow Datasets.
-        kind: "bundled", "folder" or "tfds".
-        data_dir: TFDS's directory, if the user named one.
+    Data sets other than the paper's get a row without splits and classes.
     """
 
     row: PaperDataset
-    path: str
-    kind: str
-    data_dir: str | None = None
+    path: str  # a folder, or a name of TensorFlow Datasets
+    kind: str  # "bundled", "folder" or "tfds"
+    data_dir: str | None = None  # TFDS's directory, if the user named one
 
     def read(
-        self,
-        split: str,
-        class_names: Sequence[str] | None,
-        options: Options,
+        self, split: str, class_names: Sequence[str] | None, options: Options
     ) -> Examples | Records:
         """Lists the examples of a split; the arguments are `load`'s."""
         if self.kind == "tfds":
             return self._records(split, options)
         name, percent = sources.part(split)
+        seed = options.split_seed
         if self.kind == "bundled":
-            found = sources.digits(name, options.split_seed)
+            found = sources.digits(name, seed)
         else:
             if self.row.num_classes and class_names is None:
                 # The release's order.
                 class_names = [n for n, _ in class_labels(self.row.num_classes)]
             found = sources.folder(
-                self.path,
-                name,
-                options.split_seed,
-                class_names,
-                options.on_error,
+                self.path, name, seed, class_names, options.on_error
             )
         if percent != (0, 100):
-            found = sources.take(found, percent, options.split_seed)
+            found = sources.take(found, percent, seed)
         if excluded := options.excluded:
             everything = len(found)
             found = found.subset(
@@ -72,10 +61,8 @@ class Location:
                 report.none_excluded(excluded)
         if options.sample_weight is not None:
             weights = np.asarray(options.sample_weight)
-            if (
-                weights.shape != (len(found),)
-                or weights.dtype.kind not in "fiub"
-            ):
+            numbers = weights.dtype.kind in "fiub"
+            if not numbers or weights.shape != (len(found),):
                 raise ValueError(
                     "`sample_weight` must have one number for each of the "
                     f"{len(found)} examples. Received: "
@@ -89,16 +76,14 @@ class Location:
     def splits(self) -> list[str]:
         """Returns the names of the splits that can be read."""
         if self.kind == "folder":
-            found = sources.split_folders(
-                sources.unwrapped(pathlib.Path(self.path))
-            )
+            root = sources.unwrapped(pathlib.Path(self.path))
+            found = sources.split_folders(root)
             if not sources.SPLITS.isdisjoint(map(str.lower, found)):
                 return found
         if self.row.splits:
             return list(self.row.splits)
         if self.kind == "tfds":
-            builder = tfds.open_builder(self.path, self.data_dir)
-            return list(builder.info.splits)
+            return list(tfds.open_builder(self.path, self.data_dir).info.splits)
         return ["train", "test"]
 
     def _records(self, split: str, options: Options) -> Records:
@@ -130,11 +115,7 @@ class Location:
 def locate(
     source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
 ) -> Location:
-    """Finds a data set; the arguments are `load`'s.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
+    """Finds a data set; the arguments are `load`'s."""
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
         if "://" not in source:
@@ -160,14 +141,12 @@ def locate(
         path = directory
     if tfds.is_prepared_directory(path):
         return Location(row, path, "tfds", directory)
-    looks_like_path = (
-        path.startswith((".", "/", "~")) or path.endswith("/") or "://" in path
-    )
+    is_path = known or path.startswith((".", "/", "~")) or path.endswith("/")
+    is_path = is_path or "://" in path
     # Where TFDS's directory is given, a name is one of TFDS's.
-    a_name = directory is not None and not known and not looks_like_path
-    if pathlib.Path(path).is_dir() and not a_name:
+    if os.path.isdir(path) and (is_path or directory is None):
         return Location(row, path, "folder")
-    if looks_like_path or known:
+    if is_path:
         raise ValueError(
             f"No folder {path!r} in {os.getcwd()!r}. Expected a folder of "
             "class folders, or a directory that TFDS wrote (with "
@@ -239,7 +218,10 @@ def find(
 
     Raises:
         ValueError: If the source or the split does not exist.
+
+    Example:
+    >>> len(find("digits", "test"))
+    359
     """
-    return locate(source, data_dir).read(
-        split, class_names, options or Options()
-    )
+    options = options or Options()
+    return locate(source, data_dir).read(split, class_names, options)

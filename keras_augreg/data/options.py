@@ -50,10 +50,8 @@ class Preprocess:
     smaller_side: int | None = None
 
     def __post_init__(self) -> None:
-        if self.crop is not None and self.crop not in CROPS:
-            raise ValueError(
-                f"`crop` must be one of {CROPS}. Received: crop={self.crop!r}"
-            )
+        if self.crop is not None:
+            check_choice("crop", self.crop, CROPS)
         if self.smaller_side is not None and (
             not is_integer(self.smaller_side)
             or self.crop not in (None, "resize_small")
@@ -70,19 +68,7 @@ class Preprocess:
         training: bool,
         row: PaperDataset,
     ) -> Cropping:
-        """Fills in what is `None`.
-
-        Args:
-            image_size: As in `load`.
-            training: As in `load`.
-            row: The source's row.
-
-        Returns:
-            The crop of every image.
-
-        Raises:
-            ValueError: If the crop does not fit the other arguments.
-        """
+        """Fills in what is `None`, from the row of `load`'s source."""
         size = _sides(image_size)
         crop = self.crop or (row.crop if training else row.eval_crop)
         if crop == "inception" and not training:
@@ -179,20 +165,7 @@ class Options:
 
 
 def choose_engine(engine: str, kind: str, path: str) -> str:
-    """Chooses the engine.
-
-    Args:
-        engine: One of `ENGINES`.
-        kind: "bundled", "folder" or "tfds".
-        path: The source, for error messages.
-
-    Returns:
-        "tensorflow" or "python".
-
-    Raises:
-        ValueError: If the Python engine cannot be used here.
-        ImportError: If TensorFlow is not installed.
-    """
+    """Returns "tensorflow" or "python", or says why `engine` cannot be used."""
     installed = importlib.util.find_spec("tensorflow") is not None
     if engine == "auto":
         if kind == "tfds":
@@ -246,12 +219,9 @@ def check_seed(argument: str, value: Any) -> None:
 
 def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) as Python's integers."""
-    sides: tuple[Any, ...] = (
-        image_size if isinstance(image_size, Sequence) else (image_size,) * 2
-    )
-    if len(sides) != 2 or not all(
-        is_integer(side) and side >= 1 for side in sides
-    ):
+    several = isinstance(image_size, Sequence)
+    sides: Any = image_size if several else (image_size, image_size)
+    if len(sides) != 2 or not all(is_integer(s) and s >= 1 for s in sides):
         raise ValueError(
             "`image_size` must be one side or (height, width), in pixels. "
             f"Received: image_size={image_size}"

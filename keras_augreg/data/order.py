@@ -17,39 +17,27 @@ PADDING = -1
 
 
 class Batch(NamedTuple):
-    """One shard's slice of a batch.
+    """One shard's slice of a batch."""
 
-    Attributes:
-        epoch: The pass over the data that it belongs to, from 0.
-        start: Position of its first example in that pass.
-        numbers: int64, the examples; `PADDING` for missing ones.
-    """
-
-    epoch: int
-    start: int
-    numbers: np.ndarray
+    epoch: int  # the pass over the data that it belongs to, from 0
+    start: int  # position of its first example in that pass
+    numbers: np.ndarray  # int64, the examples; `PADDING` for missing ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
     """The order of a data set's examples.
 
-    Args:
-        num_examples: Number of examples over all shards.
-        batch_size: Examples per step over all shards.
-        training: Whether every epoch has a new random order and drops its
-            last partial batch; otherwise all examples in the source's order.
-        seed: Seed of the random orders.
-        pad: Whether to fill up the last batch of an evaluation.
-        shard: (index, count): the slice of every batch to take.
+    In training, every epoch has a new random order and drops its last partial
+    batch; otherwise all examples come in the source's order.
     """
 
-    num_examples: int
+    num_examples: int  # over all shards, as `batch_size`
     batch_size: int
     training: bool
     seed: int
-    pad: bool = False
-    shard: tuple[int, int] = (0, 1)
+    pad: bool = False  # whether to fill up the last batch of an evaluation
+    shard: tuple[int, int] = (0, 1)  # (index, count): the slice of each batch
 
     @property
     def shard_batch(self) -> int:

@@ -12,17 +12,11 @@ NAMED = 5
 
 
 def none_excluded(names: frozenset[str]) -> None:
-    """Warns that a split has none of the names in `exclude`.
-
-    A warning, not an error: the list may cover the whole data set, of which
-    this split is only a part.
-    """
+    """Warns only: the list may cover more than this split."""
     logging.warning(
-        "None of the %d names of `exclude` is in this split, so nothing is "
-        "left out. Expected names such as `CLASS/file.jpg`, or TFDS's "
-        "`tfds_id`. Received: %r.",
-        len(names),
-        min(names),
+        f"None of the {len(names)} names of `exclude` is in this split, so "
+        "nothing is left out. Expected names such as `CLASS/file.jpg`, or "
+        f"TFDS's `tfds_id`. Received: {min(names)!r}."
     )
 
 
@@ -82,14 +76,12 @@ def unwrapped(folder: str, inner: str) -> None:
 class Skipped:
     """Counts what is left out.
 
-    Args:
-        always: Names that are left out before anything is read.
-
     Attributes:
         names: What the latest complete epoch left out, sorted.
     """
 
     def __init__(self, always: Iterable[str]) -> None:
+        """Takes the names that are left out before anything is read."""
         self._always = frozenset(always)
         self._this_epoch = set(self._always)
         self.names: list[str] = []
@@ -103,11 +95,9 @@ class Skipped:
         self.names = sorted(self._this_epoch)
         self._this_epoch = set(self._always)
         if self.names:
+            names = ", ".join(map(repr, self.names[:NAMED]))
             more = ", ..." if len(self.names) > NAMED else ""
             logging.warning(
                 "Left out in this epoch, unreadable or of an unknown class: "
-                "%d (%s%s)",
-                len(self.names),
-                ", ".join(map(repr, self.names[:NAMED])),
-                more,
+                f"{len(self.names)} ({names}{more})"
             )

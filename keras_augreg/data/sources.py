@@ -45,29 +45,19 @@ _PART = re.compile(r"([^\[\]]+)\[(?:([0-9]+)%)?:(?:([0-9]+)%)?\]")
 
 @dataclasses.dataclass
 class Examples:
-    """Examples that can be read in any order.
+    """Examples that can be read in any order."""
 
-    Attributes:
-        names: Each example's name in error messages and `exclude` lists.
-        labels: int64 of shape (n,).
-        class_names: The name of each label.
-        read: Name of an example -> the bytes of an image file, or a uint8
-            array of shape (h, w, 3).
-        root: The folder that names are relative to, if any.
-        left_out: Names that `on_error="skip"` left out before reading.
-        unread: Extension -> number of files that are not images, or images of
-            a kind that cannot be read.
-        weights: float32 of shape (n,), the weight of each example.
-    """
-
-    names: list[str]
-    labels: np.ndarray
+    names: list[str]  # in error messages and `exclude` lists
+    labels: np.ndarray  # int64 of shape (n,)
     class_names: list[str]
+    # Name of an example -> the bytes of an image file, or uint8 (h, w, 3).
     read: Callable[[str], bytes | np.ndarray]
-    root: str = ""
+    root: str = ""  # the folder that names are relative to, if any
+    # Names that `on_error="skip"` left out before reading.
     left_out: list[str] = dataclasses.field(default_factory=list)
+    # Extension -> number of files of a kind that cannot be read.
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
-    weights: np.ndarray = dataclasses.field(init=False)
+    weights: np.ndarray = dataclasses.field(init=False)  # float32 (n,)
 
     def __post_init__(self) -> None:
         self.weights = np.ones(len(self.names), np.float32)
@@ -85,17 +75,7 @@ class Examples:
         return self.names[number]
 
     def picture(self, number: int) -> Picture | ArrayPicture:
-        """Reads an example up to the header of its file.
-
-        Args:
-            number: Number of the example.
-
-        Returns:
-            The picture, whose pixels are not decoded yet.
-
-        Raises:
-            ImageError: If it cannot be read.
-        """
+        """Reads an example up to the header of its file."""
         name = os.path.join(self.root, self.names[number])
         try:
             data = self.read(self.names[number])
@@ -154,19 +134,7 @@ class Cached:
 
 
 def digits(split: str, split_seed: int) -> Examples:
-    """Returns scikit-learn's 1,797 handwritten digits, 8 x 8 pixels.
-
-    Args:
-        split: "train", "test" or "all".
-        split_seed: Seed of the stratified split.
-
-    Returns:
-        The examples, as arrays of shape (8, 8, 3), in 10 classes.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
-        ValueError: If there is no such split.
-    """
+    """Returns scikit-learn's 1,797 handwritten digits, 8 x 8 pixels."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -194,33 +162,18 @@ def folder(
     class_names: Sequence[str] | None,
     on_error: str,
 ) -> Examples:
-    """Lists image files in one folder per class.
+    """Lists image files in one folder per class, sorted by class and name.
 
-    Args:
-        path: A folder that holds either one folder per split
-            (`train/CLASS/x.jpg`) or the class folders themselves; it may hold
-            a single folder that does.
-        split: The split's folder; for class folders "train", "test" or "all".
-        split_seed: Seed of the stratified split of class folders.
-        class_names: The classes in the order of their labels; `None` for the
-            sorted names of the folders in `train`, if it exists, or else in
-            the split or in `path`.
-        on_error: "raise" or "skip": how to treat an empty class folder and a
-            class that `train` lacks.
-
-    Returns:
-        The examples, sorted by class and name.
-
-    Raises:
-        ValueError: If a folder is not as described.
+    The class folders, or folders of splits that hold them, may be in a single
+    outer folder. Without `class_names`, the classes are the sorted names of
+    the folders in `train`, if it exists, or else in the split or in `path`.
     """
     root = unwrapped(pathlib.Path(path), class_names or ())
     splits = [n for n in ("train", split) if n in split_folders(root)]
     inside = _folders(root)
     top = root / split if splits else root
-    if not top.is_dir() or (
-        inside and not splits and SPLITS.issuperset(map(str.lower, inside))
-    ):
+    only_splits = inside and SPLITS.issuperset(map(str.lower, inside))
+    if not top.is_dir() or (only_splits and not splits):
         raise ValueError(
             f"{str(root)!r} has no split {split!r} with class folders in it. "
             f"It has: {inside}"
@@ -231,11 +184,8 @@ def folder(
             f"{list(class_names)}"
         )
     of_train = root / splits[0] if splits else root
-    unread: collections.Counter[str] = collections.Counter()
-    found = {name: _images(top / name, unread) for name in _folders(top)}
-    known, left_out = _known_classes(
-        top, found, of_train, class_names, on_error
-    )
+    found, unread = _images_of_classes(top)
+    known, left_out = _classes(top, found, of_train, class_names, on_error)
     files = [(n, f) for n in known for f in found.get(n, ())]
     if not files:
         raise ValueError(
@@ -243,8 +193,7 @@ def folder(
             f"such as CLASS/picture.jpg ({', '.join(extensions())}). Folders "
             f"found: {_folders(top)}"
         )
-    outside = sum(n.lower().endswith(extensions()) for n in _files(top))
-    report.not_read(str(top), unread, outside)
+    report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
     number = {name: i for i, name in enumerate(known)}
     everything = Examples(
         names=[f"{name}/{file}" for name, file in files],
@@ -275,13 +224,13 @@ def unwrapped(
     inner = root / folders[0]
     if folders[0] in class_names or not _folders(inner):
         return root
-    if any(name.lower().endswith(extensions()) for name in _files(inner)):
+    if any(map(_is_image, _files(inner))):
         return root  # A class whose folder has folders.
     report.unwrapped(str(root), str(inner))
     return inner
 
 
-def _known_classes(
+def _classes(
     top: pathlib.Path,
     found: dict[str, list[str]],
     of_train: pathlib.Path,
@@ -289,13 +238,7 @@ def _known_classes(
     on_error: str,
 ) -> tuple[list[str], list[str]]:
     """Returns the classes in order, and the names that are left out."""
-    in_train = found
-    if top != of_train:
-        unread: collections.Counter[str] = collections.Counter()
-        in_train = {
-            name: _images(of_train / name, unread)
-            for name in _folders(of_train)
-        }
+    in_train = found if top == of_train else _images_of_classes(of_train)[0]
     # A folder that is empty in `train` is not a class in any split.
     empty = [n for n, files in in_train.items() if not files]
     known = list(class_names or (n for n in in_train if n not in empty))
@@ -338,17 +281,7 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def part(split: str) -> tuple[str, tuple[int, int]]:
-    """Parses a split such as `"train[:10%]"`.
-
-    Args:
-        split: A split, or a part of one between two percentages.
-
-    Returns:
-        (name, (first, last)), in percent; (0, 100) for a whole split.
-
-    Raises:
-        ValueError: If the part is empty or not within the split.
-    """
+    """Parses "train[:10%]" as ("train", (0, 10)); a whole split is 0 to 100."""
     if "[" not in split:
         return split, (0, 100)
     match = _PART.fullmatch(split)
@@ -362,31 +295,19 @@ def part(split: str) -> tuple[str, tuple[int, int]]:
     )
 
 
-def take(
-    examples: Examples, percent: tuple[int, int], split_seed: int
-) -> Examples:
-    """Takes the same share of every class.
+def take(examples: Examples, percent: tuple[int, int], seed: int) -> Examples:
+    """Takes the same share of every class, in the original order.
 
-    Args:
-        examples: All examples.
-        percent: (first, last), 0 <= first < last <= 100. Bounds are rounded
-            up, so a part from 0 has an example of each class, while others
-            may lack small classes. Adjacent parts are disjoint and together
-            make up the whole.
-        split_seed: Seed of the order in which examples are taken.
-
-    Returns:
-        The examples, in their original order.
-
-    Raises:
-        ValueError: If the part is empty.
+    Bounds are rounded up, so a part from 0 has an example of each class, while
+    others may lack small classes. Adjacent parts are disjoint and together
+    make up the whole.
     """
     taken: list[int] = []
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         first, last = (-(-p * len(members) // 100) for p in percent)
         # A stream other than that of `_split`, which ordered them.
-        rng = np.random.RandomState([split_seed, label, 1])
+        rng = np.random.RandomState([seed, label, 1])
         taken.extend(rng.permutation(members)[first:last])
     if not taken:
         raise ValueError(
@@ -407,10 +328,13 @@ def _wanted(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in JUNK
 
 
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(extensions())
+
+
 def _folders(path: pathlib.Path) -> list[str]:
-    return sorted(
-        p.name for p in path.iterdir() if p.is_dir() and _wanted(p.name)
-    )
+    entries = sorted(path.iterdir())
+    return [p.name for p in entries if p.is_dir() and _wanted(p.name)]
 
 
 def _files(path: pathlib.Path) -> list[str]:
@@ -419,20 +343,21 @@ def _files(path: pathlib.Path) -> list[str]:
 
 def _lost_links(path: pathlib.Path) -> list[str]:
     """Returns broken links in the place of class folders."""
-    return sorted(
-        p.name
-        for p in path.iterdir()
-        if p.is_symlink() and not p.exists() and _wanted(p.name)
-    )
+    lost = sorted(p for p in path.iterdir() if not p.exists())
+    return [p.name for p in lost if _wanted(p.name)]
+
+
+def _images_of_classes(
+    path: pathlib.Path,
+) -> tuple[dict[str, list[str]], collections.Counter[str]]:
+    unread: collections.Counter[str] = collections.Counter()
+    return {
+        name: _images(path / name, unread) for name in _folders(path)
+    }, unread
 
 
 def _images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
-    """Returns the image files under a folder, as sorted relative names.
-
-    Args:
-        path: The folder.
-        unread: Where the extensions of other files are counted.
-    """
+    """Returns the sorted relative names of images; counts other files."""
     found = []
 
     def fail(error: OSError) -> None:
@@ -442,14 +367,12 @@ def _images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
         # Not `.ipynb_checkpoints`, which holds copies, nor a link to a folder
         # that it is in.
         real = pathlib.Path(where).resolve()
+        inner = [(name, (real / name).resolve()) for name in folders]
         folders[:] = [
-            name
-            for name in folders
-            if _wanted(name)
-            and not real.is_relative_to((real / name).resolve())
+            n for n, p in inner if _wanted(n) and not real.is_relative_to(p)
         ]
         for name in filter(_wanted, names):
-            if name.lower().endswith(extensions()):
+            if _is_image(name):
                 file = os.path.relpath(os.path.join(where, name), path)
                 found.append(file.replace(os.sep, "/"))
             else:
@@ -457,9 +380,7 @@ def _images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
     return sorted(found)
 
 
-def _split(
-    examples: Examples, where: str, split: str, split_seed: int
-) -> Examples:
+def _split(examples: Examples, where: str, split: str, seed: int) -> Examples:
     """Returns the train or test part, with the same share of every class."""
     if split == "all":
         return examples
@@ -472,7 +393,7 @@ def _split(
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         # RandomState's streams are frozen, Generator's are not (NEP 19).
-        rng = np.random.RandomState([split_seed, label])
+        rng = np.random.RandomState([seed, label])
         count = min(round(TEST_SHARE * len(members)), len(members) - 1)
         in_test[rng.permutation(members)[:count]] = True
     return examples.subset(np.flatnonzero(in_test == (split == "test")))

@@ -13,26 +13,17 @@ from keras_augreg.data.report import Skipped
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Finishes a batch, on NumPy arrays, for both engines.
-
-    Args:
-        num_classes: Number of classes.
-        training: Whether broken images are replaced by others; in evaluation
-            they are left out, or get weight 0 with `pad`.
-        pad: Whether batches keep their size, and padding gets weight 0.
-        one_hot: Whether labels become float32 vectors.
-        class_weights: float32 of shape (num_classes,) or `None`.
-        weighted: Whether examples have weights of their own.
-        skipped: Counts broken images, if they are not errors.
-    """
+    """Finishes a batch, on NumPy arrays, for both engines."""
 
     num_classes: int
+    # Broken images are replaced by others; in evaluation they are left out,
+    # or get weight 0 with `pad`.
     training: bool
-    pad: bool
-    one_hot: bool
-    class_weights: np.ndarray | None
-    weighted: bool
-    skipped: Skipped | None
+    pad: bool  # whether batches keep their size, and padding gets weight 0
+    one_hot: bool  # whether labels become float32 vectors
+    class_weights: np.ndarray | None  # float32 of shape (num_classes,)
+    weighted: bool  # whether examples have weights of their own
+    skipped: Skipped | None  # counts broken images, if they are not errors
 
     @property
     def has_weights(self) -> bool:
@@ -46,34 +37,22 @@ class Targets:
         padding: np.ndarray,
         broken: Sequence[str],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Finishes one batch.
+        """Finishes one batch of n examples.
 
-        Args:
-            labels: int64 of shape (n,), or float32 of shape (n, num_classes).
-            weights: float32 of shape (n,), the examples' own.
-            padding: bool of shape (n,), true for padding.
-            broken: n names of images that could not be read, "" otherwise.
-
-        Returns:
-            The positions in the batch to take images from (int64), and
-            their labels (int32, or float32 vectors) and weights (float32).
-
-        Raises:
-            ImageError: If no image of the batch could be read, without
-                padding.
-            ValueError: If an example without a label (-1, of a test set that
-                is kept secret) should get a vector or a class's weight.
+        `labels` are int64 of shape (n,) or float32 of shape (n, num_classes),
+        `weights` the examples' own, and `broken` the names of images that
+        could not be read, "" otherwise. Returns the positions in the batch to
+        take images from (int64), and their labels (int32, or float32
+        vectors) and weights (float32).
         """
         bad = np.array([name != "" for name in broken], bool)
         if self.skipped is not None:
             self.skipped.add(name for name in broken if name)
         good = ~(bad | padding)
         if bad.any() and not good.any() and not self.pad:
-            otherwise = (
-                "use larger batches"
-                if self.training
-                else "evaluate with `pad=True` and `weighted_metrics`"
-            )
+            otherwise = "evaluate with `pad=True` and `weighted_metrics`"
+            if self.training:
+                otherwise = "use larger batches"
             raise ImageError(
                 "No image of a batch could be read, among them "
                 f"{broken[int(bad.argmax())]!r}. Remove such files, or "
@@ -88,7 +67,7 @@ class Targets:
             take = np.flatnonzero(good)
         labels = np.where(padding, 0, labels.T).T[take]
         of_class = self.one_hot or self.class_weights is not None
-        if of_class and (labels < 0).any():
+        if of_class and (labels < 0).any():  # a test set that is kept secret
             raise ValueError(
                 "The split has examples without a label (-1), to which "
                 "`one_hot` and `class_weight` do not apply. Use it with "

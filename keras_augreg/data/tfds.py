@@ -26,29 +26,18 @@ Part = tuple[str, int, int]
 
 @dataclasses.dataclass
 class Records:
-    """The examples of a split, and one shard's share of its files.
-
-    Attributes:
-        class_names: The name of each label.
-        parts: The parts of files that make up the split.
-        parse: A serialised record -> the image file's bytes, the label and
-            the weight, as tensors.
-        label_shape: The shape of one label: () or (num_classes,).
-        options: `exclude`, `shuffle_buffer` and `cache` of `load`.
-        image_shape: (height, width, channels) of every image; `None` where
-            they differ.
-        brightness: Factor that pixel values are multiplied by.
-        shard: (index, count): which share of the records is read.
-    """
+    """The examples of a split, and one shard's share of its files."""
 
     class_names: list[str]
     parts: list[Part]
+    # A record -> the image file's bytes, the label and the weight, as tensors.
     parse: Callable[[Any], tuple[Any, Any, Any]]
-    label_shape: tuple[int, ...]
+    label_shape: tuple[int, ...]  # of one label: () or (num_classes,)
     options: Options
+    # (height, width, channels) of every image; `None` where they differ.
     image_shape: tuple[int | None, ...] = (None, None, None)
     brightness: int = 1
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = (0, 1)  # (index, count)
     # As in `Examples`: labels are in the files, and nothing is left out.
     labels = None
     left_out: tuple[str, ...] = ()
@@ -78,21 +67,15 @@ class Records:
         return min(height, width) if height and width else None
 
     def in_order(self, training: bool) -> int:
-        """Number of places in an epoch, the same for every shard.
+        """Number of places in an epoch over all shards.
 
-        Args:
-            training: Whether shards drop what the smallest one lacks;
-                otherwise all are padded to the largest one.
-
-        Returns:
-            The number over all shards.
+        In training, shards drop what the smallest one lacks; otherwise all are
+        padded to the largest one.
         """
         count = self.shard[1]
-        shares = [
-            _count(_share(self.parts, i, count), self._excluded)
-            for i in range(count)
-        ]
-        return (min(shares) if training else max(shares)) * count
+        shares = [_share(self.parts, i, count) for i in range(count)]
+        counts = [_count(share, self._excluded) for share in shares]
+        return (min(counts) if training else max(counts)) * count
 
     def name(self, data: bytes, name: bytes) -> str:
         """An example's name in error messages: TFDS's `tfds_id`."""
@@ -113,14 +96,9 @@ class Records:
     def stream(self, order: Order, num_batches: int) -> Callable[[Any], Any]:
         """Makes a function from a pass's first step to its examples.
 
-        Args:
-            order: The order of batches.
-            num_batches: Batches per pass.
-
-        Returns:
-            A function from an int64 tensor to a `tf.data.Dataset` of (number
-            in the pass, (epoch, place, (bytes, name), label, weight)). The
-            records before the first step are read and not parsed.
+        It returns a `tf.data.Dataset` of (number in the pass, (epoch, place,
+        (bytes, name), label, weight)). The records before the first step are
+        read and not parsed.
         """
         import tensorflow as tf
 
@@ -163,12 +141,11 @@ class Records:
             records = records.map(lambda i, r: parse(zero, i, *r))
             if not order.pad:
                 return records.enumerate()
-            nothing = (zero, zero + PADDING, (tf.constant(""),) * 2)
             dtype = tf.float32 if self.label_shape else tf.int64
             label = tf.zeros(self.label_shape, dtype)
-            padding = tf.data.Dataset.from_tensors(
-                (*nothing, label, tf.zeros([]))
-            )
+            what = (tf.constant(""),) * 2
+            nothing = (zero, zero + PADDING, what, label, tf.zeros([]))
+            padding = tf.data.Dataset.from_tensors(nothing)
             records = records.concatenate(padding.repeat())
             return records.take(num_batches * size).enumerate()
 
@@ -176,25 +153,18 @@ class Records:
 
     def _read(self, tf: Any, seed: int = 0, epoch: Any = None) -> Any:
         """(record, name); with an epoch, files come in a random order."""
-        parts = self._share
+        rows = [(*part, os.path.basename(part[0])) for part in self._share]
         columns = [
-            tf.constant([part[i] for part in parts], dtype)
-            for i, dtype in enumerate((tf.string, tf.int64, tf.int64))
+            tf.constant([row[i] for row in rows], dtype)
+            for i, dtype in enumerate((tf.string, *[tf.int64] * 2, tf.string))
         ]
-        columns.append(
-            tf.constant(
-                [os.path.basename(part[0]) for part in parts], tf.string
-            )
-        )
+
+        def shuffled(epoch: int) -> np.ndarray:
+            return np.random.RandomState([seed, epoch]).permutation(len(rows))
+
         if epoch is not None:
-            shuffled = tf.numpy_function(
-                lambda e: np.random.RandomState([seed, e]).permutation(
-                    len(parts)
-                ),
-                [epoch],
-                tf.int64,
-            )
-            columns = [tf.gather(column, shuffled) for column in columns]
+            order = tf.numpy_function(shuffled, [epoch], tf.int64)
+            columns = [tf.gather(column, order) for column in columns]
 
         def read(path: Any, first: Any, count: Any, base: Any) -> Any:
             records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
@@ -211,32 +181,15 @@ class Records:
             deterministic=True,
         )
         if self._excluded:
-            table = tf.lookup.StaticHashTable(
-                tf.lookup.KeyValueTensorInitializer(
-                    sorted(self._excluded), [1] * len(self._excluded)
-                ),
-                0,
-            )
+            names = sorted(self._excluded)
+            ones = tf.lookup.KeyValueTensorInitializer(names, [1] * len(names))
+            table = tf.lookup.StaticHashTable(ones, 0)
             records = records.filter(lambda _, name: table[name] == 0)
         return records
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:
-    """Finds a data set, and prepares it as `tfds.load` does.
-
-    Args:
-        name: A TFDS name, or a directory that TFDS wrote (with
-            `dataset_info.json`), also on `gs://`.
-        data_dir: Where TFDS keeps its data sets; `None` for its default.
-
-    Returns:
-        The `tfds.core.DatasetBuilder`.
-
-    Raises:
-        ImportError: If TensorFlow Datasets is not installed.
-        ValueError: If there is no such data set, or it is not stored as
-            TFRecord files.
-    """
+    """Finds a data set, and prepares it as `tfds.load` does."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -282,21 +235,10 @@ def is_prepared_directory(path: str) -> bool:
 
 
 def part_of(builder: Any, split: str, part: str) -> str:
-    """Returns TFDS's expression for a part of a split.
+    """Returns TFDS's expression for a part of a split in TFDS's syntax.
 
-    Args:
-        builder: The data set's builder.
-        split: A split in TFDS's syntax.
-        part: TFDS's syntax after the opening bracket, such as `":100]"`
-            (of all examples) or `"10%:20%]"` (of each of the split's
-            summands).
-
-    Returns:
-        The expression, in numbers of examples.
-
-    Raises:
-        ValueError: If the part is not of that form, empty, or not within the
-            split.
+    `part` is what follows the opening bracket: ":100]" is of all examples,
+    "10%:20%]" of each of the split's summands.
     """
     import tensorflow_datasets as tfds
 
@@ -343,21 +285,7 @@ def part_of(builder: Any, split: str, part: str) -> str:
 def open_records(
     builder: Any, split: str, row: PaperDataset, options: Options
 ) -> Records:
-    """Opens a split.
-
-    Args:
-        builder: The data set's builder.
-        split: A split in TFDS's syntax.
-        row: Which feature is the label, and the brightness.
-        options: The options of `load`.
-
-    Returns:
-        The records.
-
-    Raises:
-        ValueError: If the split or a feature does not exist or has the wrong
-            type.
-    """
+    """Opens a split in TFDS's syntax; the row tells what its label is."""
     import tensorflow_datasets as tfds
 
     image, own_label = _keys(tfds, builder)
@@ -367,17 +295,14 @@ def open_records(
             f"Cannot tell which feature of {builder.name!r} is the label: "
             f"expected one class label in {list(builder.info.features)}"
         )
-    wanted = [image, *row.label_features]
-    if isinstance(label, str):
-        wanted.append(label)
     weight = options.sample_weight
     if weight is not None and not isinstance(weight, str):
         raise ValueError(
             "For a TFDS data set, `sample_weight` must be the name of a "
             f"feature. Received: {type(weight).__name__}"
         )
-    if weight is not None:
-        wanted.append(weight)
+    wanted = [image, *row.label_features]
+    wanted += [name for name in (label, weight) if isinstance(name, str)]
     _check_features(builder, image, wanted)
     class_names = [str(i) for i in range(row.num_classes)]
     several = False
@@ -409,9 +334,8 @@ def open_records(
         image_shape=tuple(builder.info.features[image].shape),
         brightness=row.brightness,
     )
-    excluded = options.excluded
-    if excluded and len(records) == found.num_examples:
-        none_excluded(excluded)
+    if options.excluded and len(records) == found.num_examples:
+        none_excluded(options.excluded)
     return records
 
 
