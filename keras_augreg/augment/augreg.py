@@ -71,8 +71,7 @@ class AugRegAugment(AugmentationLayer):
         check_recipe(recipe)
         if num_classes < 1:
             raise ValueError(
-                "`num_classes` must be at least 1. Received: "
-                f"num_classes={num_classes}."
+                f"`num_classes` must be at least 1. Received: {num_classes}."
             )
         self.recipe = recipe
         self.num_classes = num_classes

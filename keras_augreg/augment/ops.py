@@ -90,10 +90,7 @@ class Lookups:
             degrees = np.float32(sign * level * 30.0)
             angle = float(degrees * np.float32(math.pi / 180.0))
             cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-            right, bottom = (
-                np.float32(self.width - 1),
-                np.float32(self.height - 1),
-            )
+            right, bottom = np.array([self.width - 1, self.height - 1], "f")
             x = (right - (cos * right - sin * bottom)) / np.float32(2)
             y = (bottom - (sin * right + cos * bottom)) / np.float32(2)
             return np.array((cos, -sin, x, sin, cos, y))
@@ -168,14 +165,10 @@ def lookups(magnitude: float, height: int, width: int) -> Lookups:
 
 
 # Row of `Lookups.sources` for operation i: [2i] with sign +1, [2i + 1] with -1.
-_SOURCE_ROWS = np.array(
-    [
-        1 + 2 * GEOMETRIC.index(name) + flip if name in GEOMETRIC else 0
-        for name in OPERATIONS
-        for flip in (0, 1)
-    ],
-    "int32",
-)
+_SOURCE_ROWS = np.zeros(2 * len(OPERATIONS), "int32")
+_SOURCE_ROWS.reshape(-1, 2)[[_INDEX[name] for name in GEOMETRIC]] = np.arange(
+    1, 11
+).reshape(5, 2)
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -429,22 +422,21 @@ def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
 
     xp = arrays.namespace(images)
     families = list(dict.fromkeys(_FAMILY_OF.values()))
-    family_of = np.array([families.index(_FAMILY_OF[x]) for x in OPERATIONS])
+    family_of = [families.index(_FAMILY_OF[x]) for x in OPERATIONS]
+
+    def apply(family: Callable, image: Any, choice: Choice) -> Any:
+        return xp.cast(family(xp, image, choice, lookups), "uint8")
 
     def transform(arguments: tuple[Any, list[Choice]]) -> Any:
         image, choices = arguments
         image = image[None]
         for choice in choices:
             one = Choice(*(x[None] for x in choice))
-            image = tf.switch_case(
-                tf.gather(family_of.astype("int32"), choice.operation),
-                [
-                    lambda f=f, i=image, c=one: xp.cast(
-                        f(xp, i, c, lookups), "uint8"
-                    )
-                    for f in families
-                ],
-            )
+            family = tf.gather(family_of, choice.operation)
+            branches = [
+                functools.partial(apply, f, image, one) for f in families
+            ]
+            image = tf.switch_case(family, branches)
         return image[0]
 
     spec = tf.TensorSpec(images.shape[1:], "uint8")
@@ -512,10 +504,7 @@ def apply_op(
     if sign not in (1, -1):
         raise ValueError(f"`sign` must be 1 or -1. Received: sign={sign}.")
     if op == "Cutout" and center is None:
-        raise ValueError(
-            "Cutout needs `center=(row, column)`, the pixel in the middle of "
-            "its box."
-        )
+        raise ValueError("Cutout needs the pixel `center=(row, column)`.")
     check_images(images)
     negative, (row, column) = int(sign == -1), center or (0, 0)
 
@@ -547,8 +536,7 @@ def check_magnitude(magnitude: float) -> None:
     # At 22.5 the original's Posterize would keep more bits than there are.
     if not 0 <= magnitude <= 20:
         raise ValueError(
-            "`magnitude` must be in [0, 20]; AugReg's recipes "
-            f"use 0, 10, 15 and 20. Received: magnitude={magnitude}."
+            f"`magnitude` must be in [0, 20]. Received: magnitude={magnitude}."
         )
 
 
@@ -558,24 +546,17 @@ def check_images(images: Any) -> None:
     The range is only checked on NumPy arrays: a tensor's values may not exist
     yet (in a compiled function), or reading them would wait for a device.
     """
-    shape = tuple(getattr(images, "shape", ()))
+    shape, hint = tuple(getattr(images, "shape", ())), ""
     if len(shape) != 4:
+        hint = "Add an axis to a single image: `images[None]`."
+    elif shape[-1] != 3:
+        hint = "Convert images to RGB, with the channels in the last axis."
+    elif None in shape[1:]:
+        hint = "In `tf.data`, call `set_shape` before batching."
+    if hint:
         raise ValueError(
-            "`images` must be a batch of shape (batch, height, width, 3). "
-            f"Received: shape={shape}. Add an axis to a single image: "
-            "`images[None]`."
-        )
-    if shape[-1] != 3:
-        raise ValueError(
-            "`images` must have 3 channels, in the last axis: (batch, height, "
-            f"width, 3). Received: shape={shape}. Repeat a grey image's "
-            "channel, drop an alpha channel, and move channels that come "
-            "first to the end."
-        )
-    if None in shape[1:]:
-        raise ValueError(
-            "`images` must have a known height and width. Received: "
-            f"shape={shape}. In `tf.data`, call `set_shape` before batching."
+            "`images` must be a batch of shape (batch, height, width, 3) with "
+            f"known height and width. Received: shape={shape}. {hint}"
         )
     dtype = keras.backend.standardize_dtype(images.dtype)
     if dtype != "uint8" and "float" not in dtype:

@@ -79,8 +79,7 @@ class RandAugment(AugmentationLayer):
         super().__init__(seed=seed, **kwargs)
         if num_layers < 0:
             raise ValueError(
-                "`num_layers` must be at least 0. Received: "
-                f"num_layers={num_layers}."
+                f"`num_layers` must be at least 0. Received: {num_layers}."
             )
         ops.check_magnitude(magnitude)
         self.num_layers = num_layers
@@ -138,13 +137,9 @@ def draw(
     index = xp.arange(n)
     operation, sign = draws.threefry(key, (index, index * 0 + 2 * layer))
     row, column = draws.threefry(key, (index, index * 0 + 2 * layer + 1))
-    columns = [
-        draws.top_bits(operation, 4),
-        draws.top_bits(sign, 1),
-        draws.below(row, height),
-        draws.below(column, width),
-    ]
-    return ops.Choice(*arrays.computed_once(columns))
+    which = [draws.top_bits(operation, 4), draws.top_bits(sign, 1)]
+    center = [draws.below(row, height), draws.below(column, width)]
+    return ops.Choice(*arrays.computed_once(which + center))
 
 
 def _apply_in_chunks(
@@ -174,11 +169,11 @@ def _apply_in_chunks(
     split_choices = [ops.Choice(*map(split, choice)) for choice in choices]
 
     def chunk(i: Any) -> Any:
-        some = [
-            ops.Choice(*(xp.take(x, i, axis=1) for x in choice))
-            for choice in split_choices
-        ]
-        return apply(xp.take(parts, i, axis=1), some)
+        def taken(x: Any) -> Any:
+            return xp.take(x, i, axis=1)
+
+        some = [ops.Choice(*map(taken, choice)) for choice in split_choices]
+        return apply(taken(parts), some)
 
     chunks = xp.map(chunk, xp.arange(count))
     shape = (count * size, height, width, channels)

@@ -104,36 +104,30 @@ def dsprites_orientation(example: Any) -> Any:
     return tf.cast(example["label_orientation"], tf.float32) // (40 / 16)
 
 
-def _splits(
-    train: str, val: str, trainval: str, test: str, val200: str
-) -> dict[str, str]:
+def _splits(*own: str, val200: str) -> dict[str, str]:
     """Adds VTAB-1k's: 800 examples to train on, 200 to choose settings on."""
-    return {
-        "train": train,
-        "val": val,
-        "trainval": trainval,
-        "test": test,
-        "train800": "train[:800]",
-        "val200": val200,
-        "train800val200": f"train[:800]+{val200}",
-    }
+    vtab_1k = ("train[:800]", val200, f"train[:800]+{val200}")
+    names = ("train", "val", "trainval", "test", "train800", "val200")
+    return dict(zip((*names, "train800val200"), own + vtab_1k, strict=True))
 
 
-_HELD = ("train[{p}:]", "train", "test", "train[{p}:{p200}]")
-_HELD_OUT = _splits("train[:{p}]", *_HELD)
+_HELD = "train[{p}:{p200}]"
+_HELD_OUT = _splits("train[:{p}]", "train[{p}:]", "train", "test", val200=_HELD)
 _VALIDATION = _splits(
-    "train", "validation", "train+validation", "test", "validation[:200]"
-)
+    "train", "validation", "train+validation", "test",
+    val200="validation[:200]",
+)  # fmt: skip
 # 60% or 80% to train on, the rest in halves, all of TFDS's one split.
 _ONE_SPLIT_60 = _splits(
-    "train[:{p}]", "train[60%:80%]", "train[:80%]", "train[80%:]", _HELD[-1]
+    "train[:{p}]", "train[60%:80%]", "train[:80%]", "train[80%:]", val200=_HELD
 )
 _ONE_SPLIT_80 = _splits(
-    "train[:{p}]", "train[80%:90%]", "train[:90%]", "train[90%:]", _HELD[-1]
+    "train[:{p}]", "train[80%:90%]", "train[:90%]", "train[90%:]", val200=_HELD
 )
 _NORB = _splits(
-    "train", "test[:50%]", "train+test[:50%]", "test[50%:]", "test[:200]"
-)
+    "train", "test[:50%]", "train+test[:50%]", "test[50%:]",
+    val200="test[:200]",
+)  # fmt: skip
 _CLEVR = {**_HELD_OUT, "test": "validation"}
 _1K = CLASSES["imagenet-1k"]
 

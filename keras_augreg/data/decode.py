@@ -103,7 +103,6 @@ class Cropping:
 
     @property
     def method(self) -> str:
-        """The method of `tf.image.resize`."""
         return "area" if self.crop == "resize_small" else "bilinear"
 
     def window(self, height: int, width: int, rng: random.Random) -> Window:
@@ -270,7 +269,6 @@ class ArrayPicture:
         self.height, self.width = array.shape[:2]
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """As `Picture.pixels`."""
         top, left, height, width = box
         return self._array[top : top + height, left : left + width]
 

@@ -27,12 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_augreg.atomic import replacing
-from keras_augreg.data.decode import (
-    ArrayPicture,
-    ImageError,
-    Picture,
-    resize_area,
-)
+from keras_augreg.data import decode
 from keras_augreg.data.locate import find
 from keras_augreg.data.options import ON_ERROR, Options
 from keras_augreg.data.report import Skipped
@@ -45,14 +40,14 @@ EVERY = 10.0
 PAIRS = 1 << 20
 
 
-def difference_hash(picture: Picture | ArrayPicture) -> int:
+def difference_hash(picture: decode.Picture | decode.ArrayPicture) -> int:
     """Hashes a picture by where it gets brighter from left to right.
 
     Of the 64 bits, the highest is the top left corner.
     """
     whole = (0, 0, picture.height, picture.width)
-    small = resize_area(picture.pixels(whole), (8, 9)).astype(np.int64)
-    grey = small @ np.array([299, 587, 114])  # ITU-R BT.601
+    small = decode.resize_area(picture.pixels(whole), (8, 9))
+    grey = small.astype(np.int64) @ np.array([299, 587, 114])  # ITU-R BT.601
     bits = (grey[:, 1:] > grey[:, :-1]).ravel()
     return int.from_bytes(np.packbits(bits).tobytes())
 
@@ -77,7 +72,7 @@ def hash_source(
         try:
             hashes.append(difference_hash(read()))
             names.append(name)
-        except ImageError:
+        except decode.ImageError:
             if on_error == "raise":
                 raise
             skipped.add([name])

@@ -17,17 +17,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from keras_augreg.checks import check_labels
-from keras_augreg.data import report
-from keras_augreg.data.decode import (
-    ArrayPicture,
-    Cropping,
-    ImageError,
-    Picture,
-    Window,
-    crop_and_resize,
-)
+from keras_augreg.data import decode
+from keras_augreg.data.decode import Cropping, ImageError, Window
 from keras_augreg.data.feed import Feed
 from keras_augreg.data.order import PADDING, draws
 from keras_augreg.data.sources import Examples
@@ -71,7 +65,10 @@ def tensorflow() -> Any:
 
 
 class Pipeline:
-    """Builds the `tf.data.Dataset` of a feed."""
+    """Builds a `tf.data.Dataset` of (images, labels[, weights]).
+
+    The pass after a complete one gets the steps after it.
+    """
 
     def __init__(self, feed: Feed) -> None:
         self._tf = tensorflow()
@@ -87,10 +84,6 @@ class Pipeline:
             self._stream = self._examples
 
     def dataset(self) -> Any:
-        """Builds a `tf.data.Dataset` of (images, labels[, weights]).
-
-        The pass after a complete one gets the steps after it.
-        """
         tf, feed = self._tf, self._feed
         dataset = tf.data.Dataset.range(1).map(
             lambda _: tf.numpy_function(self._begin, [], (tf.int64, tf.int64))
@@ -161,14 +154,11 @@ class Pipeline:
             number = np.arange(len(batch.numbers))
             place = batch.start + number
             place[batch.numbers == PADDING] = PADDING
-            return (
-                (step - first) * order.shard_batch + number,
-                np.full(len(place), batch.epoch, np.int64),
-                place,
-                batch.numbers,
-                examples.labels[batch.numbers],
-                examples.weights[batch.numbers],
-            )
+            number += (step - first) * order.shard_batch
+            epoch = np.full(len(place), batch.epoch, np.int64)
+            label = examples.labels[batch.numbers]
+            weight = examples.weights[batch.numbers]
+            return number, epoch, place, batch.numbers, label, weight
 
         def examples_of(step: Any) -> Any:
             columns = tf.numpy_function(
@@ -199,14 +189,8 @@ class Pipeline:
         return data, layout, label, weight, place, broken
 
     def _fetch_arrays(
-        self,
-        iteration: int,
-        numbers: np.ndarray,
-        epochs: np.ndarray,
-        places: np.ndarray,
-        labels: np.ndarray,
-        *what: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, iteration: int, *columns: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """Reads the examples of a chunk and draws their windows.
 
         Returns the bytes of JPEG files and the pixels of others; their
@@ -214,6 +198,7 @@ class Pipeline:
         broken: a name if broken images are skipped, else an error message,
         else "".
         """
+        numbers, epochs, places, labels, *what = columns
         feed, under_way = self._feed, self._under_way
         cropping = feed.cropping
         contents = [BLACK] * len(places)
@@ -328,27 +313,22 @@ class Pipeline:
         return images, labels
 
     def _finish_arrays(
-        self,
-        k: Any,
-        labels: np.ndarray,
-        weights: np.ndarray,
-        where: np.ndarray,
-        broken: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, k: int, *columns: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """Finishes the k-th batch of a pass, which leaves the pipeline."""
+        labels, weights, where, broken = columns
         order, skipped = self._feed.order, self._feed.skipped
-        iteration, number, place = where.T
+        padding = where[:, 2] == PADDING
         names = [os.fsdecode(name) for name in broken]
         last = bool(k == self._feed.num_batches - 1)
         try:
             if self._under_way:
-                self._under_way.arrived(
-                    iteration, number, names, k, order.shard_batch, last
-                )
-            done = self._feed.targets(labels, weights, place == PADDING, names)
+                size = order.shard_batch
+                self._under_way.arrived(where, names, k, size, last)
+            done = self._feed.targets(labels, weights, padding, names)
         except ValueError as error:
             # TensorFlow raises it again, behind a page of its own text.
-            report.error(error)
+            logging.error("%s", error)
             raise
         step = self._first_step() + int(k)
         self._passes += last and order.training
@@ -358,7 +338,7 @@ class Pipeline:
 
 
 def _prepare(
-    picture: Picture | ArrayPicture,
+    picture: decode.Picture | decode.ArrayPicture,
     rng: random.Random,
     cropping: Cropping,
     by_tensorflow: bool,
@@ -380,7 +360,7 @@ def _prepare(
             # A chunk of large images would fill the memory. The result equals
             # TensorFlow's to within one grey level.
             result = np.empty((*size, 3), np.uint8)
-            crop_and_resize(pixels, window, cropping, result)
+            decode.crop_and_resize(pixels, window, cropping, result)
             pixels = result
             window = Window((0, 0, *size), size, (0, 0), flip=False)
         content = pixels.tobytes()
@@ -422,14 +402,12 @@ class _UnderWay:
         return self._begun
 
     def add(self, iteration: int, number: int, name: str) -> None:
-        """Notes the file of an example."""
         if iteration in self._files:
             self._files[iteration][number] = name
 
     def arrived(
         self,
-        iterations: np.ndarray,
-        numbers: np.ndarray,
+        where: np.ndarray,
         broken: list[str],
         k: int,
         size: int,
@@ -437,11 +415,12 @@ class _UnderWay:
     ) -> None:
         """Raises if an example of a pass's k-th batch is broken or missing.
 
-        `iterations`, `numbers` (in the pass) and `broken` (an error message or
-        "") are of each example; `size` is the size of all batches but the last.
+        `broken` has an error message or "" for each example; `size` is the
+        size of all batches but the last.
         """
         for message in filter(None, broken):
             raise ImageError(message)
+        iterations, numbers, _ = where.T
         iteration = iterations[0] if len(iterations) else self._begun
         files = self._files.get(iteration, {})
         for number in numbers.tolist():

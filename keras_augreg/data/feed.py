@@ -42,11 +42,8 @@ class Feed:
                 f" Received: batch_size={self.batch_size}, shards={count}"
             )
         if isinstance(self.examples, Examples):
-            check_labels(
-                self.examples.labels,
-                len(self.examples.class_names),
-                self.examples.names,
-            )
+            labels, names = self.examples.labels, self.examples.names
+            check_labels(labels, self.checked_classes, names)
         if self.order.steps == 0:
             raise ValueError(
                 f"The split has {len(self.examples)} examples, too few for a "
@@ -55,7 +52,6 @@ class Feed:
 
     @functools.cached_property
     def order(self) -> Order:
-        """The order of the examples."""
         count, training = self.shard[1], self.cropping.training
         places = len(self.examples)
         if isinstance(self.examples, Records):
@@ -70,7 +66,6 @@ class Feed:
 
     @functools.cached_property
     def targets(self) -> Targets:
-        """Makes a batch's labels and weights."""
         weighted = self.options.sample_weight is not None
         return Targets(
             num_classes=len(self.examples.class_names),

@@ -155,7 +155,11 @@ def load(
     if preprocess.crop is None and location.row.name not in DATASETS:
         side = examples.smaller_side()
         if location.kind != "bundled" and side and side <= SMALL_SIDE:
-            report.small(location.path, side)
+            report.once(
+                f"Images of {location.path!r} are small ({side} pixels): "
+                'preprocess="resize", without cropping, is their default. '
+                "Pass `preprocess` to choose."
+            )
             preprocess = dataclasses.replace(preprocess, crop="resize")
             cropping = preprocess.cropping(image_size, training, location.row)
     if examples.label_shape and (options.one_hot or class_weight):

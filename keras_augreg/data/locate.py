@@ -52,10 +52,9 @@ class Location:
             found = sources.take(found, percent, seed)
         if excluded := options.excluded:
             everything = len(found)
+            names = enumerate(found.names)
             found = found.subset(
-                i
-                for i, name in enumerate(found.names)
-                if excluded.isdisjoint((name, sources.line_of(name)))
+                i for i, n in names if not {n, sources.line_of(n)} & excluded
             )
             if len(found) == everything:
                 report.none_excluded(excluded)
@@ -124,7 +123,10 @@ def locate(
     directory = None if data_dir is None else str(data_dir)
     known = dataset_names.lookup(source, (*sources.BUNDLED, *DATASETS))
     if known and directory is None and os.path.isdir(source):
-        report.shadowed(source)
+        report.once(
+            f"{source!r} is a data set's name and a folder here: reading the "
+            f"data set. For the folder, pass pathlib.Path({source!r})."
+        )
     if known in sources.BUNDLED:
         row = PaperDataset(known, None, {}, 0, "resize", "resize", False)
         return Location(row, known, "bundled")
@@ -190,7 +192,10 @@ def evaluation_split(
             )
         train, chosen = f"{train}[:90%]", f"{train}[90%:]"
     if chosen != "test":
-        report.held_out(str(source), train, chosen)
+        report.once(
+            f"{str(source)!r} has no test split: training on {train!r} and "
+            f"evaluating on {chosen!r}."
+        )
     return train, chosen
 
 

@@ -52,15 +52,6 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.crop is not None:
             check_choice("crop", self.crop, CROPS)
-        if self.smaller_side is not None and (
-            not is_integer(self.smaller_side)
-            or self.crop not in (None, "resize_small")
-        ):
-            raise ValueError(
-                '`smaller_side` is an integer and requires crop="resize_small".'
-                f" Received: smaller_side={self.smaller_side!r}, "
-                f"crop={self.crop!r}"
-            )
 
     def cropping(
         self,
@@ -79,11 +70,13 @@ class Preprocess:
         smaller_side = self.smaller_side
         if smaller_side is None:
             smaller_side = round(SMALLER_SIDE * min(size))
-        elif crop != "resize_small" or smaller_side < min(size):
+        elif crop != "resize_small" or not (
+            is_integer(smaller_side) and smaller_side >= min(size)
+        ):
             raise ValueError(
-                '`smaller_side` requires crop="resize_small" and must be at '
-                "least the smaller side of `image_size`. Received: "
-                f"smaller_side={smaller_side}, crop={crop!r}, "
+                '`smaller_side` requires crop="resize_small" and must be an '
+                "integer of at least the smaller side of `image_size`. "
+                f"Received: smaller_side={smaller_side!r}, crop={crop!r}, "
                 f"image_size={image_size}"
             )
         flip = row.flip if self.flip is None else self.flip
@@ -218,7 +211,6 @@ def check_seed(argument: str, value: Any) -> None:
 
 
 def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) as Python's integers."""
     several = isinstance(image_size, Sequence)
     sides: Any = image_size if several else (image_size, image_size)
     if len(sides) != 2 or not all(is_integer(s) and s >= 1 for s in sides):

@@ -52,7 +52,6 @@ class Order:
         return -(-self.num_examples // self.batch_size)
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step of the run is the last of its epoch."""
         return (step + 1) % self.steps == 0
 
     def batch(self, step: int) -> Batch:

@@ -38,50 +38,14 @@ def once(message: str) -> None:
     logging.warning("%s", message)
 
 
-def error(problem: Exception) -> None:
-    """Logs an error that another library is about to wrap."""
-    logging.error("%s", problem)
-
-
-def held_out(source: str, train: str, evaluation: str) -> None:
-    """Says which splits are used where there is no test split."""
-    once(
-        f"{source!r} has no test split: training on {train!r} and evaluating "
-        f"on {evaluation!r}."
-    )
-
-
-def shadowed(name: str) -> None:
-    """Warns that a name means a data set although a folder has it too."""
-    once(
-        f"{name!r} is a data set's name and a folder here: reading the data "
-        f"set. For the folder, pass pathlib.Path({name!r})."
-    )
-
-
-def small(source: str, side: int) -> None:
-    """Says that a mild crop is the default for small images."""
-    once(
-        f"Images of {source!r} are small ({side} pixels): "
-        'preprocess="resize", without cropping, is their default. Pass '
-        "`preprocess` to choose."
-    )
-
-
-def unwrapped(folder: str, inner: str) -> None:
-    """Says that the only folder in a folder is read in its place."""
-    once(f"{folder!r} holds one folder; reading {inner!r}.")
-
-
 class Skipped:
-    """Counts what is left out.
+    """Counts what is left out, `always` before anything is read.
 
     Attributes:
         names: What the latest complete epoch left out, sorted.
     """
 
     def __init__(self, always: Iterable[str]) -> None:
-        """Takes the names that are left out before anything is read."""
         self._always = frozenset(always)
         self._this_epoch = set(self._always)
         self.names: list[str] = []

@@ -64,14 +64,12 @@ class Examples:
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """The shape of one label."""
         return self.labels.shape[1:]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, number: int) -> str:
-        """Returns the name of an example."""
         return self.names[number]
 
     def picture(self, number: int) -> Picture | ArrayPicture:
@@ -110,10 +108,9 @@ class Examples:
     def subset(self, numbers: Iterable[int]) -> Examples:
         """Returns the examples with these numbers, in this order."""
         numbers = np.asarray(list(numbers), np.int64)
+        names = [self.names[i] for i in numbers]
         return dataclasses.replace(
-            self,
-            names=[self.names[i] for i in numbers],
-            labels=self.labels[numbers],
+            self, names=names, labels=self.labels[numbers]
         )
 
 
@@ -146,12 +143,9 @@ def digits(split: str, split_seed: int) -> Examples:
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=-1)
     names = [f"digits[{i}]" for i in range(len(images))]
-    everything = Examples(
-        names=names,
-        labels=bunch.target.astype(np.int64),
-        class_names=[str(name) for name in bunch.target_names],
-        read=dict(zip(names, images, strict=True)).__getitem__,
-    )
+    read = dict(zip(names, images, strict=True)).__getitem__
+    classes = [str(name) for name in bunch.target_names]
+    everything = Examples(names, bunch.target.astype(np.int64), classes, read)
     return _split(everything, "digits", split, split_seed)
 
 
@@ -195,14 +189,11 @@ def folder(
         )
     report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
     number = {name: i for i, name in enumerate(known)}
+    names = [f"{name}/{file}" for name, file in files]
+    labels = np.array([number[name] for name, _ in files], np.int64)
+    read = functools.partial(_read_file, str(top))
     everything = Examples(
-        names=[f"{name}/{file}" for name, file in files],
-        labels=np.array([number[name] for name, _ in files], np.int64),
-        class_names=known,
-        read=functools.partial(_read_file, str(top)),
-        root=str(top),
-        left_out=left_out,
-        unread=dict(unread),
+        names, labels, known, read, str(top), left_out, dict(unread)
     )
     if splits:
         return everything
@@ -226,7 +217,7 @@ def unwrapped(
         return root
     if any(map(_is_image, _files(inner))):
         return root  # A class whose folder has folders.
-    report.unwrapped(str(root), str(inner))
+    report.once(f"{str(root)!r} holds one folder; reading {str(inner)!r}.")
     return inner
 
 

@@ -27,7 +27,6 @@ class Targets:
 
     @property
     def has_weights(self) -> bool:
-        """Whether batches end in sample weights."""
         return self.pad or self.weighted or self.class_weights is not None
 
     def __call__(

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ class Records:
         self._length = _count(self.parts, self._excluded)
 
     def __len__(self) -> int:
-        """Number of examples over all shards."""
         return self._length
 
     @property
@@ -82,7 +81,6 @@ class Records:
         return name.decode()
 
     def picture(self, data: bytes, name: bytes) -> Picture:
-        """As `Examples.picture`."""
         return Picture(data, self.name(data, name), self.brightness)
 
     def pictures(self) -> Iterator[tuple[str, Callable[[], Picture]]]:
@@ -325,14 +323,11 @@ def open_records(
         own = example[weight] if weight else 1.0
         return example[image], *_target(example, label, own, count)
 
+    parts = [(f.filename, f.skip, f.take) for f in found.file_instructions]
+    label_shape = (count,) if several else ()
+    shape = tuple(builder.info.features[image].shape)
     records = Records(
-        class_names=class_names,
-        parts=[(f.filename, f.skip, f.take) for f in found.file_instructions],
-        parse=parse,
-        label_shape=(count,) if several else (),
-        options=options,
-        image_shape=tuple(builder.info.features[image].shape),
-        brightness=row.brightness,
+        class_names, parts, parse, label_shape, options, shape, row.brightness
     )
     if options.excluded and len(records) == found.num_examples:
         none_excluded(options.excluded)
@@ -340,10 +335,7 @@ def open_records(
 
 
 def _target(
-    example: Mapping[str, Any],
-    label: str | Callable[[Any], Any],
-    weight: Any,
-    num_classes: int,
+    example: Any, label: str | Callable, weight: Any, num_classes: int
 ) -> tuple[Any, Any]:
     """Returns the label and the weight of a parsed example."""
     import tensorflow as tf

@@ -289,8 +289,8 @@ def test_symbolic_call_and_config_round_trip():
     ("images", "error", "message"),
     [
         (photo()[0], ValueError, r"Add an axis to a single image"),
-        (photo()[..., :1], ValueError, r"3 channels.*Repeat a grey image's"),
-        (np.zeros((1, 4, 4, 4), "uint8"), ValueError, "drop an alpha channel"),
+        (photo()[..., :1], ValueError, r"width, 3\).*Convert images to RGB"),
+        (np.zeros((1, 4, 4, 4), "uint8"), ValueError, "Convert images to RGB"),
         (np.zeros((1, 4, 4, 3), "int32"), TypeError, "must be uint8 or float"),
         (
             np.full((1, 4, 4, 3), -0.5, "float32"),
