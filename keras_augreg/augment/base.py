@@ -57,12 +57,9 @@ class AugmentationLayer(Layer):
                 self._dataset_steps = tf.Variable([0, 0, 0], dtype="int64")
         if step is None:
             # Counts in units of 256, the numbers that a draw may use.
-            step = (
-                tf.raw_ops.RngReadAndSkip(
-                    resource=self._dataset_steps.handle, alg=1, delta=1
-                )[0]
-                // 256
-            )
+            count = self._dataset_steps.handle
+            step = tf.raw_ops.RngReadAndSkip(resource=count, alg=1, delta=1)[0]
+            step //= 256
         return tf.constant(int(state[0]), "int32"), tf.cast(step, "int32")
 
     def get_config(self) -> dict[str, Any]:

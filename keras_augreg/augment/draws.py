@@ -32,10 +32,7 @@ def _rotate_left(x: Any, bits: int) -> Any:
 
 
 def threefry(key: tuple[Any, ...], counter: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Two random 32-bit words for each counter, all int32 arrays.
-
-    `key` broadcasts with `counter`.
-    """
+    """Two random 32-bit words, int32, for each counter; `key` broadcasts."""
     keys = (*key, key[0] ^ key[1] ^ _PARITY)
     a, b = counter[0] + keys[0], counter[1] + keys[1]
     for i, bits in enumerate(_ROTATIONS, start=1):

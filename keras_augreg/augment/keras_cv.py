@@ -42,16 +42,15 @@ def keras_cv_layers(recipe: AugReg, seed: int | None = None) -> list[Any]:
     layers = []
     if recipe.randaugment is not None:
         num_layers, magnitude = recipe.randaugment
-        layers.append(
-            keras_cv.layers.RandAugment(
-                value_range=(0, 255),
-                augmentations_per_image=num_layers,
-                magnitude=magnitude / 20,
-                magnitude_stddev=0.0,
-                rate=1.0,
-                seed=seed,
-            )
+        randaugment = keras_cv.layers.RandAugment(
+            value_range=(0, 255),
+            augmentations_per_image=num_layers,
+            magnitude=magnitude / 20,
+            magnitude_stddev=0.0,
+            rate=1.0,
+            seed=seed,
         )
+        layers.append(randaugment)
     if recipe.mixup:
         layers.append(keras_cv.layers.MixUp(alpha=recipe.mixup, seed=seed))
     return layers

@@ -316,9 +316,8 @@ def _smooth(xp: Any, images: Any) -> Any:
                 continue
             large, small = tap * weight[0], tap * weight[1]
             rounded = total + large
-            error = xp.minimum(total, large) - (
-                rounded - xp.maximum(total, large)
-            )
+            added = rounded - xp.maximum(total, large)
+            error = xp.minimum(total, large) - added
             total = rounded + (error + small)
     ends = pixels[:, :margin], pixels[:, -margin:]
     smoothed = xp.concatenate((ends[0], xp.floor(total), ends[1]), axis=1)

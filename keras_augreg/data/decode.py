@@ -203,12 +203,8 @@ class Picture:
             # Orientations 5 to 8 swap the sides.
             orientation = _orientation(image)
             size = image.size if 5 <= orientation <= 8 else image.size[::-1]
-            plain = (
-                image.format == "JPEG"
-                and image.mode in ("L", "RGB")
-                and orientation == 1
-                and data.endswith(JPEG_END)
-            )
+            usual = image.format == "JPEG" and image.mode in ("L", "RGB")
+            plain = usual and orientation == 1 and data.endswith(JPEG_END)
         self.height: int = size[0]
         self.width: int = size[1]
         self.plain_jpeg = plain and brightness == 1
@@ -260,9 +256,7 @@ class Picture:
 class ArrayPicture:
     """An array, uint8 (h, w, 3), with the interface of `Picture`."""
 
-    plain_jpeg = False
-    name = ""
-    data = b""
+    plain_jpeg, name, data = False, "", b""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -404,10 +398,8 @@ def resize_bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         # Only the two rows that each row of the result lies between.
         at = (np.arange(size[0]) + 0.5) * (len(pixels) / size[0]) - 0.5
         low = at.astype(np.int64)
-        image, below = (
-            _resize(rows, size, cv2.INTER_LINEAR)
-            for rows in (pixels[low], pixels[low + 1])
-        )
+        image = _resize(pixels[low], size, cv2.INTER_LINEAR)
+        below = _resize(pixels[low + 1], size, cv2.INTER_LINEAR)
         below -= image
         below *= (at - low).astype(np.float32)[:, None, None]
         image += below

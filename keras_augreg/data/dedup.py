@@ -41,10 +41,7 @@ PAIRS = 1 << 20
 
 
 def difference_hash(picture: decode.Picture | decode.ArrayPicture) -> int:
-    """Hashes a picture by where it gets brighter from left to right.
-
-    Of the 64 bits, the highest is the top left corner.
-    """
+    """Hashes where a picture gets brighter to the right, top left bit first."""
     whole = (0, 0, picture.height, picture.width)
     small = decode.resize_area(picture.pixels(whole), (8, 9))
     grey = small.astype(np.int64) @ np.array([299, 587, 114])  # ITU-R BT.601

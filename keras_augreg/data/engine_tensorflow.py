@@ -1,7 +1,7 @@
 """The engine on `tf.data`, stage by stage.
 
     steps of a pass -> examples in order -> file's bytes and window
-      -> decode, crop, resize, flip -> batch -> prefetch -> targets
+      -> decode, crop, resize, flip -> batch -> prefetch -> labels
 
 Everything before decoding is cheap, everything random is drawn from the seed
 and the example's place, and passes are counted where batches leave the
@@ -121,7 +121,7 @@ class Pipeline:
         # would have to implement TensorFlow's private `_inputs` and to be
         # defined inside a function, since TensorFlow is imported late. The
         # results of `map`, `take` and so on lack them, as they should.
-        dataset.checked_classes = feed.checked_classes
+        dataset.checked_classes = feed.num_classes
         dataset.at = lambda step, steps=None: Pipeline(
             feed.at(step, steps)
         ).dataset()
@@ -291,9 +291,9 @@ class Pipeline:
 
     def _finish(self, k: Any, batch: Any) -> Any:
         tf, feed = self._tf, self._feed
-        order, targets = feed.order, feed.targets
+        order = feed.order
         images, labels, weights, *more = batch
-        integers = not targets.one_hot and not feed.examples.label_shape
+        integers = not feed.options.one_hot and not feed.examples.label_shape
         take, labels, weights = tf.numpy_function(
             self._finish_arrays,
             [k, labels, weights, *more],
@@ -306,9 +306,9 @@ class Pipeline:
         with tf.control_dependencies([take]):
             shape = [size, *feed.cropping.image_size, 3]
             images = tf.ensure_shape(images, shape)
-        labels.set_shape([size] if integers else [size, targets.num_classes])
+        labels.set_shape([size] if integers else [size, feed.num_classes])
         weights.set_shape([size])
-        if targets.has_weights:
+        if feed.has_weights:
             return images, labels, weights
         return images, labels
 
@@ -325,7 +325,7 @@ class Pipeline:
             if self._under_way:
                 size = order.shard_batch
                 self._under_way.arrived(where, names, k, size, last)
-            done = self._feed.targets(labels, weights, padding, names)
+            done = self._feed.finish(labels, weights, padding, names)
         except ValueError as error:
             # TensorFlow raises it again, behind a page of its own text.
             logging.error("%s", error)
@@ -395,9 +395,8 @@ class _UnderWay:
     def begin(self) -> int:
         """Returns the number of a new iteration."""
         self._begun += 1
-        self._files = {
-            k: v for k, v in self._files.items() if k > self._begun - KEPT
-        }
+        oldest = self._begun - KEPT
+        self._files = {k: v for k, v in self._files.items() if k > oldest}
         self._files[self._begun] = {}
         return self._begun
 
@@ -406,21 +405,16 @@ class _UnderWay:
             self._files[iteration][number] = name
 
     def arrived(
-        self,
-        where: np.ndarray,
-        broken: list[str],
-        k: int,
-        size: int,
-        last: bool,
+        self, rows: np.ndarray, broken: list[str], k: int, size: int, last: bool
     ) -> None:
         """Raises if an example of a pass's k-th batch is broken or missing.
 
-        `broken` has an error message or "" for each example; `size` is the
-        size of all batches but the last.
+        Each example has a row (iteration, number, place), and in `broken` an
+        error message or ""; `size` is that of all batches but the last.
         """
         for message in filter(None, broken):
             raise ImageError(message)
-        iterations, numbers, _ = where.T
+        iterations, numbers, _ = rows.T
         iteration = iterations[0] if len(iterations) else self._begun
         files = self._files.get(iteration, {})
         for number in numbers.tolist():

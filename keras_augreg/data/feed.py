@@ -1,20 +1,20 @@
-"""What an engine turns into batches: examples, crops, order, targets."""
+"""What engines turn into batches: examples, crops, order, labels, weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_augreg.checks import check_labels
-from keras_augreg.data.decode import Cropping
-from keras_augreg.data.options import Options, is_integer
+from keras_augreg.data.decode import Cropping, ImageError
+from keras_augreg.data.options import Options, at_least, is_integer
 from keras_augreg.data.order import Order
 from keras_augreg.data.report import Skipped
 from keras_augreg.data.sources import Examples
-from keras_augreg.data.targets import Targets
 from keras_augreg.data.tfds import Records
 
 
@@ -43,7 +43,7 @@ class Feed:
             )
         if isinstance(self.examples, Examples):
             labels, names = self.examples.labels, self.examples.names
-            check_labels(labels, self.checked_classes, names)
+            check_labels(labels, self.num_classes, names)
         if self.order.steps == 0:
             raise ValueError(
                 f"The split has {len(self.examples)} examples, too few for a "
@@ -64,26 +64,19 @@ class Feed:
             places, self.batch_size, training, self.seed, pad, self.shard
         )
 
-    @functools.cached_property
-    def targets(self) -> Targets:
-        weighted = self.options.sample_weight is not None
-        return Targets(
-            num_classes=len(self.examples.class_names),
-            training=self.cropping.training,
-            pad=self.order.pad,
-            one_hot=self.options.one_hot,
-            class_weights=self.class_weights,
-            weighted=weighted or bool(self.examples.label_shape),
-            skipped=self.skipped,
-        )
-
     @property
-    def checked_classes(self) -> int:
-        """The number of classes that the engines check integer labels for.
+    def num_classes(self) -> int:
+        """Both engines check that integer labels are below it.
 
-        Both engines' data sets carry it, for `fit` to skip its own check.
+        Their data sets have it as `checked_classes`: `fit` need not check.
         """
         return len(self.examples.class_names)
+
+    @property
+    def has_weights(self) -> bool:
+        weighted = self.options.sample_weight is not None
+        weighted = weighted or bool(self.examples.label_shape)
+        return self.order.pad or weighted or self.class_weights is not None
 
     @property
     def num_batches(self) -> int:
@@ -98,8 +91,8 @@ class Feed:
                 f"over the split. Received: step={step}, steps={steps}"
             )
         # As Python's integers: NumPy's would draw from other streams.
-        step = _at_least(0, "step", step)
-        steps = None if steps is None else _at_least(1, "steps", steps)
+        step = at_least(0, "step", step)
+        steps = None if steps is None else at_least(1, "steps", steps)
         return dataclasses.replace(self, first_step=step, steps=steps)
 
     def sharded(self, index: int, count: int) -> Feed:
@@ -125,11 +118,53 @@ class Feed:
             examples = dataclasses.replace(examples, shard=shard)
         return dataclasses.replace(self, examples=examples, shard=shard)
 
+    def finish(
+        self, labels: np.ndarray, weights: np.ndarray, padding: np.ndarray,
+        broken: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Finishes a batch of n examples, for both engines.
 
-def _at_least(least: int, name: str, value: int) -> int:
-    if not is_integer(value) or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: "
-            f"{name}={value!r}"
-        )
-    return int(value)
+        `labels` are int64 of shape (n,) or float32 of shape (n, num_classes),
+        `weights` the examples' own, and `broken` the names of images that
+        could not be read, "" otherwise. In training, others replace them; in
+        evaluation they are left out or, with `pad`, get weight 0.
+
+        Returns the positions in the batch to take images from (int64), and
+        their labels (int32, or float32 vectors) and weights (float32).
+        """
+        bad = np.array([name != "" for name in broken], bool)
+        if self.skipped is not None:
+            self.skipped.add(name for name in broken if name)
+        good = ~(bad | padding)
+        if bad.any() and not good.any() and not self.order.pad:
+            otherwise = "evaluate with `pad=True` and `weighted_metrics`"
+            if self.cropping.training:
+                otherwise = "use larger batches"
+            raise ImageError(
+                "No image of a batch could be read, among them "
+                f"{broken[int(bad.argmax())]!r}. Remove such files, or "
+                f"{otherwise}."
+            )
+        take = np.arange(len(labels))
+        if self.cropping.training:
+            # A broken image is replaced by the next good one.
+            found = np.flatnonzero(good)
+            take = found[np.searchsorted(found, take) % len(found)]
+        elif not self.order.pad:
+            take = np.flatnonzero(good)
+        labels = np.where(padding, 0, labels.T).T[take]
+        of_class = self.options.one_hot or self.class_weights is not None
+        if of_class and (labels < 0).any():  # a test set that is kept secret
+            raise ValueError(
+                "The split has examples without a label (-1), to which "
+                "`one_hot` and `class_weight` do not apply. Use it with "
+                "`predict` and without them, or take a split with labels."
+            )
+        weights = (weights * good)[take].astype(np.float32)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[labels]
+        if self.options.one_hot:
+            labels = np.eye(self.num_classes, dtype=np.float32)[labels]
+        elif labels.ndim == 1:
+            labels = labels.astype(np.int32)
+        return take, labels, weights

@@ -140,11 +140,7 @@ class Options:
         check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("engine", self.engine, ENGINES)
         check_seed("split_seed", self.split_seed)
-        if not is_integer(self.shuffle_buffer) or self.shuffle_buffer < 1:
-            raise ValueError(
-                "`shuffle_buffer` must be an integer of at least 1. Received: "
-                f"shuffle_buffer={self.shuffle_buffer!r}"
-            )
+        at_least(1, "shuffle_buffer", self.shuffle_buffer)
         if not isinstance(self.exclude, (str, os.PathLike)):
             # An iterator could be read only once.
             object.__setattr__(self, "exclude", frozenset(self.exclude))
@@ -190,6 +186,16 @@ def choose_engine(engine: str, kind: str, path: str) -> str:
 def is_integer(value: Any) -> bool:
     """Whether a value is a whole number and not a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def at_least(least: int, argument: str, value: Any) -> int:
+    """Returns a value as Python's integer, or raises a `ValueError`."""
+    if not is_integer(value) or value < least:
+        raise ValueError(
+            f"`{argument}` must be an integer of at least {least}. Received: "
+            f"{argument}={value!r}"
+        )
+    return int(value)
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -39,16 +39,12 @@ def once(message: str) -> None:
 
 
 class Skipped:
-    """Counts what is left out, `always` before anything is read.
-
-    Attributes:
-        names: What the latest complete epoch left out, sorted.
-    """
+    """Counts what is left out, `always` before anything is read."""
 
     def __init__(self, always: Iterable[str]) -> None:
         self._always = frozenset(always)
         self._this_epoch = set(self._always)
-        self.names: list[str] = []
+        self.names: list[str] = []  # of the latest complete epoch, sorted
 
     def add(self, names: Iterable[str]) -> None:
         """Notes what this epoch left out; a name counts once."""

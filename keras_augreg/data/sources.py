@@ -86,9 +86,7 @@ class Examples:
             return Picture(data, name)
         return ArrayPicture(data)
 
-    def pictures(
-        self,
-    ) -> Iterator[tuple[str, Callable[[], Picture | ArrayPicture]]]:
+    def pictures(self) -> Iterator[tuple[str, Callable]]:
         """Yields each example's name and how to read it, in order."""
         for i, name in enumerate(self.names):
             yield name, functools.partial(self.picture, i)

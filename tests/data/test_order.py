@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_augreg.data.decode import ImageError
+from keras_augreg.data.decode import Cropping, ImageError
+from keras_augreg.data.feed import Feed
+from keras_augreg.data.options import Options
 from keras_augreg.data.order import PADDING, Order, draws
 from keras_augreg.data.report import Skipped
-from keras_augreg.data.targets import Targets
+from keras_augreg.data.sources import Examples
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -83,21 +85,15 @@ PINNED = (
 )
 
 
-# --- targets
+# --- labels and weights
 
 
-def targets(**changes):
-    fields = {
-        "num_classes": 3,
-        "training": False,
-        "pad": False,
-        "one_hot": False,
-        "class_weights": None,
-        "weighted": False,
-        "skipped": None,
-        **changes,
-    }
-    return Targets(**fields)
+def finish(training=False, class_weights=None, skipped=None, **options):
+    examples = Examples(list("abcd"), LABELS, ["x", "y", "z"], {}.get)
+    cropping = Cropping((8, 8), "resize", training, False, 8)
+    options = Options(**options)
+    feed = Feed(examples, cropping, 4, 0, options, class_weights, skipped)
+    return feed.finish
 
 
 LABELS = np.array([0, 1, 2, 1])
@@ -107,34 +103,34 @@ BROKEN = ["", "b", "", "d"]
 
 
 def test_labels_are_integers_or_vectors():
-    take, labels, _ = targets()(LABELS, ONES, NONE, [""] * 4)
+    take, labels, _ = finish()(LABELS, ONES, NONE, [""] * 4)
     assert take.tolist() == [0, 1, 2, 3]
     assert labels.dtype == np.int32
     assert labels.tolist() == LABELS.tolist()
-    _, labels, _ = targets(one_hot=True)(LABELS, ONES, NONE, [""] * 4)
+    _, labels, _ = finish(one_hot=True)(LABELS, ONES, NONE, [""] * 4)
     assert labels.dtype == np.float32
     assert labels.tolist() == np.eye(3)[LABELS].tolist()
 
 
 def test_class_weights_multiply_the_examples_own():
-    done = targets(class_weights=np.array([1, 2, 3], np.float32))
+    done = finish(class_weights=np.array([1, 2, 3], np.float32))
     _, _, weights = done(LABELS, ONES * 0.5, NONE, [""] * 4)
     assert weights.tolist() == [0.5, 1.0, 1.5, 1.0]
 
 
 def test_padding_weighs_nothing():
     padding = np.array([False, False, False, True])
-    _, labels, weights = targets(pad=True)(LABELS, ONES, padding, [""] * 4)
+    _, labels, weights = finish(pad=True)(LABELS, ONES, padding, [""] * 4)
     assert labels.tolist() == [0, 1, 2, 0]
     assert weights.tolist() == [1, 1, 1, 0]
 
 
 def test_broken_images_are_left_out_of_an_evaluation():
     skipped = Skipped([])
-    take, labels, _ = targets(skipped=skipped)(LABELS, ONES, NONE, BROKEN)
+    take, labels, _ = finish(skipped=skipped)(LABELS, ONES, NONE, BROKEN)
     assert take.tolist() == [0, 2]
     assert labels.tolist() == [0, 2]
-    _, _, weights = targets(skipped=skipped, pad=True)(
+    _, _, weights = finish(skipped=skipped, pad=True)(
         LABELS, ONES, NONE, BROKEN
     )
     assert weights.tolist() == [1, 0, 1, 0]
@@ -143,14 +139,14 @@ def test_broken_images_are_left_out_of_an_evaluation():
 
 
 def test_broken_images_give_their_places_to_the_next_in_training():
-    done = targets(skipped=Skipped([]), training=True)
+    done = finish(skipped=Skipped([]), training=True)
     take, labels, _ = done(LABELS, ONES, NONE, BROKEN)
     assert take.tolist() == [0, 2, 2, 0]
     assert labels.tolist() == [0, 2, 2, 0]
 
 
 def test_a_batch_of_broken_images_is_an_error():
-    done = targets(skipped=Skipped([]), training=True)
+    done = finish(skipped=Skipped([]), training=True)
     with pytest.raises(ImageError, match=r"No image of a batch.*'b'"):
         done(LABELS[:2], ONES[:2], NONE[:2], ["b", "c"])
 
