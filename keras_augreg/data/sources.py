@@ -177,6 +177,7 @@ def folder(
         )
     of_train = root / splits[0] if splits else root
     found, unread = _images_of_classes(top)
+    report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
     known, left_out = _classes(top, found, of_train, class_names, on_error)
     files = [(n, f) for n in known for f in found.get(n, ())]
     if not files:
@@ -185,7 +186,6 @@ def folder(
             f"such as CLASS/picture.jpg ({', '.join(extensions())}). Folders "
             f"found: {_folders(top)}"
         )
-    report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
     number = {name: i for i, name in enumerate(known)}
     names = [f"{name}/{file}" for name, file in files]
     labels = np.array([number[name] for name, _ in files], np.int64)
@@ -206,7 +206,7 @@ def split_folders(root: pathlib.Path) -> list[str]:
 def unwrapped(
     root: pathlib.Path, class_names: Sequence[str] = ()
 ) -> pathlib.Path:
-    """Returns the inner folder if an archive wrapped everything in one."""
+    """Returns the inner folder if archives wrapped everything in one."""
     folders = _folders(root)
     if len(folders) != 1 or folders[0].lower() in SPLITS:
         return root
@@ -216,7 +216,7 @@ def unwrapped(
     if any(map(_is_image, _files(inner))):
         return root  # A class whose folder has folders.
     report.once(f"{str(root)!r} holds one folder; reading {str(inner)!r}.")
-    return inner
+    return unwrapped(inner, class_names)
 
 
 def _classes(

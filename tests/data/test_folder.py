@@ -77,6 +77,14 @@ def test_files_that_are_not_read_are_counted(root, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_a_class_of_other_files_says_which_they_are(root, caplog):
+    for file in (root / "train" / "coffee").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(ValueError, match="train/coffee' holds no image"):
+        find(root)
+    assert "not read: 2 .heic." in caplog.messages[0]
+
+
 def test_files_that_are_not_read_are_named_once_per_folder(root, caplog):
     for split in ("train", "test"):
         (root / split / "coffee" / "notes.txt").write_text("x")
@@ -136,6 +144,7 @@ def test_a_folder_around_the_folders(tmp_path, caplog):
     for source, split in ((outer, "test"), (outer, "train")):
         assert len(find(source, split)) == 6
     assert f"{str(outer)!r} holds one folder; reading" in caplog.messages[0]
+    assert len(find(tmp_path, "test")) == 6  # two folders around them
     (outer / "photos" / "train").rename(tmp_path / "classes")
     outer = tmp_path / "other"
     outer.mkdir()
