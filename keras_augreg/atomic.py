@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -15,22 +17,13 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Opens a file that takes its name once it is complete.
 
-    Content and name are on the disk afterwards, even after a power cut.
-
-    Args:
-        path: The file. One that exists is replaced at the end.
-        unfinished: Its name until then, in the same folder; `None` for a name
-            that only this process uses.
-
-    Yields:
-        The file, for writing bytes. After an error it is deleted, because a
-        full disk needs the space, and `path` is unchanged.
-
-    Raises:
-        OSError: If it cannot be written.
+    Content and name are on the disk afterwards, even after a power cut. After
+    an error the file is deleted and `path` unchanged. Until then it is
+    `unfinished`, by default a name that only this process uses.
     """
     if unfinished is None:
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+        unfinished = path.with_name(f"{path.name}.{owner()}.part")
+    _remove_leftovers(unfinished)
     try:
         with unfinished.open("wb") as file:
             yield file
@@ -46,3 +39,24 @@ def replacing(
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def owner() -> str:
+    """This machine and process, for the names of unfinished files."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _remove_leftovers(unfinished: pathlib.Path) -> None:
+    """Deletes what killed processes of this machine left under such names."""
+    before, own, after = unfinished.name.partition(owner())
+    if not own or os.name != "posix":  # Elsewhere a signal 0 is not a question.
+        return
+    before += f"{socket.gethostname()}."
+    pattern = f"{glob.escape(before)}*{glob.escape(after)}"
+    for file in unfinished.parent.glob(pattern):
+        pid = file.name.removeprefix(before).removesuffix(after)
+        with contextlib.suppress(ValueError, OverflowError, PermissionError):
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pathlib
 import sys
 from typing import Any
@@ -118,8 +117,8 @@ def finish(
     if index:
         return
     net.class_names = info.class_names
-    # Keras checks the ending. Another process may just do the same.
-    unfinished = run.path / f"unfinished.{os.getpid()}.keras"
+    # Keras checks the ending.
+    unfinished = run.path / f"unfinished.{atomic.owner()}.keras"
     with atomic.replacing(run.path / "model.keras", unfinished) as file:
         net.save(file.name)
     if processes == 1:  # Several would have to predict together.

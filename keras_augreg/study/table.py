@@ -13,11 +13,10 @@ import importlib.util
 import io
 import os
 import pathlib
-import socket
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from keras_augreg.atomic import replacing
+from keras_augreg.atomic import owner, replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -154,7 +153,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file completely or not at all, on a shared directory too."""
     # Unique among all machines; cut, as a cell's name may be as long as a
     # file system allows.
-    own = f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    own = f"{path.name}.{owner()}"
     with replacing(path, path.with_name(f".{own[-200:]}")) as file:
         file.write(content)
 
