@@ -20,10 +20,7 @@ from keras_augreg.describe import describe
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 from keras_augreg.variants import find
-from keras_augreg.vision_transformer import (
-    DEFAULT_CLASSES,
-    DEFAULT_RESOLUTION,
-)
+from keras_augreg.vision_transformer import DEFAULT_CLASSES, DEFAULT_RESOLUTION
 
 TASKS = ("infer", "train")
 # Sides of the matrix products that set the FLOP/s to compare with; each is
@@ -34,12 +31,7 @@ REPEATS = 3
 
 
 class SameBatch(keras.utils.PyDataset):
-    """Repeats one batch, for `fit`, `evaluate` and `predict`.
-
-    Args:
-        batch: The batch of every step.
-        count: Number of steps.
-    """
+    """Repeats a batch `count` times, for `fit`, `evaluate` and `predict`."""
 
     def __init__(self, batch: tuple[Any, ...], count: int) -> None:
         super().__init__()
@@ -180,9 +172,8 @@ def _per_second(run: Callable[[int], None], seconds: float) -> float:
     run(count)
     while (spent := _seconds(run, count)) < target / 2:
         count = max(2 * count, min(10 * count, int(count * target / spent)))
-    return count / statistics.median(
-        _seconds(run, count) for _ in range(REPEATS)
-    )
+    times = [_seconds(run, count) for _ in range(REPEATS)]
+    return count / statistics.median(times)
 
 
 def _seconds(run: Callable[[int], None], count: int) -> float:
@@ -202,11 +193,7 @@ def _accelerated() -> bool:
 def _fastest_product(
     policy: str, seconds: float
 ) -> tuple[Callable[[int], None], int]:
-    """Finds the side at which a square matrix product is fastest.
-
-    Returns:
-        A function for `_per_second`, and the FLOPs of one product.
-    """
+    """The fastest square matrix product, for `_per_second`, and its FLOPs."""
     dtype = keras.dtype_policies.get(policy).compute_dtype
 
     def multiply(side: int) -> Callable[[int], None]:

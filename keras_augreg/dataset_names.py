@@ -37,38 +37,24 @@ CLASSES = {
 def find(name: str, choices: Iterable[str], argument: str = "dataset") -> str:
     """Returns the one of `choices` that means the same data set as `name`.
 
-    Args:
-        name: A data set's name, in any spelling.
-        choices: The spellings that the caller knows.
-        argument: What the caller's argument is called, for the message.
-
-    Returns:
-        A member of `choices`.
-
-    Raises:
-        ValueError: If none of them is meant.
-
-    Example:
     >>> find("pets", ["cifar100", "oxford_iiit_pet"])
     'oxford_iiit_pet'
     """
     choices = tuple(choices)
     found = lookup(name, choices)
     if found is None:
-        raise ValueError(
-            f"{argument}={name!r}: expected one of "
-            f"{', '.join(map(repr, choices))}."
-        )
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{argument}={name!r}: expected one of {expected}.")
     return found
 
 
-def lookup(name: str, choices: Iterable[str]) -> str | None:
+def lookup(name: object, choices: Iterable[str]) -> str | None:
     """Like `find`, but returns `None` if no choice is meant."""
+    if not isinstance(name, str):
+        return None
     choices = tuple(choices)
     if name in choices:
         return name
-    if not isinstance(name, str):
-        return None
     same = _spellings(name)
     return next((c for c in choices if _plain(c) in same), None)
 

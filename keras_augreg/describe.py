@@ -83,17 +83,14 @@ def describe(
 
     The memory is an estimate, within a factor of two of what JAX and PyTorch
     report on a CPU (0.4 to 0.9 times for JAX in mixed precision, whose CPU
-    backend computes bfloat16 in float32). It adds up the weights, in training
-    their gradients and Adam's two moments, the images, and the activations:
-    in training those that the backward pass needs, in inference the largest
-    that exist at the same time. Attention scores are included, although fused
-    kernels do not store them.
+    backend computes bfloat16 in float32): weights, images and activations,
+    attention scores included, although fused kernels do not store them; in
+    training also gradients and Adam's two moments.
 
     Args:
         model: A `keras_augreg.VisionTransformer`; an architecture in any
-            spelling, such as `"ViT_B16"` or `"B/16"`; or the full name of a
-            released checkpoint, which `checkpoints.resolve` gives for an
-            alias.
+            spelling, such as `"B/16"`; or the full name of a released
+            checkpoint, which `checkpoints.resolve` gives for an alias.
         input_shape: (height, width, 3) of the images. Defaults to the
             model's, or to the checkpoint's resolution, 224 without one.
         batch_size: Images in a batch, at least 1.
@@ -150,8 +147,7 @@ def describe(
     height, width, _ = check_input_shape(tuple(input_shape or shape), sizes)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
-            "`batch_size` is a positive integer. Received: "
-            f"batch_size={batch_size!r}"
+            f"`batch_size` is a positive integer. Received: {batch_size!r}"
         )
     variant = identify(sizes)
     costs = _Costs(sizes, height, width, **top)
@@ -211,14 +207,12 @@ class _Costs:
         return self.patches + self.class_token
 
     @property
-    def queries(self) -> int:
-        """Tokens that the last block computes."""
+    def queries(self) -> int:  # tokens that the last block computes
         reads_one = self.include_top or self.pooling == "token"
         return 1 if self.class_token and reads_one else self.tokens
 
     @property
-    def patch(self) -> int:
-        """Numbers in a patch."""
+    def patch(self) -> int:  # numbers in a patch
         *_, channels = (3, *(c.filters for c in self.convolutions()))
         return self.sizes.patch_size**2 * channels
 

@@ -66,17 +66,15 @@ def decode_predictions(
     if scores.ndim != 2 or scores.shape[1] not in _FILES:
         shapes = " or ".join(f"(batch, {classes})" for classes in _FILES)
         raise ValueError(
-            "decode_predictions knows the classes of ImageNet-1k and "
-            f"ImageNet-21k: it expects `preds` of shape {shapes}, but "
-            f"received shape {scores.shape}. The "
-            "prediction for one image needs a batch axis, `preds[None]`. For a "
-            "head made with `classes=N`, use the class names of its data set."
+            f"`preds` of ImageNet-1k and -21k have shape {shapes}. Received: "
+            f"shape {scores.shape}. One image needs a batch axis, "
+            "`preds[None]`; for a head made with `classes=N`, use the class "
+            "names of its data set."
         )
     classes = scores.shape[1]
     if not 1 <= top <= classes:
         raise ValueError(
-            f"`top` must be at least 1 and at most {classes}, the number "
-            f"of classes, but received top={top}."
+            f"`top` is at least 1 and at most {classes}. Received: top={top}"
         )
     names = class_labels(classes)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]

@@ -12,20 +12,8 @@ def subplots(
 ) -> tuple[Any, Any]:
     """Makes a figure without pyplot and its global state.
 
-    Args:
-        rows: Rows of axes.
-        columns: Columns of axes.
-        width: Width of one of the axes, in inches.
-        height: Height of one of the axes, in inches.
-        **kwargs: Passed to `matplotlib.figure.Figure.subplots`.
+    `width` and `height` are those of one of the axes, in inches.
 
-    Returns:
-        The `matplotlib.figure.Figure` and an array of axes (rows, columns).
-
-    Raises:
-        ImportError: If matplotlib (extra `study`) is not installed.
-
-    Example:
     >>> figure, axes = subplots(1, 2, width=4.0, height=3.0)
     >>> axes.shape
     (1, 2)
@@ -45,17 +33,8 @@ def subplots(
 def markdown_table(
     head: Sequence[object], rows: Iterable[Iterable[object]]
 ) -> str:
-    """Formats a Markdown table.
+    """Formats a Markdown table; `None` and NaN leave a cell empty.
 
-    Args:
-        head: Names of the columns.
-        rows: The cells of each row. Floats are written with four significant
-            digits; `None` and NaN leave a cell empty.
-
-    Returns:
-        The table; every line ends in a newline.
-
-    Example:
     >>> print(markdown_table(["model", "images/s"], [["S/16", 1234.5]]))
     | model | images/s |
     | --- | --- |

@@ -15,50 +15,31 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The hyper-parameters of an architecture.
+    """The hyper-parameters of an architecture."""
 
-    Args:
-        patch_size: Side of a patch in pixels; with a ResNet stem, in cells of
-            the stem's output.
-        width: Size of a token.
-        depth: Number of Transformer blocks.
-        num_heads: Attention heads of a block.
-        mlp_dim: Hidden units of a block's MLP.
-        stages: `None` without a ResNet stem; otherwise the number of
-            bottleneck units of each stage, `()` for the stem's root only.
-    """
-
-    patch_size: int
-    width: int
-    depth: int
+    patch_size: int  # side in pixels; in cells of a ResNet stem's output
+    width: int  # of a token
+    depth: int  # Transformer blocks
     num_heads: int
-    mlp_dim: int
+    mlp_dim: int  # hidden units
+    # Bottleneck units of each stage of a ResNet stem; `()` is its root only.
     stages: tuple[int, ...] | None = None
 
     @property
     def stride(self) -> int:
-        """Pixels from one token to the next.
-
-        The root of a ResNet stem divides by 4 (convolution and pooling),
-        and each stage after the first by 2.
-        """
+        """Pixels from one token to the next."""
         if self.stages is None:
             return self.patch_size
+        # The root divides by 4, each stage after the first by 2.
         return self.patch_size * 4 * 2 ** max(len(self.stages) - 1, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A named architecture.
+    """A named architecture."""
 
-    Args:
-        name: The builder's name, for example `"R26_ViT_S32"`.
-        release: The prefix of its released files, for example `"R26_S_32"`.
-        sizes: Its hyper-parameters.
-    """
-
-    name: str
-    release: str
+    name: str  # the builder's, for example "R26_ViT_S32"
+    release: str  # the prefix of its released files: "R26_S_32"
     sizes: Sizes
 
     @property
@@ -99,19 +80,9 @@ VARIANTS: dict[str, Variant] = {
 def find(name: str | Variant) -> Variant:
     """Returns the architecture that a name stands for.
 
-    Args:
-        name: The builder's name (`"ViT_B16"`), the release's (`"B_16"`) or
-            the paper's (`"B/16"`, `"R26+S/32"`), in any case. A `Variant` is
-            returned as it is.
+    The builder's name ("ViT_B16"), the release's ("B_16") or the paper's
+    ("B/16"), in any case. An unknown one is a `ValueError`.
 
-    Returns:
-        One of `VARIANTS`.
-
-    Raises:
-        ValueError: If there is no such architecture; the message lists the
-            nearest names.
-
-    Example:
     >>> find("R26+S/32").name
     'R26_ViT_S32'
     """
@@ -128,7 +99,7 @@ def find(name: str | Variant) -> Variant:
     )
 
 
-def match(name: str) -> Variant | None:
+def match(name: object) -> Variant | None:
     """Returns the architecture that a name stands for, `None` if none."""
     if not isinstance(name, str):
         return None

@@ -260,6 +260,8 @@ def test_it_prints_as_a_table():
 def test_errors():
     with pytest.raises(ValueError, match=r"Unknown checkpoint 'ViT_B17'"):
         describe("ViT_B17")
+    with pytest.raises(ValueError, match=r"is an alias.*resolve\('ViT_B16'"):
+        describe("augreg-in21k")
     with pytest.raises(ValueError, match=r"VisionTransformer.*Received: Dense"):
         describe(keras.layers.Dense(1))
     for shape in [(100, 96, 3), (96, 96), (96, 96, 1), (0, 96, 3)]:

@@ -2,12 +2,7 @@
 
 from keras_augreg.checkpoints.archive import class_names
 from keras_augreg.checkpoints.download import DownloadError, download
-from keras_augreg.checkpoints.export import (
-    to_hf,
-    to_keras_hub,
-    to_npz,
-    to_timm,
-)
+from keras_augreg.checkpoints.export import to_hf, to_keras_hub, to_npz, to_timm
 from keras_augreg.checkpoints.index import best, search
 from keras_augreg.checkpoints.load import load
 from keras_augreg.checkpoints.names import parse, resolve

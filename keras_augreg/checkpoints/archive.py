@@ -2,8 +2,7 @@ r"""Files of named arrays, opened without trusting them.
 
 `open_archive` reads what a file declares (names, shapes, dtypes, metadata)
 and checks that the file can hold it; `Archive.read` reads one array. Nothing
-is unpickled, and no memory is taken for an array before its shape was seen,
-so that a caller can refuse an absurd one.
+is unpickled, and an absurd shape is refused before memory is taken for it.
 
 Besides its arrays a file may state class names, that is what the outputs of
 the head mean, and the patch grid, without which 7 x 28 patches look like
@@ -50,10 +49,8 @@ _H5_GRID = f"layers/position_embedding/vars/{PATCH_GRID}"
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
 BFLOAT16 = np.dtype("V2")
 _SAFETENSORS_DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
     "BF16": BFLOAT16,
+    **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (8, 4, 2)},
 }
 
 
@@ -68,11 +65,9 @@ class Header:
         if len(self.shape) > _MAX_AXES or not all(
             isinstance(n, int) and 0 <= n <= MAX_ARRAY_BYTES for n in self.shape
         ):
-            shape = str(self.shape)
-            shape = shape if len(shape) <= 200 else f"{shape[:200]}..."
             raise ValueError(
-                f"it declares shape {shape}, expected at most {_MAX_AXES} axes "
-                f"of 0 to {MAX_ARRAY_BYTES:,}"
+                f"it declares shape {self.shape!s:.200}, expected at most "
+                f"{_MAX_AXES} axes of 0 to {MAX_ARRAY_BYTES:,}"
             )
 
     @property
@@ -82,30 +77,17 @@ class Header:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file of named arrays.
-
-    Args:
-        path: The file.
-        kind: `"npz"`, `"safetensors"` or `"h5"`.
-        headers: What the file declares, by name.
-        fetch: Returns the array of a name as it is stored.
-        metadata: What the file states under `CLASS_NAMES` and `PATCH_GRID`,
-            unchecked.
-    """
+    """A file of named arrays."""
 
     path: pathlib.Path
-    kind: str
+    kind: str  # "npz", "safetensors" or "h5"
     headers: dict[str, Header]
-    fetch: Callable[[str], np.ndarray]
-    metadata: Mapping[str, Any]
+    fetch: Callable[[str], np.ndarray]  # the array of a name, as it is stored
+    metadata: Mapping[str, Any]  # `CLASS_NAMES` and `PATCH_GRID`, unchecked
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The class names, one for each output of the head, or `None`.
-
-        Raises:
-            ValueError: If the file has something else in their place.
-        """
+        """The class names, one for each output of the head, or `None`."""
         names = self.metadata.get(CLASS_NAMES)
         if names is None:
             return None
@@ -119,17 +101,10 @@ class Archive:
         return tuple(names)
 
     def patch_grid(self, patches: int) -> tuple[int, int] | None:
-        """Returns the rows and columns of patches.
+        """Returns the rows and columns of so many patches.
 
-        Args:
-            patches: Number of patches in the position embedding.
-
-        Returns:
-            What the file states, otherwise a square, as in the files of the
-            release and of timm. `None` if there is no such square.
-
-        Raises:
-            ValueError: If what the file states gives another number.
+        What the file states, otherwise a square, as in the files of the
+        release and of timm; `None` if there is no such square.
         """
         grid = self.metadata.get(PATCH_GRID)
         if grid is None:
@@ -143,25 +118,19 @@ class Archive:
         ):
             raise ValueError(
                 f"{self.path}: its patch grid is {str(grid)[:80]!a}, expected "
-                f"the rows and columns of its {patches:,} patches. Export it "
-                "again."
+                f"rows and columns of {patches:,} patches. Export it again."
             )
         return grid[0], grid[1]
 
     def read(self, name: str) -> np.ndarray:
-        """Returns an array as float32 (B, ...).
-
-        Raises:
-            ValueError: If the array is damaged, or holds NaN or Inf.
-        """
+        """Returns an array as float32, which must be whole and finite."""
         with _explained(self.path, f"array {name!r}"):
             array = self.fetch(name)
         if array.dtype == BFLOAT16:
             array = (array.view("<u2").astype("<u4") << 16).view("<f4")
         with np.errstate(over="ignore"):  # of a float64; found below
             array = array.astype(np.float32, copy=False)
-        # A sum is not finite if a term is not; a finite array whose sum
-        # overflows takes the slow test.
+        # The sum is a fast test, but it may overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             suspect = not np.isfinite(array.sum(dtype=np.float32))
         if suspect and not np.isfinite(array).all():
@@ -189,19 +158,7 @@ def _explained(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def open_archive(path: str | pathlib.Path) -> Archive:
-    """Reads what a checkpoint file declares.
-
-    Args:
-        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
-
-    Returns:
-        The `Archive`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, truncated, of another format, or
-            declares an array of integers or of implausible size.
-    """
+    """Reads and checks what a checkpoint file declares."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -220,10 +177,7 @@ def open_archive(path: str | pathlib.Path) -> Archive:
             f"of {', '.join(openers)}."
         )
     if not path.stat().st_size:
-        raise ValueError(
-            f"{path} is empty, expected a checkpoint: download or export it "
-            "again."
-        )
+        raise ValueError(f"{path} is empty: download or export it again.")
     with _explained(path, f"it as a {path.suffix} file"):
         archive = openers[path.suffix](path)
     for name, header in archive.headers.items():
@@ -299,14 +253,11 @@ def _open_npz(path: pathlib.Path) -> Archive:
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in headers:
             raise ValueError(f"unexpected or repeated entry {info.filename!r}")
-        # NumPy writes none. A damaged length would make one of the entries
-        # that follow, and the grid is an array that a file need not have.
+        # NumPy writes none. A damaged length would hide the entries that
+        # follow in one, such as the grid, which a file need not have.
         if info.comment:
-            raise ValueError(
-                f"entry {info.filename!r} has a comment, expected none"
-            )
-        # What `numpy.savez` and `savez_compressed` write. Others unpack
-        # without a limit.
+            raise ValueError(f"entry {info.filename!r} has a comment")
+        # NumPy uses no others, which unpack without a limit.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(
                 f"entry {info.filename!r} is compressed by the method "
@@ -327,11 +278,9 @@ def _open_npz(path: pathlib.Path) -> Archive:
             )
 
     def fetch(name: str) -> np.ndarray:
-        data = file.read(f"{name}.npy")
-        header = headers[name]
-        array = np.frombuffer(
-            data, header.dtype, offset=len(data) - header.nbytes
-        )
+        data, header = file.read(f"{name}.npy"), headers[name]
+        start = len(data) - header.nbytes
+        array = np.frombuffer(data, header.dtype, offset=start)
         return array.reshape(header.shape, order=orders[name])
 
     metadata: dict[str, Any] = {}
@@ -340,9 +289,8 @@ def _open_npz(path: pathlib.Path) -> Archive:
         with _explained(path, "the comment of the archive"):
             metadata = json.loads(file.comment)
     if PATCH_GRID in headers:
-        metadata[PATCH_GRID] = _grid(
-            headers[PATCH_GRID].shape, lambda: fetch(PATCH_GRID)
-        )
+        shape = headers[PATCH_GRID].shape
+        metadata[PATCH_GRID] = _grid(shape, lambda: fetch(PATCH_GRID))
         del headers[PATCH_GRID]
     return Archive(path, "npz", headers, fetch, metadata)
 
@@ -352,9 +300,7 @@ def _open_safetensors(path: pathlib.Path) -> Archive:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise ValueError(
-                f"its header claims {length:,} bytes of {size:,} in all"
-            )
+            raise ValueError(f"its header claims {length:,} of {size:,} bytes")
         entries = json.loads(file.read(length))
     stated = entries.pop("__metadata__", {})
     with _explained(path, "its metadata"):

@@ -24,13 +24,23 @@ from keras_augreg.variants import Sizes, identify
 #
 # timm's names are those of its `VisionTransformer` and `ResNetV2` (1.0.31). A
 # Keras file numbers the layers of a class ("block", "block_1", ...) and the
-# weights of a layer. Several sources of one weight are stacked.
+# weights of a layer. Several sources of one weight, for which {q} stands, are
+# stacked.
 Row = tuple[str, tuple[str, ...], str, str]
 KINDS = {"npz": 1, "safetensors": 2, "h5": 3}
 
-_QKV = ("query", "key", "value")
-_BLOCK = "Transformer/encoderblock_{i}"
-_ATTENTION = _BLOCK + "/MultiHeadDotProductAttention_1"
+
+def _rows(text: str, *prefixes: str) -> list[Row]:
+    """Reads a table with a line for each weight; a column has one prefix."""
+    rows = []
+    for line in text.strip().splitlines():
+        key, release, timm, h5 = map(str.__add__, prefixes, line.split())
+        kinds = ("query", "key", "value") if "{q}" in release else ("",)
+        sources = tuple(release.replace("{q}", kind) for kind in kinds)
+        rows.append((key, sources, timm, h5))
+    return rows
+
+
 _OUTER: list[Row] = [
     ("embedding/kernel", ("embedding/kernel",),
      "patch_embed.proj.weight", "patch_embedding/vars/0"),
@@ -48,61 +58,49 @@ _OUTER: list[Row] = [
     ("head/kernel", ("head/kernel",), "head.weight", "dense/vars/0"),
     ("head/bias", ("head/bias",), "head.bias", "dense/vars/1"),
 ]  # fmt: skip
-_ENCODERBLOCK: list[Row] = [
-    ("encoderblock_{i}/norm1/gamma", (_BLOCK + "/LayerNorm_0/scale",),
-     "blocks.{i}.norm1.weight", "block{h}/norm1/vars/0"),
-    ("encoderblock_{i}/norm1/beta", (_BLOCK + "/LayerNorm_0/bias",),
-     "blocks.{i}.norm1.bias", "block{h}/norm1/vars/1"),
-    ("encoderblock_{i}/attention/qkv_kernel",
-     tuple(f"{_ATTENTION}/{x}/kernel" for x in _QKV),
-     "blocks.{i}.attn.qkv.weight", "block{h}/attention/vars/0"),
-    ("encoderblock_{i}/attention/qkv_bias",
-     tuple(f"{_ATTENTION}/{x}/bias" for x in _QKV),
-     "blocks.{i}.attn.qkv.bias", "block{h}/attention/vars/1"),
-    ("encoderblock_{i}/attention/out_kernel", (_ATTENTION + "/out/kernel",),
-     "blocks.{i}.attn.proj.weight", "block{h}/attention/vars/2"),
-    ("encoderblock_{i}/attention/out_bias", (_ATTENTION + "/out/bias",),
-     "blocks.{i}.attn.proj.bias", "block{h}/attention/vars/3"),
-    ("encoderblock_{i}/norm2/gamma", (_BLOCK + "/LayerNorm_2/scale",),
-     "blocks.{i}.norm2.weight", "block{h}/norm2/vars/0"),
-    ("encoderblock_{i}/norm2/beta", (_BLOCK + "/LayerNorm_2/bias",),
-     "blocks.{i}.norm2.bias", "block{h}/norm2/vars/1"),
-    ("encoderblock_{i}/mlp_kernel1", (_BLOCK + "/MlpBlock_3/Dense_0/kernel",),
-     "blocks.{i}.mlp.fc1.weight", "block{h}/vars/0"),
-    ("encoderblock_{i}/mlp_bias1", (_BLOCK + "/MlpBlock_3/Dense_0/bias",),
-     "blocks.{i}.mlp.fc1.bias", "block{h}/vars/1"),
-    ("encoderblock_{i}/mlp_kernel2", (_BLOCK + "/MlpBlock_3/Dense_1/kernel",),
-     "blocks.{i}.mlp.fc2.weight", "block{h}/vars/2"),
-    ("encoderblock_{i}/mlp_bias2", (_BLOCK + "/MlpBlock_3/Dense_1/bias",),
-     "blocks.{i}.mlp.fc2.bias", "block{h}/vars/3"),
-]  # fmt: skip
-_ROOT: list[Row] = [
-    ("root/conv/kernel", ("conv_root/kernel",),
-     "patch_embed.backbone.stem.conv.weight", "res_net_root/conv/vars/0"),
-    ("root/norm/gamma", ("gn_root/scale",),
-     "patch_embed.backbone.stem.norm.weight", "res_net_root/norm/vars/0"),
-    ("root/norm/beta", ("gn_root/bias",),
-     "patch_embed.backbone.stem.norm.bias", "res_net_root/norm/vars/1"),
-]  # fmt: skip
-_UNIT: list[Row] = [
-    row
-    for n, timm in [("1", "{m}1"), ("2", "{m}2"), ("3", "{m}3"),
-                    ("_proj", "downsample.{m}")]
-    for row in [
-        (f"block{{s}}_unit{{u}}/conv{n}/kernel",
-         (f"block{{s}}/unit{{u}}/conv{n}/kernel",),
-         f"{{t}}.{timm.format(m='conv')}.weight",
-         f"bottleneck_unit{{h}}/conv{n}/vars/0"),
-        (f"block{{s}}_unit{{u}}/norm{n}/gamma",
-         (f"block{{s}}/unit{{u}}/gn{n}/scale",),
-         f"{{t}}.{timm.format(m='norm')}.weight",
-         f"bottleneck_unit{{h}}/norm{n}/vars/0"),
-        (f"block{{s}}_unit{{u}}/norm{n}/beta",
-         (f"block{{s}}/unit{{u}}/gn{n}/bias",),
-         f"{{t}}.{timm.format(m='norm')}.bias",
-         f"bottleneck_unit{{h}}/norm{n}/vars/1"),
-    ]
-]  # fmt: skip
+_ENCODERBLOCK = _rows(
+    """
+    norm1/gamma          LayerNorm_0/scale  norm1.weight     norm1/vars/0
+    norm1/beta           LayerNorm_0/bias   norm1.bias       norm1/vars/1
+    attention/qkv_kernel {a}/{q}/kernel     attn.qkv.weight  attention/vars/0
+    attention/qkv_bias   {a}/{q}/bias       attn.qkv.bias    attention/vars/1
+    attention/out_kernel {a}/out/kernel     attn.proj.weight attention/vars/2
+    attention/out_bias   {a}/out/bias       attn.proj.bias   attention/vars/3
+    norm2/gamma          LayerNorm_2/scale  norm2.weight     norm2/vars/0
+    norm2/beta           LayerNorm_2/bias   norm2.bias       norm2/vars/1
+    mlp_kernel1          {m}/Dense_0/kernel mlp.fc1.weight   vars/0
+    mlp_bias1            {m}/Dense_0/bias   mlp.fc1.bias     vars/1
+    mlp_kernel2          {m}/Dense_1/kernel mlp.fc2.weight   vars/2
+    mlp_bias2            {m}/Dense_1/bias   mlp.fc2.bias     vars/3
+    """,
+    "encoderblock_{i}/", "Transformer/encoderblock_{i}/",
+    "blocks.{i}.", "block{h}/",
+)  # fmt: skip
+_ROOT = _rows(
+    """
+    conv/kernel  conv_root/kernel  conv.weight  conv/vars/0
+    norm/gamma   gn_root/scale     norm.weight  norm/vars/0
+    norm/beta    gn_root/bias      norm.bias    norm/vars/1
+    """,
+    "root/", "", "patch_embed.backbone.stem.", "res_net_root/",
+)  # fmt: skip
+_UNIT = _rows(
+    """
+    conv1/kernel      conv1/kernel      conv1.weight            conv1/vars/0
+    norm1/gamma       gn1/scale         norm1.weight            norm1/vars/0
+    norm1/beta        gn1/bias          norm1.bias              norm1/vars/1
+    conv2/kernel      conv2/kernel      conv2.weight            conv2/vars/0
+    norm2/gamma       gn2/scale         norm2.weight            norm2/vars/0
+    norm2/beta        gn2/bias          norm2.bias              norm2/vars/1
+    conv3/kernel      conv3/kernel      conv3.weight            conv3/vars/0
+    norm3/gamma       gn3/scale         norm3.weight            norm3/vars/0
+    norm3/beta        gn3/bias          norm3.bias              norm3/vars/1
+    conv_proj/kernel  conv_proj/kernel  downsample.conv.weight  conv_proj/vars/0
+    norm_proj/gamma   gn_proj/scale     downsample.norm.weight  norm_proj/vars/0
+    norm_proj/beta    gn_proj/bias      downsample.norm.bias    norm_proj/vars/1
+    """,
+    "block{s}_unit{u}/", "block{s}/unit{u}/", "{t}.", "bottleneck_unit{h}/",
+)  # fmt: skip
 
 
 def _first_name(row: Row, column: int) -> str:
@@ -126,8 +124,9 @@ def layout(sizes: Sizes) -> list[Row]:
         ]
 
     rows = list(_OUTER)
+    modules = {"a": "MultiHeadDotProductAttention_1", "m": "MlpBlock_3"}
     for i in range(sizes.depth):
-        rows += fill(_ENCODERBLOCK, i=i, h=f"_{i}" if i else "")
+        rows += fill(_ENCODERBLOCK, i=i, h=f"_{i}" if i else "", **modules)
     if sizes.stages is None:
         return rows
     for key, release, timm, h5 in _ROOT:
@@ -150,12 +149,7 @@ def layout(sizes: Sizes) -> list[Row]:
 
 
 def variables(model: Any, head: bool) -> Iterator[tuple[Row, Any]]:
-    """Yields the table's rows with the variables of a model.
-
-    Args:
-        model: A `keras_augreg.VisionTransformer`.
-        head: Whether to include those of the classifier.
-    """
+    """Yields the table's rows with the variables of a model."""
     for row in layout(model.sizes):
         if row[0].startswith("head/") and not head:
             continue
@@ -188,26 +182,15 @@ _HIDDEN = ("pre_logits/kernel", "pre_logits/bias")
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a checkpoint file holds, before any array is read.
-
-    Args:
-        archive: The file.
-        names: From the name in the table to the name in the file.
-        sizes: The architecture found. timm's files do not tell the number of
-            heads: one for 64 units of the width, as in the release.
-        class_token: Whether there is a class token.
-        positions: Rows of the position embedding.
-        classes: Units of the head, `None` without a head.
-        hidden_head: Whether there is a hidden layer before the head.
-    """
+    """What a checkpoint file holds, before any array is read."""
 
     archive: Archive
-    names: dict[str, str]
+    names: dict[str, str]  # the table's name -> the file's
     sizes: Sizes
     class_token: bool
-    positions: int
-    classes: int | None
-    hidden_head: bool
+    positions: int  # rows of the position embedding
+    classes: int | None  # `None` without a head
+    hidden_head: bool  # whether a hidden layer comes before the head
 
     @property
     def positions_without_class(self) -> bool:
@@ -242,34 +225,17 @@ class Contents:
             for field in dataclasses.fields(Sizes)
             if getattr(found, field.name) != getattr(expected, field.name)
         ]
-        named = identify(self.sizes)
-        which = (
-            f"that is keras_augreg.{named.name}"
-            if named
-            else "an architecture without a named builder"
-        )
-        wanted = identify(expected)
+        named, wanted = identify(self.sizes), identify(expected)
         raise ValueError(
             f"{self.archive.path} holds another architecture than "
             f"{wanted.name if wanted else 'the model'}: "
-            f"{', '.join(differences)} ({which})."
+            f"{', '.join(differences)}"
+            + (f" (that is keras_augreg.{named.name})." if named else ".")
         )
 
 
 def inspect(path: str | pathlib.Path) -> Contents:
-    """Finds out what a checkpoint file holds, without reading its arrays.
-
-    Args:
-        path: A `.npz`, `.safetensors`, `.weights.h5` or `.keras` file.
-
-    Returns:
-        Its `Contents`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, if arrays are missing that every
-            architecture has, or if two names mean the same array.
-    """
+    """Finds out what a checkpoint file holds, without reading its arrays."""
     archive = open_archive(path)
     names = _table_names(archive)
 
@@ -295,7 +261,7 @@ def inspect(path: str | pathlib.Path) -> Contents:
     patch_size, _, _, width = shape("embedding/kernel", 4)
     if archive.kind == "safetensors":
         width, _, patch_size, _ = shape("embedding/kernel", 4)
-        num_heads = width // 64  # its arrays do not tell
+        num_heads = width // 64  # as in the release; its arrays do not tell
     else:
         rank = 2 if archive.kind == "npz" else 3
         num_heads = shape("encoderblock_0/attention/qkv_bias", rank)[-2]
@@ -393,22 +359,12 @@ def _stages(archive: Archive, names: dict[str, str]) -> tuple[int, ...] | None:
 
 
 def match(
-    contents: Contents,
-    shapes: dict[str, tuple[int, ...]],
-    keep_head: bool,
+    contents: Contents, shapes: dict[str, tuple[int, ...]], keep_head: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Checks that a file holds exactly a model's weights, in their shapes.
+    """Returns each weight's arrays, exactly those that a file should hold.
 
-    Args:
-        contents: What the file holds.
-        shapes: The model's weights: from the name in the table to the shape.
-        keep_head: Whether the file's head is wanted too.
-
-    Returns:
-        From the weight's name to the names of its arrays in the file.
-
-    Raises:
-        ValueError: If an array is missing, unexpected or of another shape.
+    `shapes` are the model's, by the names in the table. Raises a `ValueError`
+    if an array is missing, unexpected or of another shape.
     """
     archive, names = contents.archive, contents.names
     column = KINDS[archive.kind]
@@ -485,21 +441,7 @@ def read(
     shape: tuple[int, ...],
     grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Reads one weight.
-
-    Args:
-        contents: What the file holds.
-        source: Names of its arrays in the file, from `match`.
-        shape: The weight's shape.
-        grid: For the position embedding: rows and columns to resample to.
-
-    Returns:
-        The weight as float32.
-
-    Raises:
-        ValueError: If an array is damaged, not finite, or a position
-            embedding would have to be resampled from an unknown grid.
-    """
+    """Reads a weight from its arrays; positions are resampled to a `grid`."""
     arrays = [contents.archive.read(name) for name in source]
     array = arrays[0]
     if len(arrays) > 1:
@@ -515,9 +457,9 @@ def read(
     if old is None:
         raise ValueError(
             f"{contents.archive.path}: array {source[0]!r} has "
-            f"{contents.positions} positions, which make no square grid; the "
-            "file does not state the rows and columns that it takes to "
-            f"resample them to {grid[0]} x {grid[1]} patches. Export it again."
+            f"{contents.positions} positions, which make no square grid, and "
+            "the file does not state their rows and columns to resample them "
+            f"to {grid[0]} x {grid[1]} patches. Export it again."
         )
     return resample_positions(array, old, grid, int(contents.class_token))
 
@@ -528,22 +470,12 @@ def resample_positions(
     new: tuple[int, int],
     prefix: int = 1,
 ) -> np.ndarray:
-    """Resamples position embeddings to another grid, as the original does.
+    """Resamples positions (1, prefix + rows * columns, width) to another grid.
 
     Bilinear with aligned corners, that is `scipy.ndimage.zoom(order=1)` in
-    `vit_jax/checkpoint.py` of google-research/vision_transformer.
+    `vit_jax/checkpoint.py` of google-research/vision_transformer. The first
+    `prefix` rows, the class token's, are kept.
 
-    Args:
-        positions: Array (1, prefix + rows * columns, width).
-        old: Its rows and columns.
-        new: Rows and columns wanted.
-        prefix: Number of leading rows that are kept: the class token's.
-
-    Returns:
-        Array (1, prefix + new rows * new columns, width) of the same dtype.
-
-    Example:
-    >>> import numpy as np
     >>> resample_positions(np.zeros((1, 1 + 4, 8)), (2, 2), (3, 5)).shape
     (1, 16, 8)
     """

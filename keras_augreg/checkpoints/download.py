@@ -75,11 +75,7 @@ class _TransientError(DownloadError):
 
 
 def download(
-    name: str,
-    *,
-    timeout: float = 30.0,
-    retries: int = 5,
-    progress: bool = True,
+    name: str, *, timeout: float = 30.0, retries: int = 5, progress: bool = True
 ) -> Path:
     """Downloads a checkpoint, unless it is on this machine already.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,7 @@ from keras_augreg.checkpoints import convert
 from keras_augreg.checkpoints.archive import CLASS_NAMES, PATCH_GRID
 from keras_augreg.variants import Sizes, identify
 
-# timm's architecture of a named variant, of plain ViTs with custom sizes, and
-# of hybrids by their stages.
+# timm's names of our variants, of other plain ViTs, and of hybrids by stages.
 _TIMM = {
     "ViT_Ti16": "vit_tiny_patch16_224",
     "ViT_S16": "vit_small_patch16_224",
@@ -46,7 +46,6 @@ _TIMM_HYBRIDS = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
-
 
 _MAX_COMMENT = 2**16 - 1  # bytes; set by the zip format
 
@@ -235,9 +234,8 @@ def to_keras_hub(model: Any) -> Any:
     try:
         import keras_hub
     except ImportError as error:
-        raise ImportError(
-            "to_keras_hub needs KerasHub: pip install keras-hub"
-        ) from error
+        message = "to_keras_hub needs KerasHub: pip install keras-hub"
+        raise ImportError(message) from error
     backbone = keras_hub.models.ViTBackbone(
         image_shape=model.image_shape,
         patch_size=sizes.patch_size,
@@ -254,12 +252,11 @@ def to_keras_hub(model: Any) -> Any:
         converter = keras_hub.layers.ViTImageConverter(
             image_size=model.image_shape[:2], scale=1 / 127.5, offset=-1.0
         )
+        preprocess = keras_hub.models.ViTImageClassifierPreprocessor
         hub = keras_hub.models.ViTImageClassifier(
             backbone,
             model.classes,
-            preprocessor=keras_hub.models.ViTImageClassifierPreprocessor(
-                converter
-            ),
+            preprocessor=preprocess(converter),
             pooling="token" if model.class_token else "gap",
             activation=model.classifier_activation,
             head_dtype=model.dtype_policy.variable_dtype,
@@ -275,15 +272,12 @@ def _check(model: Any) -> None:
     """Raises a `ValueError` unless it is a VisionTransformer."""
     if isinstance(getattr(model, "sizes", None), Sizes):
         return
-    inner = [
-        layer.name
-        for layer in getattr(model, "layers", ())
-        if isinstance(getattr(layer, "sizes", None), Sizes)
-    ]
+    received = type(model).__name__
+    for layer in getattr(model, "layers", ()):
+        if isinstance(getattr(layer, "sizes", None), Sizes):
+            received += f"; pass its model.get_layer({layer.name!r})"
     raise ValueError(
-        "Expected a keras_augreg.VisionTransformer. Received: "
-        f"{type(model).__name__}"
-        + (f"; pass its model.get_layer({inner[0]!r})." if inner else ".")
+        f"Expected a keras_augreg.VisionTransformer. Received: {received}."
     )
 
 
@@ -342,49 +336,33 @@ def _timm(row: convert.Row, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight)
 
 
+# From our names to KerasHub's paths; {} is query, key or value.
 _HUB = {
-    "posembed_input/cls": "vit_patching_and_embedding/class_token",
-    "posembed_input/pos_embedding": "vit_patching_and_embedding/"
-    "position_embedding/embeddings",
-    "embedding": "vit_patching_and_embedding/patch_embedding",
-    "encoder_norm": "vit_encoder/ln",
-    "head": "predictions",
-}
-_HUB_BLOCK = {
-    "norm1/gamma": "ln_1/gamma",
-    "norm1/beta": "ln_1/beta",
-    "attention/out_kernel": "mha/attention_output/kernel",
-    "attention/out_bias": "mha/attention_output/bias",
-    "norm2/gamma": "ln_2/gamma",
-    "norm2/beta": "ln_2/beta",
-    "mlp_kernel1": "mlp/dense_1/kernel",
-    "mlp_bias1": "mlp/dense_1/bias",
-    "mlp_kernel2": "mlp/dense_2/kernel",
-    "mlp_bias2": "mlp/dense_2/bias",
+    r"^posembed_input/": "vit_patching_and_embedding/",
+    r"/cls$": "/class_token",
+    r"/pos_embedding$": "/position_embedding/embeddings",
+    r"^embedding/": "vit_patching_and_embedding/patch_embedding/",
+    r"^encoder_norm/": "vit_encoder/ln/",
+    r"^head/": "predictions/",
+    r"/norm([12])/": r"/ln_\1/",
+    r"/attention/out_": "/mha/attention_output/",
+    r"/attention/qkv_": "/mha/{}/",
+    r"/mlp_(kernel|bias)([12])$": r"/mlp/dense_\2/\1",
 }
 
 
 def _keras_hub(key: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """A weight as KerasHub's weights, by their paths."""
-    layer, _, rest = key.partition("/")
-    if layer.startswith("encoderblock_"):
-        number = int(layer.removeprefix("encoderblock_")) + 1
-        block = f"vit_encoder/transformer_block_{number}"
-        if rest.startswith("attention/qkv_"):
-            kind = rest.removeprefix("attention/qkv_")
-            parts = np.moveaxis(weight, -3, 0)
-            return {
-                f"{block}/mha/{name}/{kind}": part
-                for name, part in zip(
-                    ("query", "key", "value"), parts, strict=True
-                )
-            }
-        return {f"{block}/{_HUB_BLOCK[rest]}": weight}
-    if key in _HUB:
-        if key.endswith("/pos_embedding"):
-            weight = weight[0]
-        return {_HUB[key]: weight}
-    return {f"{_HUB[layer]}/{rest}": weight}
+    path = key
+    if block := re.match(r"encoderblock_(\d+)", key):
+        number = int(block[1]) + 1
+        path = f"vit_encoder/transformer_block_{number}{key[block.end() :]}"
+    for ours, theirs in _HUB.items():
+        path = re.sub(ours, theirs, path)
+    if "{}" in path:
+        kinds, parts = ("query", "key", "value"), np.moveaxis(weight, -3, 0)
+        return dict(zip(map(path.format, kinds), parts, strict=True))
+    return {path: weight[0] if key.endswith("/pos_embedding") else weight}
 
 
 def _comment(class_names: Sequence[str] | None) -> bytes:
@@ -396,8 +374,8 @@ def _comment(class_names: Sequence[str] | None) -> bytes:
     if len(text) > _MAX_COMMENT:
         raise ValueError(
             f"A .npz has room for {_MAX_COMMENT:,} bytes of class names; these "
-            f"take {len(text):,}. Shorten them, export with to_timm, which has "
-            "no limit, or leave them out with model.class_names = None."
+            f"take {len(text):,}. Shorten them, use to_timm, which has no "
+            "limit, or set model.class_names = None."
         )
     return text
 
@@ -412,9 +390,7 @@ def _release_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _write_safetensors(
-    path: pathlib.Path,
-    arrays: dict[str, np.ndarray],
-    metadata: dict[str, Any],
+    path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for key, value in metadata.items():
@@ -441,19 +417,20 @@ def _config(model: Any) -> dict[str, Any]:
     sizes, (height, width, _) = model.sizes, model.image_shape
     variant = identify(sizes)
     architecture = _TIMM.get(variant.name if variant else "", _TIMM_PLAIN)
+    first = "patch_embed.proj"
     if sizes.stages is not None:
         if sizes.stages not in _TIMM_HYBRIDS:
             raise ValueError(
                 f"timm has no architecture with stages={sizes.stages}, only "
-                f"with {', '.join(map(str, _TIMM_HYBRIDS))}. Use to_timm, and "
-                "load it into a VisionTransformer that you build from timm's "
-                "parts."
+                f"with {', '.join(map(str, _TIMM_HYBRIDS))}. Use to_timm, for "
+                "a VisionTransformer that you build from timm's parts."
             )
         architecture = _TIMM_HYBRIDS[sizes.stages]
+        stem = "stem.conv" if sizes.stages else "conv"
+        first = f"patch_embed.backbone.{stem}"
     pooling = "token" if model.class_token else "avg"
     if not model.include_top:
         pooling = model.pooling or ""
-    stem = "backbone.conv" if sizes.stages == () else "backbone.stem.conv"
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": model.classes or 0,
@@ -484,9 +461,7 @@ def _config(model: Any) -> dict[str, Any]:
             "std": [0.5, 0.5, 0.5],
             "num_classes": model.classes or 0,
             "pool_size": None,
-            "first_conv": f"patch_embed.{stem}"
-            if sizes.stages is not None
-            else "patch_embed.proj",
+            "first_conv": first,
             "classifier": "head",
         },
     }

@@ -48,22 +48,14 @@ _COLUMNS = {*UPSTREAM, *_ADAPTED, "filename", "adapt_filename"}
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint and what is known about it.
+    """One checkpoint and what is known about it."""
 
-    Args:
-        name: Its full name, which `weights=` and `download` take.
-        fields: The name, read.
-        seen: Where the name was seen: sources or `"index"`; empty for a name
-            that only follows from the release's rule.
-        figures: What was published: the `UPSTREAM` accuracies; after
-            fine-tuning `adapt_final_val`, `adapt_final_test` (0 to 1) and
-            `infer_samples_per_sec` (images/s on a V100, with timm);
-            `size_mib`.
-    """
-
-    name: str
+    name: str  # in full, as `weights=` and `download` take it
     fields: names.CheckpointName
+    # Sources or "index"; empty if it only follows from the release's rule.
     seen: tuple[str, ...] = ()
+    # `UPSTREAM` and `adapt_*` accuracies (0 to 1), `infer_samples_per_sec`
+    # (images/s on a V100, with timm), `size_mib`.
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -93,9 +85,8 @@ class SearchResult(list[Checkpoint]):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError(
-                "to_pandas() needs pandas: pip install pandas"
-            ) from error
+            message = "to_pandas() needs pandas: pip install pandas"
+            raise ImportError(message) from error
         return pandas.DataFrame([row.flat() for row in self])
 
     def __repr__(self) -> str:
@@ -197,7 +188,6 @@ def search(
         "adapt_dataset": adapt_dataset,
         "adapt_resolution": resolution,
     }
-    wanted = {key: value for key, value in wanted.items() if value is not None}
     adapted = adapt_dataset is not None or resolution is not None
     path = _index_path(refresh)
     rows = _index(path, path.stat().st_mtime_ns) if path else _rule()
@@ -205,7 +195,7 @@ def search(
         row
         for row in rows
         if (row.fields.adapt_dataset is not None) == adapted
-        and all(getattr(row.fields, k) == v for k, v in wanted.items())
+        and all(v in (None, getattr(row.fields, k)) for k, v in wanted.items())
     ]
     order = "adapt_final_val" if adapted else "final_val"
     found.sort(
@@ -215,9 +205,8 @@ def search(
             not row.verified,
         )
     )
-    return SearchResult(
-        found, str(path) if path else "the release's rule, without its index"
-    )
+    source = path or "the release's rule, without its index"
+    return SearchResult(found, str(source))
 
 
 def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
@@ -271,19 +260,8 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
 
 
 def lookup(name: str) -> Checkpoint:
-    """Returns what is known about one checkpoint of the AugReg release.
+    """Returns what the bundled table and an index on this machine tell.
 
-    Args:
-        name: A full name, with or without `.npz`.
-
-    Returns:
-        The checkpoint, with the figures of the bundled table and, if it is
-        on this machine, of the release's index. Nothing is downloaded.
-
-    Raises:
-        ValueError: If the release has no such name.
-
-    Example:
     >>> lookup(best("ViT_Ti16")).figures
     {'size_mib': 37.0}
     """
@@ -302,12 +280,9 @@ def lookup(name: str) -> Checkpoint:
 
 
 def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
-    """Raises a `ValueError` unless `value` is `None` or one of `valid`."""
     if value is not None and value not in (valid := tuple(valid)):
-        raise ValueError(
-            f"{argument}={value!r}: expected one of "
-            f"{', '.join(map(repr, valid))}."
-        )
+        expected = ", ".join(map(repr, valid))
+        raise ValueError(f"{argument}={value!r}: expected one of {expected}.")
 
 
 def _index_path(refresh: bool) -> Path | None:
@@ -344,11 +319,7 @@ def _rule() -> tuple[Checkpoint, ...]:
 def _bundled(fields: names.CheckpointName) -> Checkpoint:
     name = str(fields)
     row = names.table().get(name, {"sources": ""})
-    figures = {
-        key: float(row[key])
-        for key in (*UPSTREAM, *_ADAPTED, "size_mib")
-        if row.get(key)
-    }
+    figures = _figures(row, (*UPSTREAM, *_ADAPTED, "size_mib"))
     return Checkpoint(name, fields, tuple(row["sources"].split()), figures)
 
 
@@ -391,4 +362,4 @@ def _index(path: Path, _modified: int) -> tuple[Checkpoint, ...]:
 
 def _figures(line: dict[str, str], columns: Iterable[str]) -> dict[str, float]:
     """The figures that a line has: some cells are empty."""
-    return {key: float(line[key]) for key in columns if line[key]}
+    return {key: float(line[key]) for key in columns if line.get(key)}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from keras_augreg.checkpoints import convert, names
 from keras_augreg.checkpoints.download import download
 from keras_augreg.variants import Variant
@@ -17,22 +15,7 @@ FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
 def find(
     weights: str | pathlib.Path, variant: Variant, resolution: int | None
 ) -> convert.Contents:
-    """Opens the file that a builder's `weights` stand for.
-
-    Args:
-        weights: A path, `"hf://..."`, an alias or a release name.
-        variant: The architecture of the model.
-        resolution: Side of the images in pixels, `None` for the checkpoint's.
-
-    Returns:
-        The `Contents` of the file, downloaded if need be.
-
-    Raises:
-        FileNotFoundError: If a path does not exist.
-        ValueError: If the name is unknown or belongs to another architecture,
-            or if the file is damaged or not a ViT checkpoint.
-        DownloadError: If the file cannot be downloaded.
-    """
+    """Opens the file that a builder's `weights` stand for; may download it."""
     text = str(weights)
     if text.startswith("hf://"):
         return convert.inspect(download(text))
@@ -108,13 +91,9 @@ def load(
     }
     shapes = {key: tuple(v.shape) for key, v in variables.items()}
     sources = convert.match(contents, shapes, keep_head)
-    arrays: dict[str, np.ndarray] = {
-        key: convert.read(
-            contents,
-            source,
-            shapes[key],
-            model.patch_grid if key.endswith("/pos_embedding") else None,
-        )
+    grids = {"posembed_input/pos_embedding": model.patch_grid}
+    arrays = {
+        key: convert.read(contents, source, shapes[key], grids.get(key))
         for key, source in sources.items()
     }
     for key, variable in variables.items():

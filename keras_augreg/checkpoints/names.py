@@ -13,8 +13,8 @@ data set, steps, learning rate and resolution. The file is at
 Sources of the rule and its values: the columns of the release's `index.csv`
 and the counts in `vit_jax_augreg.ipynb` (google-research/vision_transformer
 at c6de1e5); "How to train your ViT?" (arXiv 2106.10270), section 3. Which file
-an alias means, and where each name was seen, stands
-only in `keras_augreg/assets/checkpoints.csv`.
+an alias means, and where each name was seen, stands only in
+`keras_augreg/assets/checkpoints.csv`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import functools
 import importlib.resources
 import itertools
 import re
+from typing import Any
 
-from keras_augreg import dataset_names
+from keras_augreg import dataset_names, variants
 from keras_augreg.recipe import (
     FINETUNING_RESOLUTIONS,
     LEVEL_OF_RELEASE,
@@ -70,36 +71,42 @@ _FULL_GRID = (
 )  # fmt: skip
 _RELEASED = {VARIANTS[v].release: v for v in (*_FULL_GRID, "ViT_B8")}
 
-_NUMBER = r"([0-9]\.[0-9]{1,3})"
+_ADAPT_FIELDS = (
+    "adapt_dataset", "adapt_steps", "adapt_learning_rate", "adapt_resolution"
+)  # fmt: skip
+_NUMBER = r"[0-9]\.[0-9]{1,3}"
 _NAME = re.compile(
-    r"([A-Za-z0-9_]+)-([a-z0-9_]+)-([0-9]{2,3})ep"
-    rf"-lr_{_NUMBER}-aug_([a-z0-9]+)-wd_{_NUMBER}-do_{_NUMBER}-sd_{_NUMBER}"
-    rf"(?:--([a-z0-9_]+)-steps_([0-9]{{1,2}}k)-lr_{_NUMBER}-res_([0-9]{{3}}))?"
+    r"(?P<variant>[A-Za-z0-9_]+)-(?P<dataset>[a-z0-9_]+)"
+    rf"-(?P<epochs>[0-9]{{2,3}})ep-lr_(?P<learning_rate>{_NUMBER})"
+    rf"-aug_(?P<augment>[a-z0-9]+)-wd_(?P<weight_decay>{_NUMBER})"
+    rf"-do_(?P<dropout>{_NUMBER})-sd_(?P<stochastic_depth>{_NUMBER})"
+    r"(?:--(?P<adapt_dataset>[a-z0-9_]+)-steps_(?P<adapt_steps>[0-9]{1,2}k)"
+    rf"-lr_(?P<adapt_learning_rate>{_NUMBER})"
+    r"-res_(?P<adapt_resolution>[0-9]{3}))?"
 )
 _STEPS = {f"{n // 1000}k": n for runs in ADAPT.values() for n in runs.steps}
 # Bounds the time that difflib takes; the longest released name has 107.
 _MAX_LENGTH = 200
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointName:
     """The fields of a released name; `str()` gives the name back.
 
     Args:
-        variant: The builder's name, for example `"ViT_B16"`.
+        variant: Any spelling of an architecture; becomes the builder's name.
         dataset: The pre-training set: `"i1k"` (ImageNet-1k), `"i21k"`
-            (ImageNet-21k) or `"i21k_30"` (30 epochs). No name of a 30-epoch
-            file has been seen here: `i21k_30-30ep` follows from the index's
-            columns; `i21k-30ep` is understood as well.
+            (ImageNet-21k), `"i21k_30"` (30 epochs) or another spelling of
+            these. No name of a 30-epoch file has been seen: `i21k_30-30ep`
+            follows from the index; `i21k-30ep` is understood as well.
         epochs: Epochs of the pre-training, 300 or 30.
         learning_rate: Peak learning rate of the pre-training, 0.001.
-        augment: The paper's name of the augmentation level, for example
-            `"light2"`, as in `keras_augreg.AugReg`.
+        augment: The paper's name of the augmentation level: `"light2"`.
         weight_decay: 0.03 or 0.1.
         dropout: 0.0 or 0.1.
         stochastic_depth: Equal to `dropout` throughout the release.
-        adapt_dataset: The fine-tuning set, a key of `ADAPT`; `None` for a
-            pre-trained checkpoint, where the next three are `None` too.
+        adapt_dataset: The fine-tuning set, any spelling of a key of `ADAPT`;
+            `None`, like the next three, for a pre-trained checkpoint.
         adapt_steps: Fine-tuning steps, of 512 images each.
         adapt_learning_rate: Learning rate of the fine-tuning.
         adapt_resolution: Side of the fine-tuning's images, 224 or 384 pixels.
@@ -132,10 +139,15 @@ class CheckpointName:
     release_augment: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        named = variants.match(self.variant)
+        for field, value in (
+            ("variant", named and named.name),
+            ("dataset", dataset_names.lookup(self.dataset, DATASETS)),
+            ("adapt_dataset", dataset_names.lookup(self.adapt_dataset, ADAPT)),
+        ):
+            if value is not None:
+                object.__setattr__(self, field, value)
         runs = ADAPT.get(self.adapt_dataset or "")
-        resolutions: tuple[int | None, ...] = (None,)
-        if runs:
-            resolutions = _resolutions(self.variant)
         epochs = DATASETS.get(self.dataset)
         expected: dict[str, tuple[object, ...]] = {
             "variant": tuple(_RELEASED.values()),
@@ -149,7 +161,7 @@ class CheckpointName:
             "adapt_dataset": (None, *ADAPT),
             "adapt_steps": runs.steps if runs else (None,),
             "adapt_learning_rate": runs.learning_rates if runs else (None,),
-            "adapt_resolution": resolutions,
+            "adapt_resolution": _resolutions(self.variant) if runs else (None,),
         }
         for field, values in expected.items():
             if (value := getattr(self, field)) not in values:
@@ -169,13 +181,8 @@ class CheckpointName:
     @property
     def pretrained(self) -> CheckpointName:
         """The name of the checkpoint that this one was fine-tuned from."""
-        return dataclasses.replace(
-            self,
-            adapt_dataset=None,
-            adapt_steps=None,
-            adapt_learning_rate=None,
-            adapt_resolution=None,
-        )
+        fields: dict[str, Any] = dict.fromkeys(_ADAPT_FIELDS)
+        return dataclasses.replace(self, **fields)
 
     def __str__(self) -> str:
         name = (
@@ -214,26 +221,28 @@ def parse(name: str) -> CheckpointName:
     500
     """
     stem = name.removesuffix(".npz")
+    if stem in _aliases():
+        raise ValueError(
+            f"{name!r} is an alias: which file it means depends on the "
+            "architecture. Pass the full name, for example "
+            f"keras_augreg.checkpoints.resolve('ViT_B16', {name!r})."
+        )
     match = _NAME.fullmatch(stem)
     if match is None:
         raise _unknown(name, "It is not the name of a released checkpoint.")
-    release, dataset, epochs, rate, level, decay, dropout, depth = (
-        match.groups()[:8]
-    )
-    adapt_dataset, steps, adapt_rate, resolution = match.groups()[8:]
+    fields: dict[str, Any] = match.groupdict()
+    level, steps = fields["augment"], fields["adapt_steps"]
     if level not in LEVEL_OF_RELEASE:
         levels = " or ".join(map(repr, LEVEL_OF_RELEASE))
         raise _unknown(name, f"Its augmentation is {level!r}, not {levels}.")
+    fields["augment"] = LEVEL_OF_RELEASE[level]
+    if steps is not None:
+        fields["adapt_steps"] = _STEPS.get(steps, int(steps[:-1]) * 1000)
+    for key, value in fields.items():
+        if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value):
+            fields[key] = float(value) if "." in value else int(value)
     try:
-        parsed = CheckpointName(
-            _RELEASED.get(release, release), dataset, int(epochs), float(rate),
-            LEVEL_OF_RELEASE[level],
-            float(decay), float(dropout), float(depth),
-            adapt_dataset,
-            _STEPS.get(steps, int(steps[:-1]) * 1000) if steps else None,
-            float(adapt_rate) if adapt_rate else None,
-            int(resolution) if resolution else None,
-        )  # fmt: skip
+        parsed = CheckpointName(**fields)
     except ValueError as error:
         raise _unknown(name, str(error)) from None
     if str(parsed) != stem:  # "0.10" for "0.1", "02k" for "2k"
@@ -250,10 +259,10 @@ def pretrained_names() -> tuple[CheckpointName, ...]:
     """
     names = [
         CheckpointName(
-            variant,
-            dataset,
-            epochs,
-            PRETRAINING_LEARNING_RATE,
+            variant=variant,
+            dataset=dataset,
+            epochs=epochs,
+            learning_rate=PRETRAINING_LEARNING_RATE,
             **dataclasses.asdict(recipe),
         )
         for variant in _FULL_GRID
@@ -270,31 +279,18 @@ def pretrained_names() -> tuple[CheckpointName, ...]:
 
 
 def adapted_names(name: CheckpointName) -> tuple[CheckpointName, ...]:
-    """All fine-tuned checkpoints that follow from one pre-trained one.
-
-    Args:
-        name: A pre-trained checkpoint.
-
-    Returns:
-        68 names, 34 for B/8.
-    """
-    return tuple(
-        dataclasses.replace(
-            name,
-            adapt_dataset=dataset,
-            adapt_steps=step,
-            adapt_learning_rate=rate,
-            adapt_resolution=resolution,
-        )
-        for dataset, runs in ADAPT.items()
-        for step, rate, resolution in itertools.product(
-            runs.steps, runs.learning_rates, _resolutions(name.variant)
-        )
-    )
+    """The 68 (B/8: 34) fine-tuned checkpoints of a pre-trained one."""
+    resolutions = _resolutions(name.variant)
+    names = []
+    for dataset, runs in ADAPT.items():
+        choices = ([dataset], runs.steps, runs.learning_rates, resolutions)
+        for run in itertools.product(*choices):
+            fields: dict[str, Any] = dict(zip(_ADAPT_FIELDS, run, strict=True))
+            names.append(dataclasses.replace(name, **fields))
+    return tuple(names)
 
 
 def _resolutions(variant: str) -> tuple[int, ...]:
-    """Sides of the images that a variant was fine-tuned at."""
     return FINETUNING_RESOLUTIONS[: 1 if variant == "ViT_B8" else None]
 
 
@@ -318,34 +314,13 @@ def _aliases() -> dict[str, dict[str, list[str]]]:
 
 
 def aliases(variant: str) -> list[str]:
-    """The aliases that an architecture has, for example `["augreg-in21k"]`.
-
-    Args:
-        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
-
-    Returns:
-        Their names, in the order of the bundled table.
-
-    Raises:
-        ValueError: If there is no such architecture.
-    """
+    """The aliases that an architecture has, for example `["augreg-in21k"]`."""
     variant = find(variant).name
     return [alias for alias, has in _aliases().items() if variant in has]
 
 
 def default_weights(variant: str) -> str | None:
-    """The builder's default for `weights`.
-
-    Args:
-        variant: Any spelling of an architecture: `"ViT_B16"`, `"B/16"`.
-
-    Returns:
-        `"augreg-in21k-ft-in1k"`, or `None` where no such file was released:
-        Ti32, L32, R26_B32 and R50_B16.
-
-    Raises:
-        ValueError: If there is no such architecture.
-    """
+    """The builder's default for `weights`: `None` if it was not released."""
     alias = "augreg-in21k-ft-in1k"
     return alias if alias in aliases(variant) else None
 
@@ -408,30 +383,14 @@ def bucket_path(name: str) -> str:
 
     Every name that becomes a path or a URL goes through here: only names of
     the release pass, and none leads out of the bucket or the cache.
-
-    Args:
-        name: A full name, with or without `.npz`.
-
-    Returns:
-        For example `"imagenet21k/ViT-B_16.npz"`.
-
-    Raises:
-        ValueError: If `name` is not a name of the release.
     """
     stem = name.removesuffix(".npz")
-    if stem in _aliases():
-        raise ValueError(
-            f"{name!r} is an alias: which file it means depends on the "
-            f"architecture. Pass a full name, which you get from "
-            f"keras_augreg.checkpoints.resolve('ViT_B16', {name!r})."
-        )
     if "/" in stem and stem in table():
         return f"{stem}.npz"
     return f"augreg/{parse(name)}.npz"
 
 
 def _resolution(name: str) -> int:
-    """Side of the images, in pixels, that a file's positions are for."""
     _, adapted, resolution = name.rpartition("-res_")
     return int(resolution) if adapted else PRETRAINING_RESOLUTION
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib.util
 import pathlib
@@ -80,6 +81,27 @@ def test_fields():
         adapt_learning_rate=0.003,
         adapt_resolution=384,
     )
+
+
+def test_fields_take_every_spelling():
+    parsed = names.parse(B16 + PETS)
+    fields = {
+        f.name: getattr(parsed, f.name)
+        for f in dataclasses.fields(parsed)
+        if f.init
+    }
+    fields |= {
+        "variant": "B/16",
+        "dataset": "imagenet-21k",
+        "adapt_dataset": "pets",
+    }
+    assert names.CheckpointName(**fields) == parsed
+    with pytest.raises(
+        ValueError, match="with variant='ViT_Ti32'; expected 'ViT_"
+    ):
+        names.CheckpointName(**fields | {"variant": "Ti/32"})
+    with pytest.raises(TypeError, match="positional"):
+        names.CheckpointName("ViT_B16", **fields)
 
 
 @pytest.mark.parametrize("spelling", ["i21k_30-30ep", "i21k-30ep"])
