@@ -77,6 +77,14 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def _letters(name: str) -> str:
+    """Maps "ViT_B16", "B_16" and "B/16" to "b16"."""
+    return re.sub("[^a-z0-9]", "", name.lower()).replace("vit", "")
+
+
+_BY_LETTERS = {_letters(v.release): v for v in VARIANTS.values()}
+
+
 def find(name: str | Variant) -> Variant:
     """Returns the architecture that a name stands for.
 
@@ -101,19 +109,9 @@ def find(name: str | Variant) -> Variant:
 
 def match(name: object) -> Variant | None:
     """Returns the architecture that a name stands for, `None` if none."""
-    if not isinstance(name, str):
-        return None
-    letters = _letters(name)
-    return next(
-        (v for v in VARIANTS.values() if _letters(v.release) == letters), None
-    )
+    return _BY_LETTERS.get(_letters(name)) if isinstance(name, str) else None
 
 
 def identify(sizes: Sizes) -> Variant | None:
     """Returns the named architecture with these sizes, or `None`."""
     return next((v for v in VARIANTS.values() if v.sizes == sizes), None)
-
-
-def _letters(name: str) -> str:
-    """Maps "ViT_B16", "B_16" and "B/16" to "b16"."""
-    return re.sub("[^a-z0-9]", "", name.lower()).replace("vit", "")

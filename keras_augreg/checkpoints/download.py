@@ -32,7 +32,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +186,8 @@ def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
         try:
             held = lock.acquire(timeout=0)
         except filelock.Timeout:
-            print(
-                f"Waiting for another process: {lock.lock_file}",
-                file=sys.stderr,
-            )
+            waiting = f"Waiting for another process: {lock.lock_file}"
+            print(waiting, file=sys.stderr)
             held = lock.acquire()
         with held:
             # Another process may have brought it in the meantime.
@@ -240,9 +238,8 @@ def _receive(
             )
         wait = min(2.0 ** (failures - 1), 30.0)
         if progress:
-            print(
-                f"{part.stem}: {error}; again in {wait:.0f} s", file=sys.stderr
-            )
+            again = f"again in {wait:.0f} s"
+            print(f"{part.stem}: {error}; {again}", file=sys.stderr)
         time.sleep(wait)
     with part.open("rb+") as file:  # on the disk before it gets its name
         os.fsync(file.fileno())
@@ -266,12 +263,13 @@ def _attempt(
             )
         with (
             part.open("ab" if start else "wb") as file,
-            _progress_bar(part.stem, start, total, progress) as advance,
+            _progress_bar(part.stem, progress) as bar,
         ):
+            task = bar.add_task("", total=total, completed=start)
             while chunk := _read(response, watch):
                 file.write(chunk)
                 file.flush()  # `watch` looks at the file
-                advance(len(chunk))
+                bar.advance(task, len(chunk))
                 if file.tell() > most:
                     break
             size = file.tell()
@@ -351,6 +349,8 @@ class _Watch:
         stop, before = self.stop, self._received()
         while not self._done.wait(self.timeout):
             received = self._received()
+            if received < before:  # started over
+                before = 0
             # A new connection has a whole `timeout`.
             if stop and stop is self.stop and received - before < least:
                 self._expired = True
@@ -478,22 +478,16 @@ def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _progress_bar(
-    label: str, done: int, total: int | None, show: bool
-) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on standard error; yields what advances it."""
+def _progress_bar(label: str, show: bool) -> Any:
+    """A bar on standard error, under its label."""
     from rich import console, progress
 
     if show:
         print(label, file=sys.stderr)
-    bar = progress.Progress(
+    return progress.Progress(
         progress.BarColumn(),
         progress.DownloadColumn(binary_units=True),
         progress.TransferSpeedColumn(),
         console=console.Console(stderr=True),
         disable=not show,
     )
-    with bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda size: bar.advance(task, size)

@@ -190,7 +190,7 @@ def search(
     }
     adapted = adapt_dataset is not None or resolution is not None
     path = _index_path(refresh)
-    rows = _index(path, path.stat().st_mtime_ns) if path else _rule()
+    rows = _index(path).values() if path else _rule()
     found = [
         row
         for row in rows
@@ -247,7 +247,7 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
     path = path or download_index()
     rows = [
         row
-        for row in _index(path, path.stat().st_mtime_ns)
+        for row in _index(path).values()
         if (row.fields.variant, row.fields.upstream) == (variant, dataset)
         and row.fields.adapt_dataset is None
         and by in row.figures
@@ -267,16 +267,11 @@ def lookup(name: str) -> Checkpoint:
     """
     found = _bundled(names.parse(name))
     path = files.find(files.INDEX)
-    if path is None:
+    row = _index(path).get(found.name) if path else None
+    if row is None:
         return found
-    for row in _index(path, path.stat().st_mtime_ns):
-        if row.name == found.name:
-            return dataclasses.replace(
-                row,
-                seen=(*found.seen, *row.seen),
-                figures=found.figures | row.figures,
-            )
-    return found
+    seen, figures = (*found.seen, *row.seen), found.figures | row.figures
+    return dataclasses.replace(row, seen=seen, figures=figures)
 
 
 def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
@@ -287,23 +282,21 @@ def _check(argument: str, value: Any, valid: Iterable[Any]) -> None:
 
 def _index_path(refresh: bool) -> Path | None:
     """Returns the index, downloaded if necessary; `None` if impossible."""
-    path = files.find(files.INDEX)
-    if path is not None and not refresh:
+    if refresh:
+        return download_index()
+    if path := files.find(files.INDEX):
         return path
     try:
         return download_index()
     except FileNotFoundError:  # the user's settings forbid the network
-        if refresh:
-            raise
+        return None
     except DownloadError as error:
-        if refresh:
-            raise
         warnings.warn(
             f"The index cannot be downloaded; searching the names that follow "
             f"from the release's rule, without figures. {error}",
             stacklevel=3,
         )
-    return None
+        return None
 
 
 @functools.cache
@@ -323,9 +316,13 @@ def _bundled(fields: names.CheckpointName) -> Checkpoint:
     return Checkpoint(name, fields, tuple(row["sources"].split()), figures)
 
 
+def _index(path: Path) -> dict[str, Checkpoint]:
+    """All checkpoints of an index, by name, with its figures."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=1)
-def _index(path: Path, _modified: int) -> tuple[Checkpoint, ...]:
-    """All checkpoints of an index, with its figures."""
+def _read(path: Path, _modified: int) -> dict[str, Checkpoint]:
     rows: dict[str, Checkpoint] = {}
     unread = []
     with path.open(encoding="utf-8", newline="") as file:
@@ -357,7 +354,7 @@ def _index(path: Path, _modified: int) -> tuple[Checkpoint, ...]:
             f"release's rule as far as it is known, the first: {unread[0]!a}.",
             stacklevel=4,
         )
-    return tuple(rows.values())
+    return rows
 
 
 def _figures(line: dict[str, str], columns: Iterable[str]) -> dict[str, float]:

@@ -93,50 +93,30 @@ _MAX_LENGTH = 200
 class CheckpointName:
     """The fields of a released name; `str()` gives the name back.
 
-    Args:
-        variant: Any spelling of an architecture; becomes the builder's name.
-        dataset: The pre-training set: `"i1k"` (ImageNet-1k), `"i21k"`
-            (ImageNet-21k), `"i21k_30"` (30 epochs) or another spelling of
-            these. No name of a 30-epoch file has been seen: `i21k_30-30ep`
-            follows from the index; `i21k-30ep` is understood as well.
-        epochs: Epochs of the pre-training, 300 or 30.
-        learning_rate: Peak learning rate of the pre-training, 0.001.
-        augment: The paper's name of the augmentation level: `"light2"`.
-        weight_decay: 0.03 or 0.1.
-        dropout: 0.0 or 0.1.
-        stochastic_depth: Equal to `dropout` throughout the release.
-        adapt_dataset: The fine-tuning set, any spelling of a key of `ADAPT`;
-            `None`, like the next three, for a pre-trained checkpoint.
-        adapt_steps: Fine-tuning steps, of 512 images each.
-        adapt_learning_rate: Learning rate of the fine-tuning.
-        adapt_resolution: Side of the fine-tuning's images, 224 or 384 pixels.
+    Fields that no checkpoint of the release has are a `ValueError`.
 
-    Attributes:
-        release_augment: The level as file names spell it: `"light1"` for the
-            paper's `"light2"`.
-
-    Raises:
-        ValueError: If the release has no checkpoint with these fields.
-
-    Example:
     >>> name = parse("L_16-i1k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0")
     >>> name.variant, name.augment, name.release_augment, name.adapt_dataset
     ('ViT_L16', 'light2', 'light1', None)
     """
 
-    variant: str
+    variant: str  # any spelling; becomes the builder's name
+    # The pre-training set, any spelling of a key of `DATASETS`. No name of a
+    # 30-epoch file has been seen: `i21k_30-30ep` follows from the index;
+    # `i21k-30ep` is understood as well.
     dataset: str
     epochs: int
-    learning_rate: float
-    augment: str
+    learning_rate: float  # at its peak
+    augment: str  # the paper's level: "light2"
     weight_decay: float
     dropout: float
-    stochastic_depth: float
+    stochastic_depth: float  # equal to `dropout` throughout the release
+    # Any spelling of a key of `ADAPT`; all four are `None` before fine-tuning.
     adapt_dataset: str | None = None
-    adapt_steps: int | None = None
+    adapt_steps: int | None = None  # of 512 images each
     adapt_learning_rate: float | None = None
-    adapt_resolution: int | None = None
-    release_augment: str = dataclasses.field(init=False)
+    adapt_resolution: int | None = None  # side of the images, 224 or 384
+    release_augment: str = dataclasses.field(init=False)  # as in file names
 
     def __post_init__(self) -> None:
         named = variants.match(self.variant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -230,6 +231,15 @@ def test_a_slow_drip_is_broken_off(server, target):
         download(NAME, timeout=0.2, retries=1)
     assert time.monotonic() - begin < 5
     assert not target.exists()
+
+
+def test_starting_over_is_not_slow():
+    """A server without ranges: the part shrinks, then grows again."""
+    sizes = itertools.chain([1 << 20], itertools.count(1000, 1000))
+    with module._Watch(0.05, lambda: next(sizes)) as watch:
+        watch.stop = pytest.fail
+        threading.Event().wait(0.4)
+    watch.check()
 
 
 def test_silence_is_broken_off_and_resumed(server):
