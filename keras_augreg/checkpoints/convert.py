@@ -220,10 +220,9 @@ class Contents:
         if found == expected:
             return
         differences = [
-            f"{field.name}={getattr(found, field.name)} instead of "
-            f"{getattr(expected, field.name)}"
-            for field in dataclasses.fields(Sizes)
-            if getattr(found, field.name) != getattr(expected, field.name)
+            f"{name}={value} instead of {getattr(expected, name)}"
+            for name, value in vars(found).items()
+            if value != getattr(expected, name)
         ]
         named, wanted = identify(self.sizes), identify(expected)
         raise ValueError(
@@ -407,10 +406,20 @@ def match(
                     f"{archive.path}: array {names[name]!r} has shape {found}, "
                     f"expected {' or '.join(map(str, allowed))}."
                 )
-    return {
-        key: tuple(names[name] for name in source)
-        for key, source in sources.items()
-    }
+    return {k: tuple(names[n] for n in source) for k, source in sources.items()}
+
+
+def as_timm(key: str, weight: np.ndarray) -> np.ndarray:
+    """A weight as timm stores it: (out, in) or (out, in, height, width)."""
+    if key.endswith("qkv_kernel"):
+        weight = weight.reshape(len(weight), -1)
+    elif key.endswith("out_kernel"):
+        weight = weight.reshape(-1, weight.shape[-1])
+    elif key.endswith("qkv_bias"):
+        weight = weight.reshape(-1)
+    if weight.ndim == 4:
+        return weight.transpose(3, 2, 0, 1)
+    return weight.T if weight.ndim == 2 else weight
 
 
 def _file_shapes(
@@ -418,15 +427,7 @@ def _file_shapes(
 ) -> list[tuple[int, ...]]:
     """The shapes that an array may have in a file, from the weight's shape."""
     if kind == "safetensors":
-        if key.endswith("qkv_kernel"):
-            return [(math.prod(shape[1:]), shape[0])]
-        if key.endswith("out_kernel"):
-            return [(shape[-1], math.prod(shape[:-1]))]
-        if key.endswith("qkv_bias"):
-            return [(math.prod(shape),)]
-        if len(shape) == 4:
-            return [(shape[3], shape[2], *shape[:2])]
-        return [shape[::-1] if len(shape) == 2 else shape]
+        return [as_timm(key, np.empty(shape, np.uint8)).shape]
     if parts > 1:
         # (W, 3, H, D) and (3, H, D) are stacked from (W, H, D) and (H, D).
         return [shape[:-3] + shape[-2:]]
@@ -442,10 +443,9 @@ def read(
     grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Reads a weight from its arrays; positions are resampled to a `grid`."""
-    arrays = [contents.archive.read(name) for name in source]
-    array = arrays[0]
-    if len(arrays) > 1:
-        array = np.stack(arrays, axis=array.ndim - 2)
+    array, *others = map(contents.archive.read, source)
+    if others:
+        array = np.stack([array, *others], axis=array.ndim - 2)
     elif contents.archive.kind == "safetensors":
         array = array.T if array.ndim == 2 else array
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

@@ -143,7 +143,10 @@ def to_timm(
     _check(model)
     if path is not None:
         path = _check_path(path, ".safetensors")
-    arrays = {row[2]: _timm(row, weight) for row, weight in _weights(model)}
+    arrays = {
+        row[2]: np.ascontiguousarray(convert.as_timm(row[0], weight))
+        for row, weight in _weights(model)
+    }
     if path is not None:
         metadata: dict[str, Any] = {}
         if model.class_names is not None:
@@ -318,22 +321,6 @@ def _release(row: convert.Row, weight: np.ndarray) -> dict[str, np.ndarray]:
     if convert.GROUP_NORM.match(row[0]):
         weight = weight.reshape(1, 1, 1, -1)
     return {names[0]: weight}
-
-
-def _timm(row: convert.Row, weight: np.ndarray) -> np.ndarray:
-    """A weight as timm stores it: (out, in) or (out, in, height, width)."""
-    key = row[0]
-    if key.endswith("qkv_kernel"):
-        weight = weight.reshape(len(weight), -1)
-    elif key.endswith("out_kernel"):
-        weight = weight.reshape(-1, weight.shape[-1])
-    elif key.endswith("qkv_bias"):
-        weight = weight.reshape(-1)
-    if weight.ndim == 4:
-        weight = weight.transpose(3, 2, 0, 1)
-    elif weight.ndim == 2:
-        weight = weight.T
-    return np.ascontiguousarray(weight)
 
 
 # From our names to KerasHub's paths; {} is query, key or value.
