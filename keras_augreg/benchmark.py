@@ -126,29 +126,22 @@ def measure(
     products.append(operations * _per_second(product, seconds / 3))
     rate = statistics.mean(rates)
     return {
-        "model": model,
-        "task": task,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "backend": keras.config.backend(),
-        "dtype": dtype,
-        "images_per_second": rate,
-        "latency_ms": latency,
-        "memory_mib": memory / 2**20,
-        "first_call_s": first_call,
+        "model": model, "task": task, "image_size": image_size,
+        "batch_size": batch_size, "backend": keras.config.backend(),
+        "dtype": dtype, "images_per_second": rate, "latency_ms": latency,
+        "memory_mib": memory / 2**20, "first_call_s": first_call,
         "gflops": rate * flops / 1e9,
         "share": rate * flops / statistics.mean(products),
-    }
+    }  # fmt: skip
 
 
 def _build(model: str, task: str, image_size: int, dtype: str) -> Any:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
+    shape = (image_size, image_size, 3)
     try:
         net = getattr(models, model)(
-            weights=None,
-            classes=DEFAULT_CLASSES,
-            input_shape=(image_size, image_size, 3),
+            weights=None, classes=DEFAULT_CLASSES, input_shape=shape
         )
     finally:
         keras.config.set_dtype_policy(policy)

@@ -154,19 +154,13 @@ def describe(
     policy = keras.dtype_policies.get(dtype)
     inference, training = costs.memory(batch_size, policy)
     return Description(
-        name=name,
-        architecture=variant.name if variant else None,
-        input_shape=(height, width, 3),
-        classes=costs.classes,
-        tokens=costs.tokens,
-        parameters=costs.parameters(),
-        flops=2 * costs.multiply_adds(),
-        dtype=policy.name,
-        batch_size=batch_size,
-        inference_bytes=inference,
-        training_bytes=training,
-        **release,
-    )
+        name=name, architecture=variant.name if variant else None,
+        input_shape=(height, width, 3), classes=costs.classes,
+        tokens=costs.tokens, parameters=costs.parameters(),
+        flops=2 * costs.multiply_adds(), dtype=policy.name,
+        batch_size=batch_size, inference_bytes=inference,
+        training_bytes=training, **release,
+    )  # fmt: skip
 
 
 class _Convolution(NamedTuple):

@@ -8,16 +8,6 @@ from keras_augreg.checkpoints.load import load
 from keras_augreg.checkpoints.names import parse, resolve
 
 __all__ = [
-    "DownloadError",
-    "best",
-    "class_names",
-    "download",
-    "load",
-    "parse",
-    "resolve",
-    "search",
-    "to_hf",
-    "to_keras_hub",
-    "to_npz",
-    "to_timm",
-]
+    "DownloadError", "best", "class_names", "download", "load", "parse",
+    "resolve", "search", "to_hf", "to_keras_hub", "to_npz", "to_timm",
+]  # fmt: skip

@@ -91,9 +91,7 @@ class Archive:
         names = self.metadata.get(CLASS_NAMES)
         if names is None:
             return None
-        if not isinstance(names, list) or not all(
-            isinstance(name, str) for name in names
-        ):
+        if not isinstance(names, list) or {*map(type, names)} - {str}:
             raise ValueError(
                 f"{self.path}: its class names are {str(names)[:80]!a}, "
                 "expected a list of strings. Export it again."
@@ -110,17 +108,14 @@ class Archive:
         if grid is None:
             side = math.isqrt(patches)
             return (side, side) if side**2 == patches else None
-        if (
-            not isinstance(grid, list)
-            or len(grid) != 2
-            or not all(type(side) is int and side > 0 for side in grid)
-            or math.prod(grid) != patches
-        ):
+        sides = grid if isinstance(grid, list) else []
+        two = [type(side) for side in sides] == [int, int] and min(sides) > 0
+        if not two or math.prod(sides) != patches:
             raise ValueError(
                 f"{self.path}: its patch grid is {str(grid)[:80]!a}, expected "
                 f"rows and columns of {patches:,} patches. Export it again."
             )
-        return grid[0], grid[1]
+        return sides[0], sides[1]
 
     def read(self, name: str) -> np.ndarray:
         """Returns an array as float32, which must be whole and finite."""
@@ -166,11 +161,9 @@ def open_archive(path: str | pathlib.Path) -> Archive:
             "or .keras checkpoint."
         )
     openers = {
-        ".npz": _open_npz,
-        ".safetensors": _open_safetensors,
-        ".h5": _open_h5,
-        ".keras": _open_keras,
-    }
+        ".npz": _open_npz, ".safetensors": _open_safetensors,
+        ".h5": _open_h5, ".keras": _open_keras,
+    }  # fmt: skip
     if path.suffix not in openers:
         raise ValueError(
             f"{path} has the unknown extension {path.suffix!r}. Expected one "
@@ -225,17 +218,14 @@ def _npy_header(stream: Any) -> tuple[Header, Literal["C", "F"], int]:
     start = stream.read(12)
     version = np.lib.format.read_magic(io.BytesIO(start))
     # NumPy would believe any length of version 2 before it reads.
-    if version == (1, 0):
-        length = 10 + int.from_bytes(start[8:10], "little")
-        read = np.lib.format.read_array_header_1_0
-    elif version == (2, 0):
-        length = 12 + int.from_bytes(start[8:12], "little")
-        read = np.lib.format.read_array_header_2_0
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"unknown .npy version {version}")
+    end = 10 if version == (1, 0) else 12
+    length = end + int.from_bytes(start[8:end], "little")
     if length > _MAX_NPY_HEADER_BYTES:
         raise ValueError(f"its header claims {length:,} bytes")
     start += stream.read(max(length - len(start), 0))
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, fortran, dtype = read(io.BytesIO(start[8:]))
     return Header(shape, dtype), "F" if fortran else "C", length
 
@@ -364,10 +354,11 @@ def _open_h5(path: pathlib.Path, file: io.BytesIO | None = None) -> Archive:
             with _explained(path, f"array {name!r}"):
                 headers[name] = Header(tuple(item.shape or ()), item.dtype)
 
+    def fetch(name: str) -> np.ndarray:
+        return np.asarray(h5[name][()])
+
     h5.visititems(visit)
-    return Archive(
-        path, "h5", headers, lambda name: np.asarray(h5[name][()]), metadata
-    )
+    return Archive(path, "h5", headers, fetch, metadata)
 
 
 def _open_keras(path: pathlib.Path) -> Archive:
@@ -385,6 +376,5 @@ def _open_keras(path: pathlib.Path) -> Archive:
             if info.file_size > MAX_HEADER_BYTES:
                 raise ValueError(f"it claims {info.file_size:,} bytes")
             names = json.loads(file.read(info))["config"].get(CLASS_NAMES)
-    return dataclasses.replace(
-        archive, metadata={**archive.metadata, CLASS_NAMES: names}
-    )
+    metadata = {**archive.metadata, CLASS_NAMES: names}
+    return dataclasses.replace(archive, metadata=metadata)

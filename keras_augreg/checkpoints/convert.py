@@ -162,10 +162,9 @@ def variables(model: Any, head: bool) -> Iterator[tuple[Row, Any]]:
 # Linen's module names inside a block (big_vision's files) -> the older names
 # that the release uses.
 _LINEN = {
-    "LayerNorm_1/": "LayerNorm_2/",
-    "MlpBlock_0/": "MlpBlock_3/",
+    "LayerNorm_1/": "LayerNorm_2/", "MlpBlock_0/": "MlpBlock_3/",
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
-}
+}  # fmt: skip
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _ROWS = {row[0]: row for row in layout(Sizes(0, 0, 1, 0, 0))}
 # The number of a block in the names of its arrays.
@@ -324,12 +323,9 @@ def _check_positions(contents: Contents, cls: str) -> None:
             "patch."
         )
     grid = contents.patch_grid  # Raises if the file states a wrong one.
-    if (
-        contents.archive.kind != "h5"
-        and not contents.class_token
-        and grid is None
-        and math.isqrt(positions - 1) ** 2 == positions - 1
-    ):
+    lost = contents.archive.kind != "h5" and not contents.class_token
+    square = math.isqrt(positions - 1) ** 2 == positions - 1
+    if lost and grid is None and square:
         raise ValueError(
             f"{path}: array {cls!r} is missing, expected with {positions} "
             f"positions: {positions - 1} patches and a class token."

@@ -30,15 +30,11 @@ from keras_augreg.variants import Sizes, identify
 
 # timm's names of our variants, of other plain ViTs, and of hybrids by stages.
 _TIMM = {
-    "ViT_Ti16": "vit_tiny_patch16_224",
-    "ViT_S16": "vit_small_patch16_224",
-    "ViT_S32": "vit_small_patch32_224",
-    "ViT_B8": "vit_base_patch8_224",
-    "ViT_B16": "vit_base_patch16_224",
-    "ViT_B32": "vit_base_patch32_224",
-    "ViT_L16": "vit_large_patch16_224",
-    "ViT_L32": "vit_large_patch32_224",
-}
+    "ViT_Ti16": "vit_tiny_patch16_224", "ViT_S16": "vit_small_patch16_224",
+    "ViT_S32": "vit_small_patch32_224", "ViT_B8": "vit_base_patch8_224",
+    "ViT_B16": "vit_base_patch16_224", "ViT_B32": "vit_base_patch32_224",
+    "ViT_L16": "vit_large_patch16_224", "ViT_L32": "vit_large_patch32_224",
+}  # fmt: skip
 _TIMM_PLAIN = "vit_base_patch16_224"
 _TIMM_HYBRIDS = {
     (): "vit_tiny_r_s16_p8_224",
@@ -240,16 +236,12 @@ def to_keras_hub(model: Any) -> Any:
         message = "to_keras_hub needs KerasHub: pip install keras-hub"
         raise ImportError(message) from error
     backbone = keras_hub.models.ViTBackbone(
-        image_shape=model.image_shape,
-        patch_size=sizes.patch_size,
-        num_layers=sizes.depth,
-        num_heads=sizes.num_heads,
-        hidden_dim=sizes.width,
-        mlp_dim=sizes.mlp_dim,
-        dropout_rate=model.dropout,
-        use_class_token=model.class_token,
+        image_shape=model.image_shape, patch_size=sizes.patch_size,
+        num_layers=sizes.depth, num_heads=sizes.num_heads,
+        hidden_dim=sizes.width, mlp_dim=sizes.mlp_dim,
+        dropout_rate=model.dropout, use_class_token=model.class_token,
         dtype=model.dtype_policy,
-    )
+    )  # fmt: skip
     hub = backbone
     if model.include_top:
         converter = keras_hub.layers.ViTImageConverter(
@@ -385,11 +377,8 @@ def _write_safetensors(
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": "F32",
-            "shape": array.shape,
-            "data_offsets": [start, end],
-        }
+        place = {"shape": array.shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": "F32", **place}
     text = json.dumps(header, ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)  # aligns the arrays
     with replacing(path) as file:
@@ -425,33 +414,23 @@ def _config(model: Any) -> dict[str, Any]:
         "global_pool": pooling,
         # With all of them the architecture's name only matters for the stem.
         "model_args": {
-            "img_size": [height, width],
-            "patch_size": sizes.patch_size,
-            "embed_dim": sizes.width,
-            "depth": sizes.depth,
+            "img_size": [height, width], "patch_size": sizes.patch_size,
+            "embed_dim": sizes.width, "depth": sizes.depth,
             "num_heads": sizes.num_heads,
             "mlp_ratio": sizes.mlp_dim / sizes.width,
-            "class_token": model.class_token,
-            "global_pool": pooling,
-            "fc_norm": False,
-            "act_layer": "gelu_tanh",
+            "class_token": model.class_token, "global_pool": pooling,
+            "fc_norm": False, "act_layer": "gelu_tanh",
         },
         "pretrained_cfg": {
-            "custom_load": False,
+            "custom_load": False, "fixed_input_size": True,
             "input_size": [3, height, width],
-            "fixed_input_size": True,
             # How vit_jax evaluates fine-tuned models.
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "num_classes": model.classes or 0,
-            "pool_size": None,
-            "first_conv": first,
-            "classifier": "head",
+            "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash",
+            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+            "num_classes": model.classes or 0, "pool_size": None,
+            "first_conv": first, "classifier": "head",
         },
-    }
+    }  # fmt: skip
     if model.class_names is not None:
         config["label_names"] = list(model.class_names)
     return config

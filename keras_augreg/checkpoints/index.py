@@ -102,9 +102,8 @@ class SearchResult(list[Checkpoint]):
             seen = " ".join(row.seen) or "unverified"
             lines.append([row.name, row.fields.augment, *cells, seen])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
-        ]
+        padded = ("  ".join(map(str.ljust, line, widths)) for line in lines)
+        text = list(map(str.rstrip, padded))
         if len(self) > len(shown):
             text.append(f"... and {len(self) - len(shown):,} more")
         text.append(f"{len(self):,} checkpoints, from {self.source}")
@@ -179,15 +178,11 @@ def search(
     _check("dropout", dropout, names.DROPOUT)
     _check("resolution", resolution, FINETUNING_RESOLUTIONS)
     wanted = {
-        "variant": variant,
-        "upstream": dataset,
-        "augment": augment,
-        "release_augment": release_augment,
-        "weight_decay": weight_decay,
-        "dropout": dropout,
-        "adapt_dataset": adapt_dataset,
+        "variant": variant, "upstream": dataset, "augment": augment,
+        "release_augment": release_augment, "weight_decay": weight_decay,
+        "dropout": dropout, "adapt_dataset": adapt_dataset,
         "adapt_resolution": resolution,
-    }
+    }  # fmt: skip
     adapted = adapt_dataset is not None or resolution is not None
     path = _index_path(refresh)
     rows = _index(path).values() if path else _rule()
@@ -198,12 +193,8 @@ def search(
         and all(v in (None, getattr(row.fields, k)) for k, v in wanted.items())
     ]
     order = "adapt_final_val" if adapted else "final_val"
-    found.sort(
-        key=lambda row: (
-            -row.figures.get(order, -1.0),
-            -len(row.figures),
-            not row.verified,
-        )
+    found.sort(  # keeps the order of equal ones
+        key=lambda r: (-r.figures.get(order, -1), -len(r.figures), not r.seen)
     )
     source = path or "the release's rule, without its index"
     return SearchResult(found, str(source))
