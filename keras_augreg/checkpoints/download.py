@@ -140,16 +140,16 @@ def _from_hub(name: str, timeout: float, progress: bool) -> Path:
             f"{name!r} needs huggingface_hub: pip install huggingface_hub"
         ) from error
     repository, revision = match.groups(default="")
+    cache = str(huggingface_hub.constants.HF_HUB_CACHE)
     # Xet receives pieces of up to 64 MB before it writes one to the disk.
-    env = {**os.environ, "HF_HUB_DISABLE_XET": "1"}
+    env = os.environ | {"HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": "1"}
     if offline := files.offline():
         env["HF_HUB_OFFLINE"] = "1"
     if not progress:
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if token := huggingface_hub.get_token():  # a notebook's secret too
         env["HF_TOKEN"] = token
-    folder = f"models--{repository.replace('/', '--')}/blobs"
-    blobs = Path(huggingface_hub.constants.HF_HUB_CACHE, folder)
+    blobs = Path(cache, f"models--{repository.replace('/', '--')}/blobs")
     command = [sys.executable, "-c", _HUB_PROCESS, repository, revision]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, text=True
