@@ -146,12 +146,9 @@ def _build(model: str, task: str, image_size: int, dtype: str) -> Any:
     finally:
         keras.config.set_dtype_policy(policy)
     if task == "train":
+        recipe = AugReg("none")
         compile_pretraining(
-            net,
-            AugReg("none"),
-            total_steps=10_000,
-            warmup_steps=10,
-            loss="softmax",
+            net, recipe, total_steps=10_000, warmup_steps=10, loss="softmax"
         )
     return net
 
