@@ -66,10 +66,7 @@ class Feed:
 
     @property
     def num_classes(self) -> int:
-        """Both engines check that integer labels are below it.
-
-        Their data sets have it as `checked_classes`: `fit` need not check.
-        """
+        """Both engines check labels by it; `checked_classes` tells `fit` so."""
         return len(self.examples.class_names)
 
     @property

@@ -47,7 +47,6 @@ class Skipped:
         self.names: list[str] = []  # of the latest complete epoch, sorted
 
     def add(self, names: Iterable[str]) -> None:
-        """Notes what this epoch left out; a name counts once."""
         self._this_epoch.update(names)
 
     def end_epoch(self) -> None:
