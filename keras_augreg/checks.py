@@ -1,11 +1,27 @@
-"""Checks of arrays, for the data side and for the first batch of `fit`."""
+"""Checks of labels, and warnings at the line of the user."""
 
 from __future__ import annotations
 
+import pathlib
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+# Files whose lines a warning does not point at: this package's and Keras's.
+_INTERNAL = (str(pathlib.Path(__file__).parent), "/keras/src/", "contextlib.py")
+
+
+def warn(message: str) -> None:
+    """Warns at the line outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and any(
+        part in frame.f_code.co_filename for part in _INTERNAL
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def check_labels(
@@ -21,7 +37,7 @@ def check_labels(
     Args:
         labels: Numbers of shape (n,) or (n, 1); other arrays, such as soft
             labels (n, classes), also of one class, are not checked.
-        classes: Number of classes.
+        classes: Number of classes; 1 for a binary decision, 0 or 1.
         names: What the message calls each example; `None` for its place.
         unlabelled: Whether -1 (no label) is allowed.
 
@@ -37,18 +53,19 @@ def check_labels(
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         return
-    good = (labels >= -int(unlabelled)) & (labels < classes)
+    last = max(classes, 2) - 1
+    good = (labels >= -int(unlabelled)) & (labels <= last)
     good &= labels == np.floor(labels)
     if good.all():
         return
     i = int(np.argmin(good))
     example = f"example {i}" if names is None else repr(names[i])
     hint = ""
-    if labels.min() == 1 and labels.max() == classes:
+    if labels.min() == 1 and labels.max() == last + 1:
         hint = " The labels seem to count from 1: subtract 1."
     elif labels[i] == -1:
         hint = " -1 means that an example has no label: leave it out."
     raise ValueError(
         f"The label of {example} is {labels[i]}. Expected an integer from 0 "
-        f"to {classes - 1}, as there are {classes} classes.{hint}"
+        f"to {last}, as there are {last + 1} classes.{hint}"
     )

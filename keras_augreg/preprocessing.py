@@ -7,12 +7,13 @@ import itertools
 import random
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_augreg.checks import warn
 
 # Images of a batch that are looked at to find its range of values.
 _SAMPLE = 4
@@ -135,14 +136,12 @@ def warn_if_scaled(images: Any) -> None:
         return
     low, high = images.min(), images.max()
     if -1 <= low < high <= 1:
-        warnings.warn(
+        warn(
             f"The images are floats from {low:.3g} to {high:.3g}, but this "
             "model takes pixels from 0 to 255 and scales them itself. Pass "
             "pixels, without `preprocess_input`, `Rescaling` or a division by "
             "255; or build the model with include_preprocessing=False, which "
-            "takes floats in [-1, 1].",
-            UserWarning,
-            stacklevel=2,
+            "takes floats in [-1, 1]."
         )
 
 

@@ -24,7 +24,6 @@ import shutil
 import signal
 import socket
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
@@ -34,6 +33,7 @@ import numpy as np
 
 from keras_augreg import distribution
 from keras_augreg.atomic import replacing
+from keras_augreg.checks import warn
 from keras_augreg.training import state
 from keras_augreg.training.progress import Progress
 from keras_augreg.trainstep import separate_averages
@@ -353,10 +353,9 @@ class Workdir:
         try:
             lock.acquire(blocking=False)
         except NotImplementedError:
-            warnings.warn(
+            warn(
                 f"The file system of {self.path} has no locks. Make sure that "
-                "only one process trains there.",
-                stacklevel=4,
+                "only one process trains there."
             )
             yield
             return
@@ -487,7 +486,7 @@ def _read_settings(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _warn_of_damage(file: pathlib.Path, error: Exception) -> None:
-    warnings.warn(f"{file} is damaged and is skipped: {error}", stacklevel=3)
+    warn(f"{file} is damaged and is skipped: {error}")
 
 
 def _replacing(file: pathlib.Path) -> AbstractContextManager[BinaryIO]:
