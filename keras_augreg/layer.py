@@ -1,8 +1,9 @@
-"""The base class of the package's layers."""
+"""The base class of the package's layers; the state that a config lacks."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -35,3 +36,94 @@ class Layer(keras.layers.Layer):
         names = inspect.getfullargspec(type(self).__init__).args[1:]
         own = {name: getattr(self, name) for name in names}
         return {**own, **super().get_config()}
+
+
+def named_layers(parent: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All layers inside a layer or model, by their path in it."""
+    for layer in parent._layers:
+        yield path + layer.name, layer
+        yield from named_layers(layer, f"{path}{layer.name}/")
+
+
+def layer_state(model: Any) -> dict[str, Any]:
+    """What users change in layers after a model is built, as JSON values."""
+    layers = dict(named_layers(model))
+    serialize = keras.saving.serialize_keras_object
+    state: dict[str, Any] = {
+        "frozen": [n for n, layer in layers.items() if not layer.trainable],
+        "frozen_by_compile": list(model.frozen_by_compile),
+        "quantized": {
+            name: [layer.quantization_mode, serialize(config)]
+            for name, layer in layers.items()
+            if getattr(layer, "quantization_mode", None)
+            for config in [getattr(layer, "quantization_config", None)]
+        },
+        "lora": {
+            name: [layer.lora_rank, layer.lora_alpha]
+            for name, layer in layers.items()
+            if getattr(layer, "lora_rank", None)
+        },
+    }
+    return {key: value for key, value in state.items() if value}
+
+
+def restore_layer_state(model: Any, state: dict[str, Any]) -> None:
+    """Brings the layers of a fresh model into the state of `layer_state`."""
+    layers = dict(named_layers(model))
+    for name, (mode, config) in state.get("quantized", {}).items():
+        config = keras.saving.deserialize_keras_object(config)
+        layers[name].quantize(mode, config=config)
+    for name, (rank, alpha) in state.get("lora", {}).items():
+        layers[name].enable_lora(rank, lora_alpha=alpha)
+    for name in state.get("frozen", ()):
+        layers[name].trainable = False
+    model.frozen_by_compile = tuple(state.get("frozen_by_compile", ()))
+
+
+def freeze(model: Any, what: bool | str | int | Sequence[str]) -> None:
+    """Freezes what `compile_finetuning(freeze=what)` describes.
+
+    What an earlier call froze is trained again first; what the user froze is
+    not, down to the parts of a block.
+    """
+    chosen = _chosen(model, what)
+    layers = dict(named_layers(model))
+    before = model.frozen_by_compile
+    frozen = [n for n, layer in layers.items() if not layer.trainable]
+    for name in before:
+        layers[name].trainable = True
+    for name in frozen:
+        if name not in before:
+            layers[name].trainable = False
+    model.frozen_by_compile = tuple(
+        name
+        for name, layer in layers.items()
+        if layer.trainable and name.split("/")[0] in chosen
+    )
+    for name in chosen:
+        layers[name].trainable = False
+    if not model.trainable_variables:
+        raise ValueError(
+            "There is nothing to train: every layer is frozen. Set "
+            "`model.trainable = True`, or leave a layer to `freeze`. Received: "
+            f"freeze={what!r}"
+        )
+
+
+def _chosen(model: Any, what: Any) -> list[str]:
+    """The names of the model's layers that `freeze=what` stands for."""
+    names = [layer.name for layer in model.layers]
+    depth = model.sizes.depth
+    if what is False:
+        return []
+    if what is True or what == "backbone":
+        return [name for name in names if name != "head"]
+    if isinstance(what, int) and 1 <= what <= depth:
+        return names[: names.index(f"encoderblock_{what - 1}") + 1]
+    if isinstance(what, (list, tuple)) and set(what) <= set(names):
+        return list(what)
+    raise ValueError(
+        "`freeze` must be False, 'backbone' (or True), a number of blocks from "
+        f"1 to {depth}, or a list of names of layers among {', '.join(names)}. "
+        f"Received: freeze={what!r}"
+    )

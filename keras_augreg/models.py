@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
@@ -12,6 +13,7 @@ import keras
 from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.convert import Contents
 from keras_augreg.checkpoints.load import find, load
+from keras_augreg.checks import warn
 from keras_augreg.initialization import zero_weights
 from keras_augreg.recipe import AugReg
 from keras_augreg.variants import VARIANTS, Variant
@@ -62,7 +64,8 @@ _DOCSTRING = """{title}.
             checkpoint's resolution, (224, 224, 3) without one.
         pooling: With `include_top=False`: `None` for all tokens
             (B, T, {width}), `"token"` for the class token (B, {width}),
-            `"avg"` for the mean of the patch tokens (B, {width}).
+            `"avg"` or `"max"` for the mean or the maximum of the patch tokens
+            (B, {width}).
         classes: Units of the classifier. `None` keeps the checkpoint's (1000
             without one); another number than the checkpoint's makes a new
             classifier, whose weights start at zero.
@@ -133,6 +136,8 @@ def _builder(name: str) -> Builder:
         if weights is not None:
             checkpoint = _checkpoint(weights, variant, input_shape)
             if include_top and classes in (None, checkpoint.classes):
+                if classes is not None and checkpoint.class_names:
+                    _warn_of_kept_classes(checkpoint.class_names)
                 head, classes = "keep", _kept_classes(checkpoint)
             if input_shape is None and checkpoint.patch_grid is not None:
                 rows, columns = checkpoint.patch_grid
@@ -234,6 +239,16 @@ def _kept_classes(checkpoint: Contents) -> int:
             "for none."
         )
     return checkpoint.classes
+
+
+def _warn_of_kept_classes(names: Sequence[str]) -> None:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    warn(
+        f"The model keeps the checkpoint's classifier of {len(names)} classes "
+        f"({shown}). For {len(names)} other classes, build it with "
+        "weights=None, and load the rest with "
+        "keras_augreg.checkpoints.load(model, weights, head='new')."
+    )
 
 
 ViT_Ti16 = _builder("ViT_Ti16")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,8 +21,18 @@ import keras
 import numpy as np
 
 from keras_augreg import distribution
-from keras_augreg.checks import check_labels
-from keras_augreg.preprocessing import only, same_draws
+from keras_augreg.checks import check_labels, warn
+from keras_augreg.preprocessing import only
+
+# What steps of training, testing and prediction take and return on JAX.
+_JAX_STATES = {
+    len(names): [f"{name}_variables" for name in names]
+    for names in (
+        ("trainable", "non_trainable", "optimizer", "metrics"),
+        ("trainable", "non_trainable", "metrics"),
+        ("trainable", "non_trainable"),
+    )
+}
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
 _scope = threading.local()
@@ -54,12 +64,46 @@ class _Options:
     augment: Any = None  # layer: images, labels, step -> images, labels
     augment_on: str = "device"  # or "host", "auto"
     remat: bool = False  # whether blocks run again for the backward pass
+    jit_compile: Any = "auto"  # as given: Keras saves what it meant here
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class _LossWithOptions(keras.losses.Loss):
+    """A loss with the options of `compile`, as they are saved.
+
+    `keras.models.clone_model` compiles its clones, plain models, with it. They
+    would train on probabilities, without augmentation.
+    """
+
+    def __init__(self, loss: Any, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss, self.options = loss, dict(options)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        raise ValueError(
+            "A clone from `keras.models.clone_model` is a plain Keras model: "
+            "it cannot train as its original was compiled to. Compile the "
+            "clone, or copy the model with "
+            "`type(model).from_config(model.get_config())`."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"loss": self.loss, "options": self.options}
+        return {k: keras.saving.serialize_keras_object(own[k]) for k in own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> _LossWithOptions:
+        own = {k: keras.saving.deserialize_keras_object(config[k])
+               for k in config}  # fmt: skip
+        return cls(**own)
 
 
 class TrainStep(keras.Model):
     """A model whose `compile` takes options on logits and augmentation."""
 
     _options = _Options()
+    _jax_state: Any
+    _traced_for: Any = None  # the shape of one example's label, on TensorFlow
     _on_host = False  # Where `fit` augments; with "auto", decided per call.
 
     def compile(
@@ -69,14 +113,17 @@ class TrainStep(keras.Model):
         augment: Any = None,
         augment_on: str = "device",
         remat: bool = False,
+        jit_compile: Any = "auto",
         **kwargs: Any,
     ) -> None:
         """Configures the model for training, as `keras.Model.compile`.
 
         `keras_augreg.compile_pretraining`, which calls it, explains the rest.
         """
-        super().compile(*args, **kwargs)
-        self._options = _Options(on_logits, augment, augment_on, remat)
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+        self._options = _Options(
+            on_logits, augment, augment_on, remat, jit_compile
+        )
         self._on_host = augment_on == "host"
         for layer in self.layers:
             if hasattr(layer, "remat"):
@@ -85,12 +132,18 @@ class TrainStep(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
         if config:
-            options = dict(vars(self._options))
-            config.update(keras.saving.serialize_keras_object(options))
+            config["jit_compile"] = self._options.jit_compile
+            if self._options != _Options(jit_compile=config["jit_compile"]):
+                loss = _LossWithOptions(self.loss, vars(self._options))
+                config["loss"] = keras.saving.serialize_keras_object(loss)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        config = keras.saving.deserialize_keras_object(config)
+        loss = config["loss"]
+        if isinstance(loss, _LossWithOptions):
+            config = {**config, **loss.options, "loss": loss.loss}
+        self.compile(**config)
         self.optimizer.build(self.trainable_variables)
 
     def train_step(self, *args: Any) -> Any:
@@ -107,7 +160,7 @@ class TrainStep(keras.Model):
 
     def _batches_seen(self, state: Any = None) -> Any:
         """Batches trained on so far, which a checkpoint brings back."""
-        counter = _inner_optimizer(self)._iterations
+        counter = inner_optimizer(self)._iterations
         if state is None:
             return keras.ops.convert_to_tensor(counter)
         values = zip(self.optimizer.variables, state[2], strict=True)
@@ -138,12 +191,14 @@ class TrainStep(keras.Model):
         self, x: Any, y: Any = None, unlabelled: bool = False
     ) -> Iterator[Any]:
         """Yields `x`; refuses labels that are not numbers of classes."""
-        if not self._options.on_logits:
+        classes = self.output_shape[-1]
+        # The engines of `keras_augreg.data` have checked theirs.
+        checked = getattr(x, "checked_classes", None) == classes
+        self._trace_for(x, y)
+        if checked or not self._takes_numbers():
             yield x
             return
-        check = functools.partial(
-            _check_labels, self.output_shape[-1], unlabelled
-        )
+        check = functools.partial(_check_labels, classes, unlabelled)
         check(only(y))
         found: list[Exception] = []
         try:
@@ -153,20 +208,62 @@ class TrainStep(keras.Model):
                 raise found[0] from None
             raise
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        y = args[0] if args else kwargs.get("y")
-        validation = kwargs.get("validation_data")
+    def _trace_for(self, x: Any, y: Any) -> None:
+        """Traces anew for labels of another rank or number of columns.
+
+        TensorFlow would trace for both at once, and know neither.
+        """
+        if keras.backend.backend() != "tensorflow":
+            return
+        labels = _labels(x.element_spec) if _is_dataset(x) else only(y)
+        shape = getattr(labels, "shape", None)
+        if shape is None or getattr(shape, "rank", 0) is None:
+            return
+        if self._traced_for not in (None, tuple(shape[1:])):
+            self.train_function = self.test_function = None
+        self._traced_for = tuple(shape[1:])
+
+    def _takes_numbers(self) -> bool:
+        """Whether integer labels are numbers of classes to the loss."""
+        loss = getattr(self, "loss", None)
+        sparse = "sparse_categorical_crossentropy"
+        if getattr(loss, "name", loss) == sparse:
+            return getattr(loss, "ignore_class", None) is None
+        augments = self._options.augment is not None
+        return augments or getattr(loss, "takes_numbers", False)
+
+    @contextmanager
+    def _watched(self, data: Any) -> Iterator[Any]:
+        """Yields data whose images are checked; nothing here."""
+        yield data
+
+    @contextmanager
+    def _entered(
+        self, x: Any, y: Any = None, unlabelled: bool = False
+    ) -> Iterator[Any]:
+        """Yields data that is checked; the model survives exceptions."""
+        with (
+            self._state_kept(),
+            self._watched(x) as x,
+            self._labels_checked(x, y, unlabelled) as x,
+        ):
+            yield x
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        _, *names = bound.arguments
+        given = {name: bound.arguments[name] for name in names}
+        validation = given.get("validation_data")
         arrays = isinstance(validation, (tuple, list))
         labels = _labels(validation) if arrays else None
         with (
+            self._entered(given.get("x"), given.get("y")) as x,
             self._labels_checked(validation, labels, True) as validation,
-            self._labels_checked(x, y) as x,
         ):
-            if "validation_data" in kwargs:
-                kwargs["validation_data"] = validation
-            return self._fit(x, *args, **kwargs)
+            return self._fit(**{**given, "x": x, "validation_data": validation})
 
-    def _fit(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def _fit(self, x: Any, **kwargs: Any) -> Any:
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         distribution.copy_from_first_process(
@@ -186,13 +283,11 @@ class TrainStep(keras.Model):
         if before >= 0:
             _warn_of_schedule("`fit` changes nothing")
         try:
-            history = super().fit(x, *args, **kwargs)
-        except BaseException:
+            history = super().fit(x, **kwargs)
+        finally:
             # A step that failed may have taken the arrays with it.
             with suppress(RuntimeError):
                 separate_averages(self)
-            raise
-        separate_averages(self)
         past = self._updates_past_schedule()
         if before < 0 < past:
             _warn_of_schedule(f"The last {past} updates changed nothing")
@@ -200,7 +295,7 @@ class TrainStep(keras.Model):
 
     def _updates_past_schedule(self) -> int:
         """Updates since the learning rate reached 0; below 0 before."""
-        optimizer = _inner_optimizer(self)
+        optimizer = inner_optimizer(self)
         schedule = optimizer._learning_rate
         if (
             not isinstance(schedule, keras.optimizers.schedules.CosineDecay)
@@ -213,17 +308,80 @@ class TrainStep(keras.Model):
     def train_on_batch(
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        with self._labels_checked(x, y):
+        if getattr(only(x), "shape", (None,))[0] == 0:
+            raise ValueError(
+                "Expected a batch of one or more images to train on. "
+                f"Received: shape={tuple(only(x).shape)}"
+            )
+        with self._entered(x, y):
             self._augment_where(host=False)
             return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        with self._entered(x, y, True):
+            return super().test_on_batch(x, y, *args, **kwargs)
 
     def evaluate(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
             return super().evaluate(x, y, *args, **kwargs)
-        with self._labels_checked(x, y, True) as x:
+        with self._entered(x, y, True) as x:
             return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._state_kept(), self._watched(x) as x:
+            if getattr(only(x), "shape", (None,))[0] == 0:
+                return self.predict_on_batch(only(x))  # Keras needs a batch.
+            return super().predict(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        with self._state_kept(), self._watched(x):
+            return super().predict_on_batch(x)
+
+    @contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """Gives the variables their values back after any exception.
+
+        On JAX, Keras takes them away while it runs steps.
+        """
+        try:
+            yield
+        except BaseException:
+            if keras.backend.backend() == "jax":
+                self.jax_state_sync()
+                self._jax_state = None
+            raise
+
+    def _get_jax_state(
+        self, purge_model_variables: bool = False, **kwargs: Any
+    ) -> Any:
+        # Noted before the first step, and after each of several, for Keras
+        # does so only when all of one execution are done.
+        state = super()._get_jax_state(**kwargs)
+        self._note_state(state)
+        if purge_model_variables:
+            self._purge_model_variables(**kwargs)
+        return state
+
+    def _make_function(
+        self, step_function: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if keras.backend.backend() != "jax":
+            return super()._make_function(step_function, *args, **kwargs)
+
+        def noting(state: Any, data: Any) -> Any:
+            outputs, state = step_function(state, data)
+            self._note_state(state)
+            return outputs, state
+
+        return super()._make_function(noting, *args, **kwargs)
+
+    def _note_state(self, state: Any) -> None:
+        self._jax_state = dict(zip(_JAX_STATES[len(state)], state, strict=True))
+        self._jax_state_synced = False
 
     def _augment_where(self, host: bool) -> None:
         """Decides `augment_on="auto"`; the compiled step depends on it."""
@@ -269,6 +427,15 @@ class TrainStep(keras.Model):
         sized = tf.data.experimental.assert_cardinality(dataset.cardinality())
         return augmented.apply(sized), count
 
+    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> Any:
+        # `MeanLoss` replaces Keras's own "loss": both have one value.
+        metrics = keras.tree.flatten(
+            [getattr(m, "metrics", m) for m in self.metrics]
+        )
+        names = [m.name for m in metrics if m.name in logs]
+        values = [logs[k] for k in dict.fromkeys([*names, *sorted(logs)])]
+        return values[0] if len(values) == 1 else values
+
     def get_metrics_result(self) -> Any:
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
@@ -297,8 +464,8 @@ def _checked(
 ) -> Any:
     """The same data, whose labels are checked as they pass.
 
-    Those of a `PyDataset` only in its first batch, now. What is found wrong
-    is added to `found`, as other libraries wrap errors in theirs.
+    What is found wrong is added to `found`, as other libraries wrap errors in
+    theirs.
     """
     torch = sys.modules.get("torch")
 
@@ -317,12 +484,8 @@ def _checked(
     if torch is not None and isinstance(data, torch.utils.data.DataLoader):
         data = copy.copy(data)
         data.collate_fn = _CheckedCollate(data.collate_fn, check)
-    elif isinstance(data, keras.utils.PyDataset) and not hasattr(
-        data,
-        "image_dtype",  # Those of `keras_augreg.data` have checked them.
-    ):
-        with same_draws():
-            check(_labels(data[0]))
+    elif isinstance(data, keras.utils.PyDataset):
+        data = _CheckedPyDataset(data, check)
     return data
 
 
@@ -363,15 +526,40 @@ class _CheckedCollate:
         return batch
 
 
+class _CheckedPyDataset(keras.utils.PyDataset):
+    """A `PyDataset` that checks the labels of each batch."""
+
+    def __init__(self, data: Any, check: Callable[[Any], None]) -> None:
+        super().__init__(
+            data.workers, data.use_multiprocessing, data.max_queue_size
+        )
+        self.data = data
+        self.check = check
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self.data[index]
+        self.check(_labels(batch))
+        return batch
+
+    @property
+    def num_batches(self) -> int | None:
+        return self.data.num_batches
+
+    def on_epoch_begin(self) -> None:
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.data.on_epoch_end()
+
+
 def _warn_of_schedule(what: str) -> None:
-    warnings.warn(
+    warn(
         f"{what}: all `total_steps` weight updates are done, and the learning "
-        "rate is 0. Compile again to train on.",
-        stacklevel=3,
+        "rate is 0. Compile again to train on."
     )
 
 
-def _inner_optimizer(model: Any) -> Any:
+def inner_optimizer(model: Any) -> Any:
     """The optimizer, without the one that scales losses in float16."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
@@ -382,7 +570,7 @@ def separate_averages(model: Any) -> None:
     Keras ends `fit` by assigning the averages to the weights. On JAX both
     then share their arrays, and the next step, `predict` too, deletes them.
     """
-    if keras.backend.backend() == "jax" and _inner_optimizer(model).use_ema:
+    if keras.backend.backend() == "jax" and inner_optimizer(model).use_ema:
         for variable in model.trainable_variables:
             variable.assign(keras.ops.copy(variable))
 

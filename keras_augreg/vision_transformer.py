@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_augreg.dataset_names import CLASSES
+from keras_augreg.layer import layer_state, restore_layer_state
 from keras_augreg.preprocessing import (
     Preprocessing,
     first_images,
@@ -62,8 +63,8 @@ class VisionTransformer(TrainStep):
         input_shape: (H, W, 3); the effective stride divides H and W.
             Defaults to (224, 224, 3), or to that of `input_tensor`.
         pooling: With `include_top=False`: `None` for all tokens (B, T, width),
-            `"token"` for the class token (B, width), `"avg"` for the mean of
-            the patch tokens (B, width).
+            `"token"` for the class token (B, width), `"avg"` or `"max"` for
+            the mean or the maximum of the patch tokens (B, width).
         classes: Units of the classifier, whose weights start at zero.
         classifier_activation: Activation of the classifier; `None` for
             logits.
@@ -181,6 +182,7 @@ class VisionTransformer(TrainStep):
         self.stochastic_depth = stochastic_depth
         self.seed = seed
         self.class_names = class_names
+        self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
         self._watching = False
 
     @property
@@ -214,7 +216,9 @@ class VisionTransformer(TrainStep):
             "include_preprocessing", "class_token", "dropout",
             "stochastic_depth", "seed", "name", "trainable",
         )  # fmt: skip
+        state = layer_state(self)
         return {
+            **({"layer_state": state} if state else {}),
             **dataclasses.asdict(self.sizes),
             **{key: getattr(self, key) for key in same},
             "input_shape": self.image_shape,
@@ -226,7 +230,10 @@ class VisionTransformer(TrainStep):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> VisionTransformer:
-        return cls(**config)
+        state = config.get("layer_state", {})
+        model = cls(**{k: v for k, v in config.items() if k != "layer_state"})
+        restore_layer_state(model, state)
+        return model
 
     @contextlib.contextmanager
     def _watched(self, data: Any) -> Iterator[Any]:
@@ -251,32 +258,6 @@ class VisionTransformer(TrainStep):
         inputs = only(inputs)
         with self._watched(inputs):
             return super().__call__(inputs, *args, **kwargs)
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x) as x:
-            return super().fit(x, *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x) as x:
-            return super().evaluate(x, *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x) as x:
-            if getattr(only(x), "shape", (None,))[0] == 0:
-                return self.predict_on_batch(only(x))  # Keras needs a batch.
-            return super().predict(x, *args, **kwargs)
-
-    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x):
-            return super().train_on_batch(x, *args, **kwargs)
-
-    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x):
-            return super().test_on_batch(x, *args, **kwargs)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        with self._watched(x):
-            return super().predict_on_batch(x)
 
 
 def _embed(
@@ -415,10 +396,10 @@ def _reads(
     include_top: bool, pooling: str | None, class_token: bool, classes: Any
 ) -> str | None:
     """Checks the head's arguments; returns the pooling before the head."""
-    if pooling not in (None, "token", "avg"):
+    if pooling not in (None, "token", "avg", "max"):
         raise ValueError(
-            "`pooling` must be None (all tokens), 'token' (the class token) "
-            "or 'avg' (the mean of the patch tokens). Received: "
+            "`pooling` must be None (all tokens), 'token' (the class token), "
+            "'avg' or 'max' (of the patch tokens). Received: "
             f"pooling={pooling!r}"
         )
     if include_top and pooling is not None:
@@ -458,9 +439,10 @@ def check_input_shape(
             "keras.ops.transpose(images, (0, 2, 3, 1))."
         )
     shape = input_shape or (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION, 3)
-    sides = shape[:2]
+    sides = shape[:2] if isinstance(shape, (tuple, list)) else ()
     if (
-        len(shape) != 3
+        not sides
+        or len(shape) != 3
         or shape[2] != 3
         or not all(isinstance(n, int) and n > 0 for n in sides)
     ):

@@ -285,8 +285,7 @@ class Attention(Layer):
         return [ops.reshape(y, shape) for y in ops.split(x, int(n), axis=-1)]
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, tokens, width = input_shape
-        return (batch, self.queries or tokens, width)
+        return (input_shape[0], self.queries or input_shape[1], input_shape[2])
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -409,8 +408,7 @@ class Block(Layer):
         return y
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, tokens, width = input_shape
-        return (batch, self.queries or tokens, width)
+        return self.attention.compute_output_shape(input_shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -418,8 +416,8 @@ class Pool(Layer):
     """Reduces the tokens of an image to one vector.
 
     Args:
-        kind: `"token"` for the class token, `"avg"` for the mean of the patch
-            tokens.
+        kind: `"token"` for the class token, `"avg"` or `"max"` for the mean
+            or the maximum of the patch tokens.
         class_token: Whether the first token is the class token.
 
     Input: (B, T, W). Output: (B, W).
@@ -435,7 +433,8 @@ class Pool(Layer):
     def call(self, x: Any) -> Any:
         if self.kind == "token":
             return x[:, 0]
-        return ops.mean(x[:, 1:] if self.class_token else x, axis=1)
+        reduce = ops.max if self.kind == "max" else ops.mean
+        return reduce(x[:, 1:] if self.class_token else x, axis=1)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], input_shape[2])

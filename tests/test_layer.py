@@ -1,7 +1,9 @@
 """The base class of the layers."""
 
 import keras
+import numpy as np
 import pytest
+from _checkpoints import images, tiny
 
 from keras_augreg.initialization import zero_weights
 from keras_augreg.layer import Layer
@@ -38,3 +40,45 @@ def test_weights_are_random_unless_a_checkpoint_fills_them(zero):
         weight = layer.weight("kernel", (2, 2), "glorot_uniform")
     assert bool(keras.ops.any(weight != 0)) is not zero
     assert not keras.ops.any(layer.weight("bias", (2,)) != 0)
+
+
+def nest(model):
+    inputs = keras.Input(model.input_shape[1:])
+    return keras.Model(inputs, model(inputs))
+
+
+def frozen(model):
+    model.get_layer("encoderblock_0").trainable = False
+    model.get_layer("encoderblock_1").attention.trainable = False
+
+
+def quantized(model):
+    model.quantize("int8")
+
+
+def adapted(model):
+    model.get_layer("head").enable_lora(2, lora_alpha=3)
+
+
+@pytest.mark.parametrize("change", [frozen, quantized, adapted])
+@pytest.mark.parametrize("wrap", [lambda model: model, nest])
+def test_state_of_layers_is_saved(tmp_path, change, wrap):
+    """Also if the model is a part of another."""
+    model = tiny(seed=1)
+    head = model.get_layer("head")
+    head.kernel.assign(keras.random.normal(head.kernel.shape, seed=0))
+    outer = wrap(model)
+    change(outer if change is quantized else model)
+    outer.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for name in ("trainable_variables", "non_trainable_variables"):
+        paths = [
+            # Keras numbers the seed generators of a process.
+            [v.path for v in getattr(m, name) if "seed_" not in v.path]
+            for m in (again, outer)
+        ]
+        assert paths[0] == paths[1]
+    x = images()
+    np.testing.assert_allclose(
+        again.predict(x, verbose=0), outer.predict(x, verbose=0), atol=1e-6
+    )

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -211,6 +212,7 @@ def test_outputs(make):
     close = {"rtol": 0, "atol": 1e-5}
     np.testing.assert_allclose(pooled("token"), tokens[:, 0], **close)
     np.testing.assert_allclose(pooled("avg"), tokens[:, 1:].mean(1), **close)
+    np.testing.assert_allclose(pooled("max"), tokens[:, 1:].max(1), **close)
     head = top.get_layer("head")
     np.testing.assert_allclose(
         predict(top, x),
@@ -341,10 +343,11 @@ def test_a_recipe_sets_the_regularisation():
         ({"input_shape": (16, 18, 3)}, r"possible one is \(16, 16, 3\)"),
         ({"input_shape": (16, 16, 1)}, "height, width, 3"),
         ({"input_shape": (16, 16)}, "height, width, 3"),
+        ({"input_shape": 224}, "height, width, 3.*input_shape=224"),
         ({"input_shape": (None, None, 3)}, "fixed height"),
         ({"input_shape": (3, 16, 16)}, "height, width, 3"),
         ({"pooling": "avg"}, "include_top=False"),
-        ({"pooling": "max", "include_top": False}, "'max'"),
+        ({"pooling": "min", "include_top": False}, "'min'"),
         ({"pooling": "token", "include_top": False, "class_token": False},
          "no class token"),
         ({"classes": 0}, "classes=0"),
@@ -632,6 +635,22 @@ def test_saving(kind, tmp_path, way):
         assert type(other) is type(model)
         assert other.get_config() == model.get_config()
     np.testing.assert_allclose(predict(other, x), expected, atol=1e-6)
+
+
+def test_says_that_it_keeps_classes(tmp_path):
+    """They may be those of another task."""
+    build = keras_augreg.ViT_Ti16
+    model = build(weights=None, classes=10, input_shape=(32, 32, 3))
+    model.class_names = [f"old{i}" for i in range(10)]
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with pytest.warns(UserWarning, match=r"10 classes \(old0, .*head='new'"):
+        kept = build(weights=path, classes=10)
+    assert kept.class_names == model.class_names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build(weights=path).class_names == model.class_names
+        assert build(weights=path, classes=9).class_names is None
 
 
 def test_weights_move_across_dropout_rates(tmp_path):
