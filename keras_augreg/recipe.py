@@ -82,6 +82,10 @@ RELEASE_FINETUNING_RUNS = _runs(0.001, 0.003, 0.01, 0.03)
 """Those of the release (`vit_jax_augreg.ipynb`): 68 files a model."""
 
 
+# The middle of the paper's rates (`FINETUNING_RUNS`), for a first run.
+FINETUNING_LEARNING_RATE = 0.003
+
+
 def pretraining_warmup(total_steps: int) -> int:
     """Warm-up steps of a pre-training run: the study's, or a tenth.
 

@@ -57,10 +57,13 @@ def namespace(x: Any) -> Any:
 def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
     """Integer labels (batch,) or (batch, 1), or soft ones, as probabilities.
 
-    With one class, (batch, 1) is a probability.
+    With one class, they are probabilities in any shape.
     """
     xp = namespace(labels)
     shape = tuple(labels.shape)
+    if len(shape) == 1 == classes:
+        labels = xp.reshape(labels, (-1, 1))
+        shape = (*shape, 1)
     if len(shape) == 2 and shape[1] == classes:
         return xp.cast(labels, dtype)
     if len(shape) == 1 or shape[1:] == (1,):

@@ -10,14 +10,17 @@ google-research/big_vision ("big_vision").
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_augreg.augment import AugRegAugment
+from keras_augreg.layer import freeze as freeze_layers
 from keras_augreg.recipe import (
     CLIP_NORM,
+    FINETUNING_LEARNING_RATE,
     PRETRAINING_LEARNING_RATE,
     PRETRAINING_WARMUP,
     AugReg,
@@ -32,10 +35,11 @@ def compile_pretraining(
     model: Any,
     recipe: AugReg,
     *,
-    total_steps: int,
-    learning_rate: float = PRETRAINING_LEARNING_RATE,
+    total_steps: int | None,
+    learning_rate: Any = PRETRAINING_LEARNING_RATE,
     warmup_steps: int = PRETRAINING_WARMUP,
     loss: Any = "sigmoid",
+    label_smoothing: float = 0.0,
     augment_on: str = "auto",
     seed: int | None = None,
     gradient_accumulation_steps: int | None = None,
@@ -58,13 +62,18 @@ def compile_pretraining(
         model: A `keras_augreg` model with a classifier, built with the
             recipe's `dropout` and `stochastic_depth` (`recipe=recipe`).
         recipe: A `keras_augreg.AugReg`.
-        total_steps: Weight updates of the whole training.
-        learning_rate: Peak of the learning rate.
+        total_steps: Weight updates of the whole training. `None` for a
+            constant `learning_rate`, which callbacks may change, or for a
+            schedule.
+        learning_rate: Peak of the learning rate, or a schedule of
+            `keras.optimizers.schedules` in place of the study's.
         warmup_steps: Weight updates until the peak.
         loss: `"sigmoid"`: one binary decision per class, summed over the
             classes; `"softmax"`: one class out of all. Both are averaged over
             the batch and computed on logits, whatever `classifier_activation`
-            is. Or a `keras.losses.Loss` on logits and soft labels.
+            is. Or a `keras.losses.Loss`, which gets what the model returns,
+            or logits if it was made with `from_logits=True`.
+        label_smoothing: In [0, 1), of a loss that is given by name.
         augment_on: Where the recipe's augmentation runs, with the same
             draws: `"device"`, inside the compiled training step; `"host"`,
             inside the `tf.data.Dataset` that `fit` gets; `"auto"`, on the
@@ -85,13 +94,13 @@ def compile_pretraining(
             less memory, a second forward pass, the same result.
         **kwargs: Further arguments of `keras.Model.compile`, for example
             `metrics`, `jit_compile` or `steps_per_execution` (not on
-            PyTorch). Metrics receive logits. `weighted_metrics` replaces the
-            default accuracy and loss.
+            PyTorch). Metrics get what the loss gets. `weighted_metrics`
+            replaces the default, the accuracy if the loss is one of classes.
 
     Returns:
         `None`, like `keras.Model.compile`. `fit` takes batches of images
         (B, H, W, 3) in [0, 255] and labels, integers (B,) or soft labels
-        (B, classes).
+        (B, classes). With `classes=1` and the sigmoid loss, a label is 0 or 1.
 
     Raises:
         TypeError: `model` is not a `VisionTransformer` with a classifier, or
@@ -129,8 +138,9 @@ def compile_pretraining(
                 f"or pass a recipe with augment='none'. Received: {recipe}"
             )
         layer = AugRegAugment(recipe, model.classes, seed=seed)
+    freeze_layers(model, False)
     optimizer = optimizers.Adam(
-        schedules.warmup_cosine(learning_rate, total_steps, warmup_steps),
+        _rate(learning_rate, total_steps, warmup_steps),
         weight_decay=recipe.weight_decay,
         global_clipnorm=CLIP_NORM,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -142,6 +152,7 @@ def compile_pretraining(
         model,
         optimizer,
         loss,
+        label_smoothing,
         augment=layer,
         augment_on=augment_on,
         remat=remat,
@@ -152,11 +163,12 @@ def compile_pretraining(
 def compile_finetuning(
     model: Any,
     *,
-    total_steps: int,
-    learning_rate: float,
+    total_steps: int | None,
+    learning_rate: Any = FINETUNING_LEARNING_RATE,
     warmup_steps: int | None = None,
     loss: Any = "softmax",
-    freeze: bool = False,
+    label_smoothing: float = 0.0,
+    freeze: bool | str | int | Sequence[str] = False,
     layer_decay: float | None = None,
     gradient_accumulation_steps: int | None = None,
     ema_momentum: float | None = None,
@@ -176,12 +188,17 @@ def compile_finetuning(
 
     Args:
         model: A `keras_augreg` model with a classifier.
-        total_steps: Weight updates of the whole training.
-        learning_rate: Peak of the learning rate. The study: 0.001 to 0.03.
+        total_steps: As in `compile_pretraining`.
+        learning_rate: As in `compile_pretraining`. The study: 0.001 to 0.03.
         warmup_steps: Weight updates until the peak. `None` for the study's,
             `keras_augreg.recipe.finetuning_warmup(total_steps)`.
         loss: As in `compile_pretraining`.
-        freeze: Whether only the classifier is trained (a linear probe).
+        label_smoothing: As in `compile_pretraining`.
+        freeze: Layers that are not trained until the model is compiled again:
+            `"backbone"` or `True` for all but the classifier (a linear
+            probe); a number of Transformer blocks, counted from the input,
+            with what is before them; or a list of names of layers. Layers
+            whose `trainable` you set to `False` stay frozen in any case.
             Dropout stays active.
         layer_decay: Factor in (0, 1] by which each block's learning rate is
             that of the block after it; `None` for 1, as in the study.
@@ -205,11 +222,10 @@ def compile_finetuning(
     """
     _check_model(model)
     if warmup_steps is None:
-        warmup_steps = finetuning_warmup(total_steps)
-    for layer in model.layers:
-        layer.trainable = not freeze or layer.name == "head"
+        warmup_steps = finetuning_warmup(total_steps or 0)
+    freeze_layers(model, freeze)
     optimizer = optimizers.SGD(
-        schedules.warmup_cosine(learning_rate, total_steps, warmup_steps),
+        _rate(learning_rate, total_steps, warmup_steps),
         momentum=0.9,
         global_clipnorm=CLIP_NORM,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -218,7 +234,7 @@ def compile_finetuning(
         use_ema=ema_momentum is not None,
         ema_momentum=ema_momentum or 0.0,
     )
-    _compile(model, optimizer, loss, remat=remat, **kwargs)
+    _compile(model, optimizer, loss, label_smoothing, remat=remat, **kwargs)
 
 
 def _check_model(model: Any) -> None:
@@ -230,32 +246,79 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _compile(model: Any, optimizer: Any, loss: Any, **kwargs: Any) -> None:
-    function = loss
-    if loss == "sigmoid":
-        function = losses.SigmoidCrossentropy()
-    elif loss == "softmax":
-        function = losses.SoftmaxCrossentropy()
-    elif not isinstance(loss, keras.losses.Loss):
+def _rate(learning_rate: Any, total_steps: Any, warmup_steps: int) -> Any:
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    if isinstance(learning_rate, schedule):
+        if total_steps is not None:
+            raise ValueError(
+                "A schedule has steps of its own. Pass total_steps=None, or a "
+                f"number as `learning_rate`. Received: {total_steps=}"
+            )
+        return learning_rate
+    if total_steps is None:
+        return float(learning_rate)
+    return schedules.warmup_cosine(learning_rate, total_steps, warmup_steps)
+
+
+def _loss(model: Any, loss: Any, label_smoothing: float) -> keras.losses.Loss:
+    if loss == "softmax" and model.classes == 1:
+        raise ValueError(
+            "With one class, softmax always predicts it. Pass loss='sigmoid' "
+            "and build the model with classifier_activation='sigmoid' for a "
+            "decision, or pass a loss for regression, such as "
+            "keras.losses.MeanSquaredError(). Received: loss='softmax'"
+        )
+    if loss in ("sigmoid", "softmax"):
+        return {
+            "sigmoid": losses.SigmoidCrossentropy,
+            "softmax": losses.SoftmaxCrossentropy,
+        }[loss](label_smoothing)
+    if not isinstance(loss, keras.losses.Loss):
         raise ValueError(
             "`loss` must be 'sigmoid', 'softmax' or a `keras.losses.Loss`. "
             f"Received: loss={loss!r}"
         )
+    if label_smoothing:
+        raise ValueError(
+            "`label_smoothing` is for a loss that is given by name. Give it "
+            f"to the loss itself. Received: loss={loss!r}"
+        )
+    probabilities = not getattr(loss, "from_logits", True)
+    if probabilities and model.classifier_activation is None:
+        raise ValueError(
+            f"{type(loss).__name__} expects probabilities, and the model "
+            "returns logits. Make it with from_logits=True."
+        )
+    return loss
+
+
+def _compile(
+    model: Any, optimizer: Any, loss: Any, label_smoothing: float, **kwargs: Any
+) -> None:
+    function = _loss(model, loss, label_smoothing)
+    on_logits = getattr(function, "from_logits", False)
     steps = kwargs.get("steps_per_execution", 1)
     if steps != 1 and keras.backend.backend() == "torch":
         raise ValueError(
             "Keras runs one step at a time on PyTorch. Received: "
             f"steps_per_execution={steps}. Leave it at 1."
         )
-    if loss == "sigmoid":
+    if loss == "sigmoid" and model.classes > 1:
         _set_prior(model)
     # Weighted, so that an evaluation's padding (weight 0) does not count.
-    metrics = [losses.Accuracy(), losses.MeanLoss(function)]
+    metrics = kwargs.pop("weighted_metrics", None)
+    if metrics is None:
+        of_classes = hasattr(function, "from_logits")
+        metrics = [losses.Accuracy(on_logits)] if of_classes else []
+    # Not where a subclass computes another loss, which Keras reports.
+    if type(model).compute_loss is keras.Model.compute_loss:
+        metrics = [*keras.tree.flatten(metrics), losses.MeanLoss(function)]
     model.compile(
         optimizer,
         function,
-        on_logits=True,
-        **{"weighted_metrics": metrics, **kwargs},
+        on_logits=on_logits,
+        weighted_metrics=metrics,
+        **kwargs,
     )
     model.optimizer.build(model.trainable_variables)
 

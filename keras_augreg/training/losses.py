@@ -14,8 +14,33 @@ from keras import ops
 from keras_augreg.augment.arrays import soft_labels
 
 
+class _Crossentropy(keras.losses.Loss):
+    from_logits = True
+    takes_numbers = True  # as labels; `fit` checks them
+
+    def __init__(self, label_smoothing: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                "`label_smoothing` must be at least 0 and below 1. Received: "
+                f"label_smoothing={label_smoothing}"
+            )
+        self.label_smoothing = label_smoothing
+
+    def _labels(self, y_true: Any, y_pred: Any, uniform: float) -> Any:
+        """Soft labels, moved by the smoothing towards `uniform`."""
+        labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
+        if not self.label_smoothing:
+            return labels
+        return labels + self.label_smoothing * (uniform - labels)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"label_smoothing": self.label_smoothing}
+        return {**super().get_config(), **own}
+
+
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class SigmoidCrossentropy(keras.losses.Loss):
+class SigmoidCrossentropy(_Crossentropy):
     """Sigmoid cross-entropy of logits: the sum over classes.
 
     Averaged over the batch; the AugReg study's pre-training loss (source:
@@ -23,9 +48,14 @@ class SigmoidCrossentropy(keras.losses.Loss):
     `keras.losses.BinaryCrossentropy` also averages over classes, so it is
     smaller by a factor of the number of classes.
 
+    Args:
+        label_smoothing: In [0, 1): how far labels are moved towards 1/2.
+        **kwargs: Passed to `keras.losses.Loss`.
+
     Call arguments:
         y_true: Integer labels (batch,) or (batch, 1), or probabilities
-            (batch, classes).
+            (batch, classes), as for several labels of an image. With one
+            class: 0 or 1, or a probability.
         y_pred: Float logits (batch, classes).
 
     Example:
@@ -35,14 +65,19 @@ class SigmoidCrossentropy(keras.losses.Loss):
     """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
+        labels = self._labels(y_true, y_pred, 1 / 2)
         # log(1 + e^x) - x * label, the negative log-likelihood.
         return ops.sum(ops.softplus(y_pred) - y_pred * labels, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class SoftmaxCrossentropy(keras.losses.Loss):
+class SoftmaxCrossentropy(_Crossentropy):
     """Softmax cross-entropy of logits, averaged over the batch.
+
+    Args:
+        label_smoothing: In [0, 1): how far labels are moved towards 1 divided
+            by the number of classes.
+        **kwargs: Passed to `keras.losses.Loss`.
 
     Call arguments: As in `SigmoidCrossentropy`.
 
@@ -53,19 +88,24 @@ class SoftmaxCrossentropy(keras.losses.Loss):
     """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
+        labels = self._labels(y_true, y_pred, 1 / y_pred.shape[-1])
         return -ops.sum(ops.log_softmax(y_pred, axis=-1) * labels, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class Accuracy(keras.metrics.MeanMetricWrapper):
-    """How often the highest logit belongs to the most probable label.
+    """How often the highest output is that of the most probable label.
+
+    With several labels, it must be one of them (as in big_vision's
+    `evaluators/classification.py`), and without any, every class must be
+    decided against. With one class, the decision counts.
 
     Args:
+        from_logits: Whether outputs decide at 0 or, probabilities, at 1/2.
         name: Name of the metric.
         dtype: Dtype of its computation.
 
-    Call arguments: As in `SigmoidCrossentropy`; probabilities do as well.
+    Call arguments: As in `SigmoidCrossentropy`.
 
     Example:
     >>> metric = keras_augreg.training.losses.Accuracy()
@@ -74,12 +114,20 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
     0.5
     """
 
-    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
-        super().__init__(fn=_hits, name=name, dtype=dtype)
+    def __init__(
+        self,
+        from_logits: bool = True,
+        name: str = "accuracy",
+        dtype: Any = None,
+    ) -> None:
+        threshold = 0.0 if from_logits else 0.5
+        super().__init__(fn=_hits, name=name, dtype=dtype, threshold=threshold)
+        self.from_logits = from_logits
         self._direction = "up"
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        names = ("from_logits", "name", "dtype")
+        return {name: getattr(self, name) for name in names}
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -90,8 +138,7 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
     0, when several hosts evaluate) as examples with loss 0.
 
     Args:
-        loss: `SigmoidCrossentropy()` or `SoftmaxCrossentropy()`, whose call
-            arguments the metric takes.
+        loss: A `keras.losses.Loss`, whose call arguments the metric takes.
         name: Name of the metric.
         dtype: Dtype of its computation.
 
@@ -119,6 +166,14 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
         return cls(**{**config, "loss": loss})
 
 
-def _hits(y_true: Any, y_pred: Any) -> Any:
+def _hits(y_true: Any, y_pred: Any, threshold: float) -> Any:
     labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
-    return ops.equal(ops.argmax(labels, axis=-1), ops.argmax(y_pred, axis=-1))
+    decided = ops.max(y_pred, axis=-1) > threshold
+    highest = ops.max(labels, axis=-1)
+    if labels.shape[-1] == 1:
+        return ops.equal(decided, highest > 0.5)
+    chosen = ops.argmax(y_pred, axis=-1, keepdims=True)
+    chosen = ops.take_along_axis(labels, chosen, axis=-1)[..., 0]
+    return ops.where(
+        highest > 0, ops.equal(chosen, highest), ops.logical_not(decided)
+    )

@@ -198,6 +198,7 @@ def test_takes_a_loss_and_keras_s_arguments():
     )
     histories = [fit(named), fit(given)]
     assert list(histories[1]) == ["loss"]
+    assert isinstance(given.evaluate(*batch(), verbose=0), float)
     assert_close(weights(named), weights(given))
 
 
@@ -236,6 +237,202 @@ def test_freezing_trains_the_classifier_alone():
     ]
     assert changed == ["head/kernel", "head/bias"]
     assert len(finetune(model).trainable_variables) == len(before)
+
+
+def trained(model):
+    return {v.path.split("/")[0] for v in model.trainable_variables}
+
+
+ALL = {
+    "embedding", "posembed_input", "encoderblock_0", "encoderblock_1",
+    "encoder_norm", "head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("freeze", "left"),
+    [
+        (False, ALL),
+        (True, {"head"}),
+        ("backbone", {"head"}),
+        (1, {"encoderblock_1", "encoder_norm", "head"}),
+        (2, {"encoder_norm", "head"}),
+        (
+            ["embedding", "encoderblock_1"],
+            ALL - {"embedding", "encoderblock_1"},
+        ),
+    ],
+)
+def test_what_is_frozen(tmp_path, freeze, left):
+    """Until compiled again, also after saving; the user's choice stays."""
+    model = finetune(build(depth=2), freeze=freeze)
+    assert trained(model) == left
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert trained(again) == left
+    assert trained(finetune(again)) == ALL
+    assert trained(pretrain(finetune(again, freeze=freeze), "none")) == ALL
+
+    attention = again.get_layer("encoderblock_0").attention
+    attention.trainable = again.get_layer("encoder_norm").trainable = False
+    assert trained(finetune(again, freeze=freeze)) == left - {"encoder_norm"}
+    assert trained(finetune(again)) == ALL - {"encoder_norm"}
+    assert not attention.trainable
+    assert trained(pretrain(again, "none")) == ALL - {"encoder_norm"}
+
+
+@pytest.mark.parametrize("freeze", ["head", 0, 2, -1, ["nolayer"], 0.5])
+def test_refuses_to_freeze_anything_else(freeze):
+    with pytest.raises(ValueError, match="a number of blocks from 1 to 1"):
+        finetune(build(), freeze=freeze)
+
+
+def test_refuses_to_train_nothing():
+    for compiled in (finetune, lambda m: pretrain(m, "none")):
+        model = build()
+        model.trainable = False
+        with pytest.raises(ValueError, match="every layer is frozen"):
+            compiled(model)
+
+
+def test_evaluate_returns_what_was_asked_for():
+    model = finetune(build())
+    loss, accuracy = model.evaluate(*batch(), verbose=0)
+    named = model.evaluate(*batch(), verbose=0, return_dict=True)
+    assert named == {"loss": loss, "accuracy": accuracy}
+    assert model.test_on_batch(*batch()) == pytest.approx([loss, accuracy])
+    assert len(model.train_on_batch(*batch())) == 2
+    top = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top")
+    finetune(model, metrics=[top])
+    named = model.evaluate(*batch(), verbose=0, return_dict=True)
+    assert set(named) == {"loss", "top", "accuracy"}
+    assert named["top"] == 1.0
+
+
+def test_own_loss_of_a_subclass_is_logged():
+    class Distilled(VisionTransformer):
+        def compute_loss(self, *args, **kwargs):
+            return 0.0 * super().compute_loss(*args, **kwargs) + 7.0
+
+    model = Distilled.from_config(build().get_config())
+    history = fit(finetune(model))
+    assert history["loss"] == [7.0, 7.0]
+    assert model.evaluate(*batch(), verbose=0)[0] == 7.0
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [
+        (keras.losses.SparseCategoricalCrossentropy, "softmax"),
+        (keras.losses.CategoricalCrossentropy, "softmax"),
+        (keras.losses.BinaryCrossentropy, "sigmoid"),
+    ],
+)
+def test_losses_get_logits_or_probabilities(loss, activation, from_logits):
+    """Labels that the model is sure of have no loss."""
+    model = build(classifier_activation=activation)
+    head = model.get_layer("head")
+    head.kernel.assign(30 * keras.random.normal(head.kernel.shape, seed=0))
+    images, _ = batch()
+    labels = np.round(model.predict(images, verbose=0))
+    if loss is keras.losses.SparseCategoricalCrossentropy:
+        labels = labels.argmax(axis=-1)
+    finetune(model, loss=loss(from_logits=from_logits))
+    value, accuracy = model.evaluate(images, labels, verbose=0)
+    assert value < 0.05
+    assert accuracy == 1.0
+    logits = build(classifier_activation=None)
+    if from_logits:
+        finetune(logits, loss=loss(from_logits=True))
+        return
+    with pytest.raises(ValueError, match="Make it with from_logits=True"):
+        finetune(logits, loss=loss())
+
+
+def test_one_output():
+    images, labels = batch()
+    labels = labels % 2
+    model = build(classes=1, classifier_activation="sigmoid")
+    finetune(model, loss="sigmoid", learning_rate=0.01)
+    first = model.evaluate(images, labels, verbose=0)
+    assert first == pytest.approx([math.log(2), 10 / 16], rel=1e-3)
+    model.fit(images, labels, verbose=0)
+    column = model.evaluate(images, labels[:, None], verbose=0)
+    assert column == model.evaluate(images, labels, verbose=0)
+    with pytest.raises(ValueError, match="With one class, softmax"):
+        finetune(model)
+
+    regression = build(classes=1, classifier_activation=None)
+    finetune(
+        regression, loss=keras.losses.MeanSquaredError(), weighted_metrics="mae"
+    )
+    targets = np.linspace(0, 1, 16, dtype="float32")
+    regression.fit(images, targets, verbose=0)
+    values = regression.evaluate(images, targets, verbose=0, return_dict=True)
+    assert set(values) == {"loss", "mae"}
+
+
+def test_label_smoothing():
+    model = finetune(build(), label_smoothing=0.1)
+    assert model.loss.label_smoothing == 0.1
+    with pytest.raises(ValueError, match="Give it to the loss itself"):
+        finetune(build(), loss=SoftmaxCrossentropy(), label_smoothing=0.1)
+
+
+def test_own_learning_rates():
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    model = finetune(build(), learning_rate=decay, total_steps=None)
+    fit(model)
+    with pytest.raises(ValueError, match="Pass total_steps=None"):
+        finetune(build(), learning_rate=decay)
+    finetune(model, learning_rate=0.1, total_steps=None)
+    halved = keras.callbacks.LearningRateScheduler(lambda _, rate: rate / 2)
+    fit(model, callbacks=[halved])
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.025)
+    training.compile_finetuning(model, total_steps=10)
+    assert model.optimizer._learning_rate.warmup_target == 0.003
+
+
+def test_compiled_clones(tmp_path):
+    """Keras's are plain models; ours keep everything."""
+    model = pretrain(build(class_names=list("abcde")), "light2")
+    plain = keras.models.clone_model(model)
+    with pytest.raises(ValueError, match=r"from_config\(model.get_config"):
+        fit(plain)
+    plain.compile("sgd", "sparse_categorical_crossentropy")
+    fit(plain)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.class_names == tuple("abcde")
+    assert again._options.augment.recipe == AugReg("light2")
+    assert again._options.on_logits
+    assert_close(fit(again)["loss"], fit(model)["loss"])
+
+
+def test_jit_compile_is_the_backend_s_choice_again():
+    model = finetune(build())
+    assert model.get_compile_config()["jit_compile"] == "auto"
+    finetune(model, jit_compile=False)
+    assert model.get_compile_config()["jit_compile"] is False
+
+
+def test_labels_of_another_shape():
+    """TensorFlow would trace once for both shapes and know neither rank."""
+    images, labels = batch()
+    soft = np.eye(CLASSES, dtype="float32")[labels]
+    model = pretrain(build(), "light2")
+    for y in (labels, labels[:, None], soft, labels):
+        model.train_on_batch(images, y)
+        model.fit(images, y, validation_data=(images, y), verbose=0)
+
+
+def test_refuses_to_train_on_an_empty_batch():
+    model = finetune(build())
+    images, labels = batch()
+    with pytest.raises(ValueError, match="one or more images to train on"):
+        model.train_on_batch(images[:0], labels[:0])
+    assert model.optimizer.iterations == 0
 
 
 def test_class_weights():

@@ -47,3 +47,47 @@ def test_accuracy_of_soft_labels():
 def test_refuses_labels_of_another_number_of_classes():
     with pytest.raises(ValueError, match="Labels must be integers of shape"):
         losses.SigmoidCrossentropy()(np.eye(2), LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("ours", "keras_s"),
+    [
+        (losses.SoftmaxCrossentropy, keras.losses.CategoricalCrossentropy),
+        (losses.SigmoidCrossentropy, keras.losses.BinaryCrossentropy),
+    ],
+)
+def test_label_smoothing_is_keras_s(ours, keras_s):
+    loss = ours(label_smoothing=0.1)
+    expected = float(keras_s(True, label_smoothing=0.1)(SOFT, LOGITS))
+    if ours is losses.SigmoidCrossentropy:
+        expected *= 3  # a mean over classes there, a sum here
+    again = ours.from_config(loss.get_config())
+    for one in (loss, again):
+        assert float(one(SOFT, LOGITS)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="label_smoothing=1"):
+        ours(label_smoothing=1)
+
+
+def test_accuracy_of_several_labels():
+    right = (LOGITS > 0).astype("float32")
+    none = np.zeros((2, 3), "float32")
+    assert float(losses.Accuracy()(right, LOGITS)) == 1.0
+    assert float(losses.Accuracy()(1 - right, LOGITS)) == 0.0
+    assert float(losses.Accuracy()(none, LOGITS)) == 0.0
+    assert float(losses.Accuracy()(none, none - 1)) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_one_class_is_a_decision(shape):
+    labels = np.array([0, 0, 1, 1], "int32").reshape(shape)
+    logits = np.array([[-1.0], [2.0], [1.0], [0.2]], "float32")
+    assert float(losses.Accuracy()(labels, logits)) == 0.75
+    probabilities = 1 / (1 + np.exp(-logits))
+    metric = losses.Accuracy(from_logits=False)
+    again = losses.Accuracy.from_config(metric.get_config())
+    for one in (metric, again):
+        assert float(one(labels, probabilities)) == 0.75
+    p = probabilities[:, 0]
+    expected = -np.log([1 - p[0], 1 - p[1], p[2], p[3]]).mean()
+    loss = float(losses.SigmoidCrossentropy()(labels, logits))
+    assert loss == pytest.approx(expected, rel=1e-5)
