@@ -281,8 +281,8 @@ def _torch() -> Any:
 
 
 def _jax() -> Any:
-    """JAX's `multihost_utils` if this is one of several hosts, or `None`."""
-    if not jax_hosts():
+    """JAX's `multihost_utils` if there are several processes, or `None`."""
+    if not several_jax_processes():
         return None
     from jax.experimental import multihost_utils
 
@@ -290,10 +290,9 @@ def _jax() -> Any:
 
 
 def replica() -> tuple[Any, int]:
-    """(index, count): the replica that this code runs for.
+    """(index, count) of the replica that this code runs for.
 
-    On JAX a step covers the whole batch, so this is (0, 1). On TensorFlow the
-    index is a tensor inside a strategy's step.
+    On JAX a step covers the whole batch. On TensorFlow the index is a tensor.
     """
     if keras.backend.backend() == "tensorflow":
         context = sys.modules["tensorflow"].distribute.get_replica_context()
@@ -313,7 +312,7 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
-def jax_hosts() -> bool:
+def several_jax_processes() -> bool:
     """Whether this is one of several processes of JAX."""
     return keras.backend.backend() == "jax" and process()[1] > 1
 

@@ -82,13 +82,12 @@ class Preprocessing(keras.layers.Layer):
 
 
 def first_images(data: Any, check: Callable[[Any], None]) -> Any:
-    """Shows the first images of any data for `fit` to a function.
+    """Shows a function the first images of data; use the data it returns.
 
-    These are all images of an array or tensor; the first batch of a generator
-    or a `PyDataset`; the first example of a PyTorch `DataLoader`, with a batch
-    axis; and of a `tf.data.Dataset` first its `tf.TensorSpec`, then, if they
-    are floats, some images of the first batch, as it passes. Use the returned
-    data, the same in the same order.
+    All images of an array or tensor; the first batch of a generator or
+    `PyDataset`; the first example of a PyTorch `DataLoader`, with a batch
+    axis; a `tf.data.Dataset`'s `tf.TensorSpec`, then, if they are floats, some
+    images of its first batch, as it passes.
     """
     tf, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
     if isinstance(data, types.GeneratorType):

@@ -10,7 +10,6 @@ import hashlib
 import pathlib
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_augreg import distribution
@@ -54,26 +53,13 @@ def collect(model: Any) -> dict[str, np.ndarray]:
 
 
 def write(file: Any, arrays: dict[str, Any], step: int, value: float) -> None:
-    """Writes a checkpoint.
-
-    Args:
-        file: A file opened for writing bytes.
-        arrays: What `collect` returned.
-        step: Batches trained on.
-        value: The monitored metric, NaN if there is none.
-    """
+    """Writes what `collect` returned, and the monitored metric or NaN."""
     content = {**arrays, "step": np.int64(step), "value": np.float64(value)}
     np.savez(file, **content, checksum=_checksum(content))
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """Reads what `write` wrote.
-
-    Args:
-        file: The checkpoint.
-
-    Returns:
-        The arrays, with `"step"` and `"value"` as Python numbers.
+    """Reads what `write` wrote: arrays, and two numbers, "step" and "value".
 
     Raises:
         DamagedError: It is anything else; the message says what.
@@ -103,12 +89,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:
-    """Puts the arrays of a checkpoint into the model's variables.
-
-    Args:
-        model: The model.
-        arrays: What `read` returned.
-        file: Where they come from, for the message.
+    """Puts what was `read` from a file into the model's variables.
 
     Raises:
         ValueError: They belong to another model, which stays as it was.
@@ -131,11 +112,6 @@ def assign_metrics(model: Any, arrays: dict[str, Any]) -> None:
     for key, variable in metrics(model).items():
         if key in arrays and arrays[key].shape == tuple(variable.shape):
             variable.assign(arrays[key])
-
-
-def optimizer_of(model: Any) -> keras.optimizers.Optimizer:
-    """The optimizer, without the loss scaling of mixed_float16."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def _checksum(arrays: dict[str, Any]) -> np.ndarray:

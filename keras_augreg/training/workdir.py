@@ -36,7 +36,7 @@ from keras_augreg.atomic import replacing
 from keras_augreg.checks import warn
 from keras_augreg.training import state
 from keras_augreg.training.progress import Progress
-from keras_augreg.trainstep import separate_averages
+from keras_augreg.trainstep import inner_optimizer, separate_averages
 
 # Batches that a pass offers beyond those trained on. Keras on TensorFlow looks
 # at some before it starts, at several under a strategy, whose devices read
@@ -279,7 +279,7 @@ class Workdir:
         if (
             # Python handles signals only in the main thread.
             threading.current_thread() is not threading.main_thread()
-            or distribution.jax_hosts()  # There, `preempted` handles it.
+            or distribution.several_jax_processes()  # `preempted` does it.
         ):
             yield
             return
@@ -395,7 +395,7 @@ class Workdir:
 
     def _stop(self, model: Any, step: int, what: str) -> None:
         good = [p for p in self._files() if p not in self._damaged]
-        optimizer: Any = state.optimizer_of(model)
+        optimizer = inner_optimizer(model)
         # The rate of the update that this batch belonged to.
         update = (step - 1) // (optimizer.gradient_accumulation_steps or 1)
         rate = optimizer._learning_rate
@@ -429,7 +429,7 @@ class _Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._check_loss()
-        if distribution.jax_hosts():
+        if distribution.several_jax_processes():
             self._run.terminated = distribution.preempted()
         if self._run.terminated:
             if keras.backend.backend() == "jax":
