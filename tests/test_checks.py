@@ -219,8 +219,8 @@ class Broken:
 @pytest.mark.parametrize("steps", [1, 2])
 def test_usable_after_any_error(tmp_path, kind, steps):
     """Keras on JAX lost the weights after an error in a step's data."""
-    if steps == 2 and keras.backend.backend() == "torch":
-        pytest.skip("Keras runs one step at a time on PyTorch")
+    if keras.backend.backend() != "jax":
+        pytest.skip("only JAX takes weights away; TensorFlow renames errors")
     error = kind("broken")
 
     def fail(*_, **__):
@@ -258,8 +258,6 @@ def test_usable_after_any_error(tmp_path, kind, steps):
         assert all(np.isfinite(w).all() for w in model.get_weights())
         model.fit(X, GOOD, validation_data=(X, GOOD), verbose=0)
     model.save(tmp_path / "model.keras")
-    if keras.backend.backend() != "jax":
-        return
     with pytest.raises(TypeError):
         model.train_on_batch(X, GOOD, sample_weight="none")
     model.train_on_batch(X, GOOD)
