@@ -62,15 +62,16 @@ class Advice:
 
     def __str__(self) -> str:
         runs = len(self.steps) * len(self.learning_rates)
+        steps = ", ".join(map(str, self.steps))
+        rates = ", ".join(map(str, self.learning_rates))
         lines = [
             "A rule of thumb, from the paper's findings; your data decide.",
             f"Fine-tune {self.model} from {self.weights}:",
-            f"{runs} run{'s' * (runs > 1)}, "
-            f"steps {', '.join(map(str, self.steps))} x "
-            f"learning rates {', '.join(map(str, self.learning_rates))}, about "
-            f"{self.hours:.2g} device hours.",
+            f"{runs} run{'s' * (runs > 1)}, steps {steps} x learning rates "
+            f"{rates}, about {self.hours:.2g} device hours.",
+            *(f"- {reason}" for reason in self.reasons),
         ]
-        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+        return "\n".join(lines)
 
 
 def _paper(text: str, where: str) -> Reason:

@@ -421,9 +421,8 @@ def _upstream(table: pandas.DataFrame) -> pandas.DataFrame:
 def _tuned(table: pandas.DataFrame, *extra: str) -> pandas.DataFrame:
     """The best fine-tuning of each pre-trained recipe on each data set.
 
-    `accuracy` is its test accuracy in percent, `chosen` what it was chosen
-    by, `upstream` the validation accuracy of the pre-training. One for each
-    value of the `extra` columns.
+    `accuracy` is in percent, `chosen` what it was chosen by, `upstream` the
+    validation accuracy of the pre-training.
     """
     rows = _done(table).dropna(subset=["adapt_final_test"])
     rows = rows.assign(
@@ -440,8 +439,7 @@ def _tuned(table: pandas.DataFrame, *extra: str) -> pandas.DataFrame:
 def _accuracy(table: pandas.DataFrame) -> pandas.DataFrame:
     """Each recipe's accuracy: on ImageNet-1k if known, or its own test's.
 
-    `accuracy` is in percent, `chosen` what to choose a recipe by: upstream
-    validation, as in the paper; see MINIVAL.
+    Recipes are `chosen` by upstream validation, as in the paper; see MINIVAL.
     """
     rows = _tuned(table, "adapt_resolution")
     rows = rows[rows["adapt_ds"] == IMAGENET]

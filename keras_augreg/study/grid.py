@@ -104,10 +104,7 @@ class Pretraining:
             "ds": self.data.name,
             "epochs": self.epochs,
             "lr": self.learning_rate,
-            "aug": self.recipe.release_augment,
-            "wd": self.recipe.weight_decay,
-            "do": self.recipe.dropout,
-            "sd": self.recipe.stochastic_depth,
+            **_columns(self.recipe),
             "filename": self.name,
             "fraction": self.fraction,
             "seed": self.seed,
@@ -167,10 +164,7 @@ class Finetuning:
                 "ds": fields.upstream,
                 "epochs": fields.epochs,
                 "lr": fields.learning_rate,
-                "aug": fields.release_augment,
-                "wd": fields.weight_decay,
-                "do": fields.dropout,
-                "sd": fields.stochastic_depth,
+                **_columns(AugReg.from_checkpoint(self.upstream)),
                 "filename": self.upstream,
                 "fraction": 1.0,
                 "resolution": PRETRAINING_RESOLUTION,
@@ -339,10 +333,9 @@ class Grid:
         self, upstream: Pretraining | str, seed: int
     ) -> Iterable[Finetuning]:
         for transfer in self._transfers():
+            sizes = transfer.image_sizes or (self.image_size,)
             for steps, learning_rate, size in itertools.product(
-                transfer.steps,
-                transfer.learning_rates,
-                transfer.image_sizes or (self.image_size,),
+                transfer.steps, transfer.learning_rates, sizes
             ):
                 yield Finetuning(
                     upstream, transfer.data, steps, learning_rate, size,
@@ -399,6 +392,15 @@ def read_cells(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
         for cell in Grid.from_json(fields).cells():
             cells.setdefault(cell.name, cell)
     return tuple(cells.values())
+
+
+def _columns(recipe: AugReg) -> dict[str, Any]:
+    return {
+        "aug": recipe.release_augment,
+        "wd": recipe.weight_decay,
+        "do": recipe.dropout,
+        "sd": recipe.stochastic_depth,
+    }
 
 
 def _digest(cell: Cell) -> str:
