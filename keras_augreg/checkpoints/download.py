@@ -134,20 +134,20 @@ def _from_hub(name: str, timeout: float, progress: bool) -> Path:
             f"such as hf://timm/vit_tiny_patch16_224.augreg_in21k."
         )
     try:
-        import huggingface_hub
+        from huggingface_hub import constants, get_token
     except ImportError as error:
         raise ImportError(
             f"{name!r} needs huggingface_hub: pip install huggingface_hub"
         ) from error
     repository, revision = match.groups(default="")
-    cache = str(huggingface_hub.constants.HF_HUB_CACHE)
+    cache = str(constants.HF_HUB_CACHE)
     # Xet receives pieces of up to 64 MB before it writes one to the disk.
     env = os.environ | {"HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": "1"}
     if offline := files.offline():
         env["HF_HUB_OFFLINE"] = "1"
     if not progress:
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if token := huggingface_hub.get_token():  # a notebook's secret too
+    if token := get_token():  # a notebook's secret too
         env["HF_TOKEN"] = token
     blobs = Path(cache, f"models--{repository.replace('/', '--')}/blobs")
     command = [sys.executable, "-c", _HUB_PROCESS, repository, revision]
