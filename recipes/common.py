@@ -104,6 +104,23 @@ def tensorboard(
     return [keras.callbacks.TensorBoard(path)]
 
 
+def fit(
+    run: Workdir, net: Any, train: Any, test: Any, total_steps: int,
+    callbacks: list[Any],
+) -> dict[str, float]:  # fmt: skip
+    """Trains as the flags say; returns the scores on `test`."""
+    run.fit(
+        net,
+        train,
+        total_steps=total_steps,
+        interval=FLAGS.save_every,
+        restore_best=FLAGS.restore_best,
+        validation_data=test,
+        callbacks=callbacks,
+    )
+    return net.evaluate(test, return_dict=True)
+
+
 def finish(
     run: Workdir, net: Any, test: Any, info: Any, devices: Any, scores: Any,
     **result: Any,

@@ -25,14 +25,13 @@ import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import building
 import keras
 import numpy as np
 from absl import app, flags
 
-import keras_augreg
 from keras_augreg import atomic, data, dataset_names, visualize
 from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
-from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _SPLIT = flags.DEFINE_string("split", None, "Default: test, else val.")
@@ -61,10 +60,7 @@ def main(argv: list[str]) -> None:
             pad=False,
         ),
     )
-    model = getattr(keras_augreg, find(_MODEL.value).name)(
-        weights=_WEIGHTS.value,
-        input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
-    )
+    model = building.pretrained(_MODEL.value, _IMAGE_SIZE.value, _WEIGHTS.value)
     if model.classes != info.num_classes:
         raise app.UsageError(
             f"{_WEIGHTS.value} has {model.classes} classes, the data set "

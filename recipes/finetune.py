@@ -24,13 +24,13 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import building
 import common
 import keras
 from absl import app, flags
 
 import keras_augreg
 from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
-from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "See `data.load`.", required=True
@@ -55,10 +55,8 @@ def main(argv: list[str]) -> None:
             image_size=_IMAGE_SIZE.value,
             batch_size=_BATCH_SIZE.value,
         )
-        model = getattr(keras_augreg, find(_MODEL.value).name)(
-            weights=_WEIGHTS.value,
-            input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
-            classes=info.num_classes,
+        model = building.pretrained(
+            _MODEL.value, _IMAGE_SIZE.value, _WEIGHTS.value, info.num_classes
         )
         keras_augreg.compile_finetuning(
             model,
@@ -68,16 +66,8 @@ def main(argv: list[str]) -> None:
         )
         run = common.open_run(devices)
         recipe = keras_augreg.AugReg("none")
-        run.fit(
-            model,
-            train,
-            total_steps=_STEPS.value,
-            interval=flags.FLAGS.save_every,
-            restore_best=flags.FLAGS.restore_best,
-            validation_data=test,
-            callbacks=common.tensorboard(run, train, recipe, info, devices),
-        )
-        scores = model.evaluate(test, return_dict=True)
+        callbacks = common.tensorboard(run, train, recipe, info, devices)
+        scores = common.fit(run, model, train, test, _STEPS.value, callbacks)
     common.finish(
         run,
         model,

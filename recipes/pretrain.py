@@ -24,6 +24,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import building
 import common
 import keras
 from absl import app, flags
@@ -32,13 +33,15 @@ import keras_augreg
 from keras_augreg import data
 from keras_augreg.recipe import pretraining_warmup
 from keras_augreg.training.fewshot import FewShot
-from keras_augreg.variants import find
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Also of stochastic depth.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side in pixels.")
+_PATCH_SIZE = flags.DEFINE_integer(
+    "patch_size", 0, "Side in pixels, for small images 8; 0: the model's."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _EPOCHS = flags.DEFINE_float("epochs", 20, "Passes over the training set.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-4, "Peak.")
@@ -57,9 +60,10 @@ def main(argv: list[str]) -> None:
     with keras_augreg.distribute(flags.FLAGS.distribute) as devices:
         train, test, info = common.load(_DATASET.value, devices.shard, **size)
         total_steps = int(_EPOCHS.value * info.steps_per_epoch)
-        model = getattr(keras_augreg, find(_MODEL.value).name)(
-            weights=None,
-            input_shape=(_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3),
+        model = building.new(
+            _MODEL.value,
+            _IMAGE_SIZE.value,
+            _PATCH_SIZE.value,
             classes=info.num_classes,
             recipe=recipe,
         )
@@ -83,16 +87,7 @@ def main(argv: list[str]) -> None:
             callbacks = [FewShot(few, test, _FEWSHOT.value)]
         run = common.open_run(devices)
         callbacks += common.tensorboard(run, train, recipe, info, devices)
-        run.fit(
-            model,
-            train,
-            total_steps=total_steps,
-            interval=flags.FLAGS.save_every,
-            restore_best=flags.FLAGS.restore_best,
-            validation_data=test,
-            callbacks=callbacks,
-        )
-        scores = model.evaluate(test, return_dict=True)
+        scores = common.fit(run, model, train, test, total_steps, callbacks)
     common.finish(
         run,
         model,
@@ -101,6 +96,7 @@ def main(argv: list[str]) -> None:
         devices,
         scores,
         model=_MODEL.value,
+        patch_size=model.sizes.patch_size,
         recipe=str(recipe),
         dataset=_DATASET.value,
         steps=total_steps,

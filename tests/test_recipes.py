@@ -83,7 +83,7 @@ def journey(tmp_path_factory):
 
 def test_pretrain(journey):
     folder, result = journey
-    assert result["model"] == "ViT_Ti16"
+    assert (result["model"], result["patch_size"]) == ("ViT_Ti16", 16)
     assert result["dataset"] == "digits"
     assert result["steps"] == 720 // 32  # Half of the 1,438 digits.
     assert 0 <= result["test_accuracy"] <= 1
@@ -276,6 +276,32 @@ def test_a_model_spelled_otherwise_resumes_the_same_run(tmp_path):
         )  # fmt: skip
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     assert settings["model"] == "ViT_B16"
+
+
+@pytest.mark.once
+def test_weights_with_small_patches(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import building
+
+    assert building.new("Ti/16", 32, 0, classes=3).patch_grid == (2, 2)
+    assert not capsys.readouterr().out
+    saved = building.new("Ti/16", 32, 8, classes=3)
+    said = "ViT_Ti16 with patches of 8 instead of 16 pixels"
+    assert said in capsys.readouterr().out
+    saved.class_names = ["a", "b", "c"]
+    saved.get_layer("head").bias.assign([1.0, 2.0, 3.0])
+    saved.save(tmp_path / "model.keras")
+    file = str(tmp_path / "model.keras")
+    kept = building.pretrained("Ti/16", 32, file)
+    for one, other in zip(kept.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    assert kept.class_names == ("a", "b", "c")
+    larger = building.pretrained("Ti/16", 48, file, classes=5)
+    assert larger.patch_grid == (6, 6)
+    assert not larger.get_layer("head").bias.numpy().any()
+    assert larger.class_names is None
+    with pytest.raises(ValueError, match="patch_size=8 instead of 16"):
+        building.pretrained("S/16", 32, file)
 
 
 @pytest.mark.once

@@ -64,9 +64,7 @@ def train() -> keras.Model:
 
 test, info = load("test")
 images, labels = map(np.asarray, next(iter(test))[:2])
-pretrained = keras_augreg.ViT_Ti16(
-    weights="runs/pretrain/model.keras", input_shape=(32, 32, 3)
-)
+pretrained = keras.saving.load_model("runs/pretrain/model.keras")
 visualize.plot_predictions(
     images[:12],
     labels[:12],

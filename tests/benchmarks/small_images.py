@@ -1,10 +1,12 @@
-r"""Compares crops of small images: accuracy after a short training run.
+r"""Compares crops or patches of small images after short training runs.
 
-    python tests/benchmarks/small_images.py FOLDER [SEEDS]
+    python tests/benchmarks/small_images.py SOURCE crops|patches [SEEDS]
 
-FOLDER holds `train/` and `test/` of class folders with 28-pixel images, such
-as 4,000 and 1,000 of Fashion-MNIST. The same small ViT is trained 8 epochs with
-each crop and evaluated with two. Log: `logs/small_images.txt`.
+SOURCE is "digits", or a folder that holds `train/` and `test/` of class folders
+with small images, such as 4,000 and 1,000 of Fashion-MNIST. The same small ViT
+is trained 8 epochs. Crops: images of 28 pixels, each crop evaluated with two.
+Patches: images of 32 pixels, never cropped, with patches of 4, 8 and 16; and
+the seconds of CPU time. Log: `logs/small_images.txt`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -22,7 +25,7 @@ import keras_augreg
 from keras_augreg import data
 from keras_augreg.data import decode
 
-SIZE, BATCH, EPOCHS = 28, 64, 8
+BATCH, EPOCHS = 64, 8
 CROPS = (
     ("inception", 0.05),
     ("inception", 0.25),
@@ -32,14 +35,15 @@ CROPS = (
     ("resize", 1.0),
 )
 EVALUATION = ("resize_small", "resize")
+PATCHES = (4, 8, 16)
 
 
-def load(folder: str, split: str, crop: str, seed: int = 0):
+def load(source: str, split: str, size: int, crop: str, seed: int = 0):
     """Batches of a split, kept in memory."""
     return data.load(
-        folder,
+        source,
         split,
-        image_size=SIZE,
+        image_size=size,
         batch_size=BATCH,
         training=split == "train",
         preprocess=crop,
@@ -48,18 +52,17 @@ def load(folder: str, split: str, crop: str, seed: int = 0):
     )
 
 
-def measure(folder: str, crop: str, area: float, seed: int) -> dict:
-    """Trains once; returns the accuracy by evaluation crop."""
-    decode.CROP_AREA = (area, 1.0)
+def train(source: str, size: int, patch: int, crop: str, seed: int):
+    """Trains the model once."""
     keras.utils.set_random_seed(seed)
-    train, info = load(folder, "train", crop, seed)
+    images, info = load(source, "train", size, crop, seed)
     model = keras_augreg.VisionTransformer(
-        patch_size=4,
+        patch_size=patch,
         width=64,
         depth=3,
         num_heads=4,
         mlp_dim=128,
-        input_shape=(SIZE, SIZE, 3),
+        input_shape=(size, size, 3),
         classes=info.num_classes,
         seed=seed,
     )
@@ -72,23 +75,45 @@ def measure(folder: str, crop: str, area: float, seed: int) -> dict:
         loss="softmax",
         seed=seed,
     )
-    model.fit(train, epochs=EPOCHS, verbose=0)
-    scores = {}
-    for name in EVALUATION:
-        test, _ = load(folder, "test", name)
-        result = model.evaluate(test, verbose=0, return_dict=True)
-        scores[name] = round(float(np.asarray(result["accuracy"])), 4)
-    return scores
+    model.fit(images, epochs=EPOCHS, verbose=0)
+    return model
+
+
+def accuracy(model, source: str, size: int, crop: str) -> float:
+    """The accuracy on the test images."""
+    test, _ = load(source, "test", size, crop)
+    result = model.evaluate(test, verbose=0, return_dict=True)
+    return round(float(np.asarray(result["accuracy"])), 4)
+
+
+def crops(source: str, seed: int):
+    """A line for each crop."""
+    for crop, area in CROPS:
+        decode.CROP_AREA = (area, 1.0)
+        model = train(source, 28, 4, crop, seed)
+        scores = {e: accuracy(model, source, 28, e) for e in EVALUATION}
+        yield {"crop": crop, "area": area, **scores}
+
+
+def patches(source: str, seed: int):
+    """A line for each patch size."""
+    for patch in PATCHES:
+        start = time.process_time()
+        model = train(source, 32, patch, "resize", seed)
+        line = {
+            "patch": patch,
+            "accuracy": accuracy(model, source, 32, "resize"),
+        }
+        yield {**line, "cpu_s": round(time.process_time() - start)}
 
 
 def main() -> None:
-    """Measures and prints a line for each crop and seed."""
-    folder = sys.argv[1]
-    for seed in range(int(sys.argv[2]) if len(sys.argv) > 2 else 1):
-        for crop, area in CROPS:
-            scores = measure(folder, crop, area, seed)
-            line = {"crop": crop, "area": area, "seed": seed, **scores}
-            print(json.dumps(line), flush=True)
+    """Measures and prints a line of JSON for each variant and seed."""
+    source, what, *seeds = sys.argv[1:]
+    for seed in range(int(*seeds or "1")):
+        for line in {"crops": crops, "patches": patches}[what](source, seed):
+            name = os.path.basename(source)
+            print(json.dumps({"name": name, "seed": seed, **line}), flush=True)
 
 
 if __name__ == "__main__":
