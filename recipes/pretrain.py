@@ -40,7 +40,7 @@ _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Also of stochastic depth.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side in pixels.")
 _PATCH_SIZE = flags.DEFINE_integer(
-    "patch_size", 0, "Side in pixels, for small images 8; 0: the model's."
+    "patch_size", 0, "Side in pixels; 0: the model's."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _EPOCHS = flags.DEFINE_float("epochs", 20, "Passes over the training set.")
