@@ -15,7 +15,7 @@ from keras_augreg.variants import Variant, find, identify
 def new(name: str, image_size: int, patch_size: int, **options: Any) -> Any:
     """Builds a model with random weights; a `patch_size` of 0 is the model's.
 
-    Another one is printed.
+    Prints another one, and how few patches a small image has.
     """
     variant = find(name)
     patch_size = patch_size or variant.sizes.patch_size
@@ -24,6 +24,12 @@ def new(name: str, image_size: int, patch_size: int, **options: Any) -> Any:
             f"{variant.name} with patches of {patch_size} instead of "
             f"{variant.sizes.patch_size} pixels, for images of {image_size}. "
             f"--patch_size={variant.sizes.patch_size} is the original."
+        )
+    elif image_size <= 4 * patch_size:
+        print(
+            f"{variant.name} sees {(image_size // patch_size) ** 2} patches in "
+            f"images of {image_size} pixels. --patch_size makes them smaller; "
+            "docs/data.md compares some."
         )
     sizes = dataclasses.replace(variant.sizes, patch_size=patch_size)
     return _build(sizes, variant, image_size, **options)

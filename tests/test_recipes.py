@@ -284,6 +284,8 @@ def test_weights_with_small_patches(tmp_path, monkeypatch, capsys):
     import building
 
     assert building.new("Ti/16", 32, 0, classes=3).patch_grid == (2, 2)
+    assert "sees 4 patches in images of 32" in capsys.readouterr().out
+    assert building.new("Ti/16", 80, 0, classes=3).patch_grid == (5, 5)
     assert not capsys.readouterr().out
     saved = building.new("Ti/16", 32, 8, classes=3)
     said = "ViT_Ti16 with patches of 8 instead of 16 pixels"

@@ -4,8 +4,8 @@
         recipes/pretrain.py --epochs=2 --save_every=50
 
 runs the script to its end with `--workdir=FOLDER/whole`, then again and
-again with `--workdir=FOLDER/killed`, sending SIGKILL after a random CPU time,
-20 times; lets it end; and compares the two last checkpoints bit by bit:
+again with `--workdir=FOLDER/killed`, sending SIGKILL at random moments, 20
+times; lets it end; and compares the two last checkpoints bit by bit:
 weights, seeds, optimizer, moving averages. A run that ended in between is
 compared, too, and another one is started. With `--damage`, every other kill
 is followed by damage to one or two of the run's files: truncated, emptied, a
@@ -73,15 +73,26 @@ def main(*arguments):
 
     count = 0
     while count < int(kills):
+        seen = newest(killed)
         pid = start_run([*command, f"--workdir={killed}"])
-        # Later rather than sooner: a tiny run is mostly a start.
-        limit = (1 - 0.9 * rng.random() ** 2) * seconds
+        moment = rng.uniform(0.05, 1.0) * seconds
+        # Most of a tiny run is its start: four times in five after some saves.
+        saves, delay = rng.randrange(5) * (rng.random() < 0.8), 0.0
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if cpu_seconds(pid) > limit:
+            if saves:
+                if newest(killed) != seen:
+                    seen, saves = newest(killed), saves - 1
+                    delay = time.monotonic() + rng.uniform(0, 0.15)
+                due = False
+            elif delay:
+                due = time.monotonic() > delay
+            else:
+                due = cpu_seconds(pid) > moment
+            if due:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 break
-            time.sleep(0.01)
+            time.sleep(0.005)
         if not ended[0]:
             count += 1
             file = newest(killed)
