@@ -55,13 +55,16 @@ class StandardizedConv(Layer):
         variance = ops.mean(ops.square(kernel), axis=(0, 1, 2), keepdims=True)
         # Added to the standard deviation, not to the variance.
         kernel = kernel / (ops.sqrt(variance) + 1e-5)
-        return ops.conv(
+        y = ops.conv(
             x,
             ops.cast(kernel, self.compute_dtype),
             strides=self.strides,
             padding="same",
             data_format="channels_last",
         )
+        # TensorFlow 2.21 with oneDNN gives an empty batch its input's shape.
+        shape = self.compute_output_shape(x.shape)[1:]
+        return ops.reshape(y, (ops.shape(x)[0], *shape))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
