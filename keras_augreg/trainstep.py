@@ -24,6 +24,9 @@ from keras_augreg import distribution
 from keras_augreg.checks import check_labels, warn
 from keras_augreg.preprocessing import only
 
+# Read now: programs may replace `fit` by a function of (*args, **kwargs).
+_FIT = inspect.signature(keras.Model.fit)
+
 # What steps of training, testing and prediction take and return on JAX.
 _JAX_STATES = {
     len(names): [f"{name}_variables" for name in names]
@@ -251,7 +254,7 @@ class TrainStep(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        bound = _FIT.bind(self, *args, **kwargs)
         _, *names = bound.arguments
         given = {name: bound.arguments[name] for name in names}
         validation = given.get("validation_data")
