@@ -146,7 +146,6 @@ class AugReg:
     | `medium2` | (2, 15) | 0.5 | `medium2` |
     | `heavy1` | (2, 20) | 0.5 | `strong1` |
     | `heavy2` | (2, 20) | 0.8 | `strong2` |
-
     | `medium2x4` | (4, 15) | 0.5 | no file |
     | `heavy2x4` | (4, 20) | 0.8 | no file |
 

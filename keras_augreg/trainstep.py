@@ -212,7 +212,7 @@ class TrainStep(keras.Model):
             raise
 
     def _trace_for(self, x: Any, y: Any) -> None:
-        """Traces anew for labels of another rank or number of columns.
+        """Traces again for labels of another rank or number of columns.
 
         TensorFlow would trace for both at once, and know neither.
         """
