@@ -43,6 +43,7 @@ class Builder(Protocol):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         name: str | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> keras.Model: ...
 
 
@@ -68,7 +69,8 @@ _DOCSTRING = """{title}.
             (B, {width}).
         classes: Units of the classifier. `None` keeps the checkpoint's (1000
             without one); another number than the checkpoint's makes a new
-            classifier, whose weights start at zero.
+            classifier, whose weights start at zero. Prefer `class_names`,
+            which tells other classes of the same number.
         classifier_activation: Activation of the classifier, `None` for
             logits.
         include_preprocessing: Whether the model takes pixels from 0 to 255,
@@ -81,6 +83,9 @@ _DOCSTRING = """{title}.
             branches are dropped, used only in training; it rises linearly
             from 0 at the first block.
         name: Name of the model. Defaults to {lower!r}.
+        class_names: Names of the classes, one for each unit. The checkpoint's
+            classifier is kept if it has these names, in this order; otherwise
+            the model gets a new one, whose weights start at zero.
 
     Returns:
         A `keras_augreg.VisionTransformer`, a functional `keras.Model`. With
@@ -121,7 +126,10 @@ def _builder(name: str) -> Builder:
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         name: str | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> keras.Model:
+        if class_names is not None:
+            classes = _number(class_names, classes)
         if not include_top and classes is not None:
             raise ValueError(
                 "A model without classifier has no `classes`. Pass "
@@ -135,10 +143,14 @@ def _builder(name: str) -> Builder:
         head = "new"
         if weights is not None:
             checkpoint = _checkpoint(weights, variant, input_shape)
-            if include_top and classes in (None, checkpoint.classes):
+            if class_names is not None:
+                if checkpoint.has_classes(class_names):
+                    head = "keep"
+            elif include_top and classes in (None, checkpoint.classes):
                 if classes is not None and checkpoint.class_names:
                     _warn_of_kept_classes(checkpoint.class_names)
                 head, classes = "keep", _kept_classes(checkpoint)
+                class_names = checkpoint.class_names
             if input_shape is None and checkpoint.patch_grid is not None:
                 rows, columns = checkpoint.patch_grid
                 stride = variant.sizes.stride
@@ -161,12 +173,11 @@ def _builder(name: str) -> Builder:
                 recipe=recipe,
                 dropout=dropout,
                 stochastic_depth=stochastic_depth,
+                class_names=class_names,
                 name=name or variant.name.lower(),
             )
         if checkpoint is not None:
             load(model, checkpoint, head)
-            if head == "keep":
-                model.class_names = checkpoint.class_names
         if not derived:
             return model
         sources = keras.utils.get_source_inputs(input_tensor)
@@ -231,6 +242,16 @@ def _checkpoint(
     return checkpoint
 
 
+def _number(class_names: Sequence[str], classes: int | None) -> int:
+    if isinstance(class_names, str) or classes not in (None, len(class_names)):
+        raise ValueError(
+            "`class_names` must be a list of strings, one for each of the "
+            f"`classes`. Received: class_names={str(class_names)[:80]}, "
+            f"classes={classes}"
+        )
+    return len(class_names)
+
+
 def _kept_classes(checkpoint: Contents) -> int:
     if checkpoint.classes is None:
         raise ValueError(
@@ -245,9 +266,8 @@ def _warn_of_kept_classes(names: Sequence[str]) -> None:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     warn(
         f"The model keeps the checkpoint's classifier of {len(names)} classes "
-        f"({shown}). For {len(names)} other classes, build it with "
-        "weights=None, and load the rest with "
-        "keras_augreg.checkpoints.load(model, weights, head='new')."
+        f"({shown}). For {len(names)} other classes, pass class_names=[...] "
+        "with their names: the model then gets a new classifier."
     )
 
 

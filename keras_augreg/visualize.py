@@ -78,8 +78,8 @@ def plot_confusions(
 ) -> Figure:
     """Plots how often each class is predicted for the images of each class.
 
-    A row for each class, a column for each predicted class, as shares of the
-    row.
+    A row for each class, a column for each predicted class, coloured as
+    shares of the row. Up to 30 classes have their names and counts.
 
     Args:
         labels: Integer array (N,) of classes, or array (N, classes) that is
@@ -103,11 +103,19 @@ def plot_confusions(
     np.add.at(counts, (true, predicted[images]), 1)
     figure, axes = subplots(1, 1, 6.0, 6.0)
     axis = axes[0, 0]
-    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, vmin=0, vmax=1)
     axis.set(xlabel="predicted class", ylabel="class")
     if classes <= MOST_NAMED:
         axis.set_xticks(range(classes), class_names, rotation=90)
         axis.set_yticks(range(classes), class_names)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            # Dark on the colour map's bright upper half.
+            color = "black" if shares[row, column] > 0.5 else "white"
+            axis.text(
+                column, row, f"{counts[row, column]:.0f}",
+                ha="center", va="center", fontsize=8, color=color,
+            )  # fmt: skip
     return figure
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from absl import app
+
 import keras_augreg
-from keras_augreg import checkpoints
-from keras_augreg.checkpoints.convert import inspect
+from keras_augreg.checkpoints.load import find as find_weights
+from keras_augreg.checkpoints.load import load
+from keras_augreg.initialization import zero_weights
 from keras_augreg.variants import Variant, find, identify
 
 
@@ -36,27 +39,58 @@ def new(name: str, image_size: int, patch_size: int, **options: Any) -> Any:
 
 
 def pretrained(
-    name: str, image_size: int, weights: str, classes: int | None = None
+    name: str,
+    image_size: int,
+    weights: str,
+    class_names: Sequence[str] | None = None,
+    head: str = "keep",
 ) -> Any:
-    """Builds a model for `weights`, which `new` may have built."""
+    """Builds a model for `weights`, which `new` may have built.
+
+    `head` is "keep" for the file's classifier, "new" for one of zeros, or
+    "auto": kept if its classes are known to be `class_names`, otherwise new.
+    Prints which it was.
+    """
     variant = find(name)
-    if pathlib.Path(weights).is_file():
-        found = inspect(weights)
-        patch_size = variant.sizes.patch_size
-        same = dataclasses.replace(found.sizes, patch_size=patch_size)
-        # Files of another named architecture are errors.
-        if same == variant.sizes and not identify(found.sizes):
-            kept = classes in (None, found.classes)
-            classes = classes or found.classes
-            model = _build(found.sizes, variant, image_size, classes=classes)
-            checkpoints.load(model, found, "keep" if kept else "new")
-            model.class_names = found.class_names if kept else None
-            return model
-    return getattr(keras_augreg, variant.name)(
-        weights=weights,
-        input_shape=(image_size, image_size, 3),
-        classes=classes,
-    )
+    file = find_weights(weights, variant, image_size)
+    sizes = variant.sizes
+    same = dataclasses.replace(file.sizes, patch_size=sizes.patch_size)
+    # Other patches are what `new` can make; `load` refuses other architectures.
+    if same == sizes and not identify(file.sizes):
+        sizes = file.sizes
+    if head == "auto":
+        head = "keep" if file.has_classes(class_names) else "new"
+    class_names = class_names or file.class_names
+    classes = len(class_names) if class_names else file.classes
+    if not classes:
+        raise app.UsageError(f"{weights} has no classifier. Fine-tune it.")
+    with zero_weights():
+        model = _build(
+            sizes,
+            variant,
+            image_size,
+            classes=classes,
+            class_names=class_names,
+            class_token=file.class_token,
+        )
+    load(model, file, head)
+    there = shown(file.class_names, file.classes)
+    if head == "keep":
+        print(f"Keeps the classifier of {weights}: {there}.")
+    else:
+        print(
+            f"A new classifier for {shown(class_names)}; that of {weights} "
+            f"is for {there}. --head=keep keeps it."
+        )
+    return model
+
+
+def shown(names: Sequence[str] | None, count: int | None = None) -> str:
+    """Says how many classes there are, and the first names."""
+    if not names:
+        return f"{count or 'no'} classes without names"
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})"
 
 
 def _build(

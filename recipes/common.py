@@ -139,7 +139,7 @@ def finish(
     with atomic.replacing(run.path / "model.keras", unfinished) as file:
         net.save(file.name)
     if processes == 1:  # Several would have to predict together.
-        images, labels = (np.asarray(x)[:32] for x in next(iter(test))[:2])
+        images, labels = _sample(test, 32)
         predicted = net.predict(images, verbose=0)
         figure = visualize.plot_predictions(
             images, labels, predicted, info.class_names
@@ -149,3 +149,21 @@ def finish(
     result |= {f"test_{name}": value for name, value in scores.items()}
     result |= {"devices": devices.replicas, "workdir": str(run.path)}
     print(json.dumps({**result, "backend": keras.config.backend()}))
+
+
+def _sample(test: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels from all parts of an evaluation set, so all classes."""
+    batches = int(test.cardinality())
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for i, batch in enumerate(test):
+        first, last = (count * k // batches for k in (i, i + 1))
+        arrays = [np.asarray(x) for x in batch]
+        if len(arrays) > 2:  # Padding has weight 0.
+            arrays = [x[arrays[2] > 0] for x in arrays]
+        here = len(arrays[0])
+        some = np.unique(np.arange(last - first) * here // (last - first or 1))
+        some = some[:here]
+        images.extend(arrays[0][some])
+        labels.extend(arrays[1][some])
+    return np.stack(images), np.stack(labels)

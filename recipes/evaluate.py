@@ -61,11 +61,13 @@ def main(argv: list[str]) -> None:
         ),
     )
     model = building.pretrained(_MODEL.value, _IMAGE_SIZE.value, _WEIGHTS.value)
-    if model.classes != info.num_classes:
+    names = model.class_names or info.class_names
+    if (model.classes, list(names)) != (info.num_classes, info.class_names):
         raise app.UsageError(
-            f"{_WEIGHTS.value} has {model.classes} classes, the data set "
-            f"{info.num_classes}. Fine-tune it first (recipes/finetune.py), "
-            "or take the data set that it was trained on."
+            f"{_WEIGHTS.value} has {building.shown(names, model.classes)}, the "
+            f"data set has {building.shown(info.class_names)}. Fine-tune it "
+            "first (recipes/finetune.py), or take the data set that it was "
+            "trained on."
         )
     truth = np.concatenate([np.asarray(batch[1]) for batch in test]) > 0
     scores = model.predict(test)

@@ -41,6 +41,9 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", RESOLUTION, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per step.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Weight updates.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.003, "Peak.")
+_HEAD = flags.DEFINE_enum(
+    "head", "auto", ["auto", "new", "keep"], "auto: kept for the same classes."
+)
 _FREEZE = flags.DEFINE_bool("freeze", False, "Train only the classifier.")
 
 
@@ -56,7 +59,11 @@ def main(argv: list[str]) -> None:
             batch_size=_BATCH_SIZE.value,
         )
         model = building.pretrained(
-            _MODEL.value, _IMAGE_SIZE.value, _WEIGHTS.value, info.num_classes
+            _MODEL.value,
+            _IMAGE_SIZE.value,
+            _WEIGHTS.value,
+            info.class_names,
+            _HEAD.value,
         )
         keras_augreg.compile_finetuning(
             model,

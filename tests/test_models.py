@@ -644,13 +644,36 @@ def test_says_that_it_keeps_classes(tmp_path):
     model.class_names = [f"old{i}" for i in range(10)]
     path = tmp_path / "model.keras"
     model.save(path)
-    with pytest.warns(UserWarning, match=r"10 classes \(old0, .*head='new'"):
+    with pytest.warns(UserWarning, match=r"10 classes \(old0, .*class_names="):
         kept = build(weights=path, classes=10)
     assert kept.class_names == model.class_names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build(weights=path).class_names == model.class_names
         assert build(weights=path, classes=9).class_names is None
+
+
+@pytest.mark.once
+def test_the_classifier_is_kept_for_the_same_class_names(tmp_path):
+    build = keras_augreg.ViT_Ti16
+    names = [f"class{i}" for i in range(10)]
+    model = build(weights=None, class_names=names, input_shape=(32, 32, 3))
+    assert (model.classes, model.class_names) == (10, tuple(names))
+    model.get_layer("head").bias.assign(np.arange(10) + 1.0)
+    path = keras_augreg.checkpoints.to_npz(model, tmp_path / "model.npz")
+    for received, keeps in (
+        (names, True),
+        (names[::-1], False),
+        ([*names[:9], "other"], False),
+        (names[:9], False),
+    ):
+        other = build(weights=path, class_names=received)
+        assert other.class_names == tuple(received)
+        assert other.get_layer("head").bias.numpy().any() == keeps
+    with pytest.raises(ValueError, match=r"one for each.*classes=9"):
+        build(weights=path, class_names=names, classes=9)
+    with pytest.raises(ValueError, match="include_top=True"):
+        build(weights=path, class_names=names, include_top=False)
 
 
 def test_weights_move_across_dropout_rates(tmp_path):

@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 import skimage.data
 
-import keras_augreg  # noqa: F401 (its classes must be known to load a model)
+import keras_augreg
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -85,6 +85,8 @@ def test_pretrain(journey):
     folder, result = journey
     assert (result["model"], result["patch_size"]) == ("ViT_Ti16", 16)
     assert result["dataset"] == "digits"
+    names = keras_augreg.checkpoints.class_names(folder / "digits/model.keras")
+    assert names == tuple("0123456789")
     assert result["steps"] == 720 // 32  # Half of the 1,438 digits.
     assert 0 <= result["test_accuracy"] <= 1
     model = keras.saving.load_model(folder / "digits" / "model.keras")
@@ -298,10 +300,25 @@ def test_weights_with_small_patches(tmp_path, monkeypatch, capsys):
     for one, other in zip(kept.weights, saved.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
     assert kept.class_names == ("a", "b", "c")
-    larger = building.pretrained("Ti/16", 48, file, classes=5)
+    assert "Keeps the classifier" in capsys.readouterr().out
+    larger = building.pretrained("Ti/16", 48, file, list("abcde"), "new")
     assert larger.patch_grid == (6, 6)
-    assert not larger.get_layer("head").bias.numpy().any()
-    assert larger.class_names is None
+    for names, head, keeps in (
+        ("abc", "auto", True),
+        ("abd", "auto", False),
+        ("acb", "auto", False),
+        ("abc", "new", False),
+        ("abd", "keep", True),
+    ):
+        model = building.pretrained("Ti/16", 32, file, list(names), head)
+        assert model.get_layer("head").bias.numpy().any() == keeps
+        assert model.class_names == tuple(names)
+        said = capsys.readouterr().out
+        word = "Keeps the" if keeps else "A new classifier for 3 classes (a"
+        assert word in said
+        assert "3 classes (a, b, c)" in said
+    with pytest.raises(ValueError, match="3 classes, the model has 5"):
+        building.pretrained("Ti/16", 32, file, list("abcde"), "keep")
     with pytest.raises(ValueError, match="patch_size=8 instead of 16"):
         building.pretrained("S/16", 32, file)
 
@@ -362,6 +379,41 @@ def test_finetune_what_pretrain_saved_then_evaluate(journey):
         cwd=folder,
     )
     assert evaluated["top1"] == pytest.approx(result["test_accuracy"])
+
+
+@pytest.mark.once
+def test_sample_of_all_classes(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import common
+
+    from keras_augreg import data
+
+    for batch_size, pad in ((8, False), (100, False), (100, True)):
+        test, _ = data.load(
+            "digits",
+            "test",
+            image_size=8,
+            batch_size=batch_size,
+            training=False,
+            options=data.Options(pad=pad),
+        )
+        images, labels = common._sample(test, 32)
+        assert images.shape == (32, 8, 8, 3)
+        assert set(labels) == set(range(10))
+
+
+def test_evaluate_refuses_other_classes(journey):
+    folder, _ = journey
+    message = run(
+        "evaluate.py",
+        *SMALL,
+        "--dataset=photos",
+        "--weights=digits/model.keras",
+        cwd=folder,
+        expect=1,
+    )
+    assert "10 classes (0, 1, 2, ...)" in message
+    assert "4 classes (astronaut, chelsea, coffee, ...)" in message
 
 
 def test_finetune_says_what_is_wrong(journey):

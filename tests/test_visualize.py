@@ -336,6 +336,8 @@ def test_confusions():
     axis = figure.axes[0]
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["cat", "dog", "cow"]
+    texts = {text.get_position(): text.get_text() for text in axis.texts}
+    assert texts == {(0, 0): "1", (1, 0): "1", (1, 1): "1"}
     drawn(figure)
 
 

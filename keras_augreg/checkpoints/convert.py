@@ -12,7 +12,7 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,6 +210,10 @@ class Contents:
     def class_names(self) -> tuple[str, ...] | None:
         """What the outputs of the head mean; see `Archive.class_names`."""
         return self.archive.class_names
+
+    def has_classes(self, names: Sequence[str] | None) -> bool:
+        """Whether the head's classes are known to be these, in this order."""
+        return names is not None and self.class_names == tuple(names)
 
     def require(self, expected: Sizes) -> None:
         """Raises a `ValueError` if the file has another architecture."""
