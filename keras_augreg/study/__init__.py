@@ -24,12 +24,15 @@ from keras_augreg.study.grid import (
     Transfer,
     read_cells,
 )
+from keras_augreg.study.paper import PRINTED, published
+from keras_augreg.study.search import random_search
 from keras_augreg.study.sweep import Summary, collect, run
-from keras_augreg.study.table import COLUMNS, published, read
+from keras_augreg.study.table import COLUMNS, read
 
 __all__ = [
     "COLUMNS",
     "FIGURES",
+    "PRINTED",
     "Advice",
     "Finetuning",
     "Grid",
@@ -41,6 +44,7 @@ __all__ = [
     "advise",
     "collect",
     "published",
+    "random_search",
     "read",
     "read_cells",
     "render",

@@ -12,7 +12,8 @@ from keras_augreg.recipe import (
     FINETUNING_RUNS,
     FinetuningRuns,
 )
-from keras_augreg.study.table import IMAGES, published_rows
+from keras_augreg.study.paper import published_rows
+from keras_augreg.study.table import IMAGES
 from keras_augreg.variants import find
 
 PAPER = "arXiv 2106.10270"
@@ -261,12 +262,12 @@ def _published() -> tuple[dict[str, float], dict[str, float]]:
     """Builder -> accuracy at 384 px; images/s at 224 px (Table 3)."""
     accuracy, speeds = {}, {}
     for row in published_rows():
-        if (row["ds"], row["adapt_ds"]) == ("i21k", "imagenet2012"):
+        if row["where"] == "table 3":
             builder = find(row["name"]).name
-            if row["adapt_resolution"] == "384":
-                accuracy[builder] = float(row["adapt_final_test"])
-            else:
-                speeds[builder] = float(row["infer_samples_per_sec"])
+            if row["column"] == "384 i21k300":
+                accuracy[builder] = row["value"]
+            elif row["column"] == "224 img/s":
+                speeds[builder] = row["value"]
     return accuracy, speeds
 
 

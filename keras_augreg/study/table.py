@@ -1,4 +1,4 @@
-"""The results table: a sweep's, the release's `index.csv`, the paper's.
+"""The results table: a sweep's, or the release's `index.csv`.
 
 The first columns are those of the release's index (`vit_jax_augreg.ipynb` of
 google-research/vision_transformer), in its order and spelling, so that the
@@ -8,12 +8,11 @@ tables can be joined and concatenated; ours follow.
 from __future__ import annotations
 
 import csv
-import importlib.resources
 import importlib.util
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_augreg.atomic import owner, replacing
@@ -97,33 +96,16 @@ def read(path: str | os.PathLike[str]) -> pandas.DataFrame:
     return table.reindex(columns=[*COLUMNS])
 
 
-def published() -> pandas.DataFrame:
-    """Returns the numbers that the paper printed, as a results table.
-
-    Tables 3 and 5 and Figure 4 of arXiv 2106.10270v2; the asset's README says
-    how they were read. `final_val` holds Figure 4's upstream accuracies (the
-    paper does not say how it merges the weight decays). `adapt_final_test`
-    holds Table 3's accuracies on ImageNet-1k (`adapt_ds` "imagenet2012") and
-    Table 5's means over VTAB's groups ("natural", "specialized",
-    "structured"), each for the best recipe upstream; `aug` is empty there.
-
-    Returns:
-        A data frame as from `read`.
-
-    Raises:
-        ImportError: If pandas (extra `study`) is not installed.
-    """
-    return read_text(_asset())
+def as_table(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)
+) -> pandas.DataFrame:
+    """Makes a data frame of rows that have some of the columns."""
+    return _pandas().DataFrame(list(rows)).reindex(columns=list(columns))
 
 
 def read_text(text: str) -> pandas.DataFrame:
     """As `read`, from the text of a CSV file."""
     return _pandas().read_csv(io.StringIO(text)).reindex(columns=[*COLUMNS])
-
-
-def published_rows() -> list[dict[str, str]]:
-    """As `published`, without pandas: every value is a string."""
-    return list(csv.DictReader(io.StringIO(_asset())))
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -156,11 +138,6 @@ def write(path: pathlib.Path, content: bytes) -> None:
     own = f"{path.name}.{owner()}"
     with replacing(path, path.with_name(f".{own[-200:]}")) as file:
         file.write(content)
-
-
-def _asset() -> str:
-    asset = importlib.resources.files("keras_augreg") / "assets/paper.csv"
-    return asset.read_text(encoding="utf-8")
 
 
 def _pandas() -> Any:

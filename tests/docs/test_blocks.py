@@ -30,6 +30,7 @@ import skimage.data
 import keras_augreg
 from keras_augreg import checkpoints, models, study
 from keras_augreg.checkpoints import names
+from keras_augreg.study import figures
 from keras_augreg.variants import VARIANTS
 
 pytestmark = pytest.mark.once
@@ -67,10 +68,10 @@ labels = np.eye(1000)[:4]
 predictions = np.eye(1000)[[0, 1, 2, 5]]
 """,
     "study.md": """
-import json, pathlib
-from keras_augreg import study
+import json, pathlib, shutil
 pathlib.Path("runs/sweep").mkdir(parents=True)
-study.published().to_csv("runs/sweep/results.csv")
+logs = pathlib.Path(keras_augreg.__file__).parents[1] / "tests/benchmarks/logs"
+shutil.copy(logs / "sweep_study.csv", "runs/sweep/results.csv")
 rows = [{"model": "ViT_S32", "images_per_second": 12.5}]
 pathlib.Path("benchmark.json").write_text(json.dumps(rows))
 """,
@@ -184,6 +185,8 @@ def reader(tmp_path, monkeypatch, mirror):
         return fit(self, *args, steps_per_epoch=1, **kwargs)
 
     monkeypatch.setattr(keras.Model, "fit", one_step)
+    few = {"4.1_data_size": figures.FIGURES["4.1_data_size"]}
+    monkeypatch.setattr(figures, "FIGURES", few)  # Drawing all takes long.
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)

@@ -1,7 +1,7 @@
 """The package against the paper: arXiv 2106.10270v2, one case for each fact.
 
-`facts/` holds Figure 4 and Tables 3 and 5, digit by digit, with columns and
-models named as there (Figure 4's three maps and Table 5's by pre-training).
+`facts/` holds Figures 4, 5 and 7 and Tables 3 and 5, digit by digit, with
+columns and models named as there (three maps or blocks are by pre-training).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from keras_augreg.checkpoints import names
 from keras_augreg.data.datasets import DATASETS
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.recipe import AugReg
+from keras_augreg.study import select
 from keras_augreg.study.advice import _LIKE
-from keras_augreg.study.table import IMAGES, published_rows
+from keras_augreg.study.paper import published_rows
+from keras_augreg.study.table import IMAGES
 from keras_augreg.variants import find
 
 pytestmark = pytest.mark.once
@@ -206,46 +208,91 @@ def test_finetuning_warmup(steps, warmup):
     assert recipe.finetuning_warmup(steps) == warmup
 
 
-# Figure 4 (page 7), Table 3 (page 9), Table 5 (page 15): `study.published`.
+# `study.published`: Figures 4 (page 7), 5 (8) and 7 (16), Tables 3 (9), 5 (15).
 
 ROWS = published_rows()
 UPSTREAM = {"i1k_300": "i1k", "i21k_300": "i21k"}
+COUNTS = {
+    "table 1": (4, 4),
+    "table 2": (4, 3),
+    "figure 4": (7, 27 * (14 + 1)),
+    "figure 5": (8, 9 * 6),
+    "table 3": (9, 9 * 11 - 6),
+    "table 5": (15, 27 * (19 + 3)),
+    "table 6": (16, 3 * 6),
+    "figure 7": (16, 27 * 7),
+}
 
 
-def test_published_has_no_other_rows():
-    assert len(ROWS) == 3 * 9 * 14 + 9 * (3 + 3) + 27 * 3
+def printed(where, fact):
+    """Column -> the published rows of a line of the facts."""
+    dataset = fact.get("pretraining")
+    dataset = UPSTREAM.get(dataset, dataset)
+    found = {}
+    for row in ROWS:
+        if (row["where"], row["name"]) != (where, fact["model"]):
+            continue
+        if dataset in (None, row.get("ds")):
+            assert row["column"] not in found
+            found[row["column"]] = row
+    return found
+
+
+def test_published_has_every_number_and_its_page():
+    found = {}
+    for row in ROWS:
+        page, count = found.get(row["where"], (row["page"], 0))
+        found[row["where"]] = (page, count + 1)
+        assert row["page"] == page
+    assert found == COUNTS
+
+
+@pytest.mark.parametrize(
+    ("where", "fact"),
+    [
+        pytest.param(
+            where, fact, id=" ".join((where, *list(fact.values())[:2]))
+        )
+        for where in COUNTS
+        if where[-1] in "3457" and where != "table 4"
+        for fact in facts(where.replace("ure ", "").replace(" ", ""))
+    ],
+)
+def test_published_digits(where, fact):
+    ours = {key: row["value"] for key, row in printed(where, fact).items()}
+    ours.pop("reg - noreg", None)
+    theirs = {
+        key.removeprefix("drawn "): float(value)
+        for key, value in fact.items()
+        if key not in ("pretraining", "model") and value != "-"
+    }
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
     "fact", facts("fig4"), ids=lambda f: f"{f['pretraining']} {f['model']}"
 )
-def test_figure_4(fact):
-    dataset = UPSTREAM.get(fact["pretraining"], fact["pretraining"])
-    rows = {row["filename"]: row for row in ROWS}
-    printed, ours = {}, {}
+def test_figure_4_is_a_results_table(fact):
+    rows = printed("figure 4", fact)
     for level in recipe.LEVELS:
-        for suffix, rate in (("", "0.0"), ("+reg", "0.1")):
-            release = AugReg(level).release_augment
-            row = rows[
-                f"figure 4, {fact['model']}, {dataset}, {release}, {rate}"
-            ]
-            printed[level + suffix] = int(fact[level + suffix])
-            ours[level + suffix] = round(100 * float(row["final_val"]), 6)
-    assert ours == printed
+        for suffix, rate in (("", 0.0), ("+reg", 0.1)):
+            row = rows[level + suffix]
+            assert 100 * row["final_val"] == pytest.approx(row["value"])
+            assert (row["do"], row["sd"]) == (rate, rate)
+            assert row["aug"] == AugReg(level).release_augment
 
 
 @pytest.mark.parametrize("fact", facts("table3"), ids=lambda f: f["model"])
-def test_table_3(fact):
+def test_table_3_is_a_results_table(fact):
     columns = {"i1k": "i1k300", "i21k_30": "i21k30", "i21k": "i21k300"}
     found = 0
-    for row in ROWS:
-        key = (row["name"], row["adapt_ds"])
-        if key == (fact["model"], "imagenet2012"):
-            pixels, column = row["adapt_resolution"], columns[row["ds"]]
-            accuracy = 100 * float(row["adapt_final_test"])
-            printed = float(fact[f"{pixels} {column}"])
-            assert accuracy == pytest.approx(printed, abs=1e-6)
-            speed = float(row["infer_samples_per_sec"])
+    for row in printed("table 3", fact).values():
+        if "adapt_final_test" in row:
+            pixels = row["adapt_resolution"]
+            assert row["column"] == f"{pixels} {columns[row['ds']]}"
+            accuracy = 100 * row["adapt_final_test"]
+            assert accuracy == pytest.approx(row["value"], abs=1e-6)
+            speed = row["infer_samples_per_sec"]
             assert speed == float(fact[f"{pixels} img/s"])
             found += 1
     assert found == 6
@@ -254,14 +301,30 @@ def test_table_3(fact):
 @pytest.mark.parametrize(
     "fact", facts("table5"), ids=lambda f: f"{f['pretraining']} {f['model']}"
 )
-@pytest.mark.parametrize("group", ["natural", "specialized", "structured"])
-def test_means_of_table_5(fact, group):
-    (row,) = (
-        row
-        for row in ROWS
-        if row["name"] == fact["model"]
-        and row["adapt_ds"] == group
-        and row["ds"] == UPSTREAM.get(fact["pretraining"], fact["pretraining"])
-    )
-    accuracy = 100 * float(row["adapt_final_test"])
-    assert accuracy == pytest.approx(float(fact[f"{group} mean"]), abs=1e-6)
+def test_table_5_has_its_means(fact):
+    """None is in another group; tasks and means are rounded to 0.1."""
+    groups = {"natural": [], "specialized": [], "structured": []}
+    rows = printed("table 5", fact)
+    for row in rows.values():
+        if "adapt_ds" in row:
+            group = groups[select.GROUPS[row["adapt_ds"]]]
+            group.append(100 * row["adapt_final_test"])
+    assert [len(group) for group in groups.values()] == [7, 4, 8]
+    for name, group in groups.items():
+        mean = sum(group) / len(group)
+        assert mean == pytest.approx(rows[f"{name} mean"]["value"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("where", "model", "column", "value"),
+    [
+        ("table 1", "Ti", "params, million", 5.8),
+        ("table 1", "L", "params, million", 307),
+        ("table 2", "R50+L/32", "params, million", 330),
+        ("table 6", "B/32 none/0.0", "I1k 0-shot", 54.9),
+        ("table 6", "B/32 heavy2/0.1", "I21k val", 43.5),
+        ("table 6", "B/32 recommended", "Flickr T2I", 46.9),
+    ],
+)
+def test_other_numbers(where, model, column, value):
+    assert printed(where, {"model": model})[column]["value"] == value
