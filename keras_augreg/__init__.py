@@ -50,7 +50,14 @@ from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
-    from keras_augreg import benchmark, data, study, training, visualize
+    from keras_augreg import (
+        benchmark,
+        data,
+        flight_check,
+        study,
+        training,
+        visualize,
+    )
 
 __version__ = "0.1.0"
 
@@ -80,6 +87,7 @@ __all__ = [
     "decode_predictions",
     "describe",
     "distribute",
+    "flight_check",
     "preprocess_input",
     "study",
     "training",
@@ -87,7 +95,7 @@ __all__ = [
 ]
 
 # Imported on first use: most programs that load a model need none.
-_LAZY = ("benchmark", "data", "study", "visualize")
+_LAZY = ("benchmark", "data", "flight_check", "study", "visualize")
 
 
 def __getattr__(name: str) -> Any:

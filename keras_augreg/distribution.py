@@ -13,14 +13,14 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 # Numbers this process's calls of `preempted`.
 _CALLS = itertools.count(1)
-KINDS = ("auto", "data", "model", "none")
+KINDS = ("auto", "data", "fsdp", "model", "none")
 
 # Axes of a variable that may be split over the devices of one model, best
 # first; the first whose size the devices divide is used. Heads (H) and MLP
@@ -47,12 +47,24 @@ def split_axis(path: str, shape: tuple[int, ...], parts: int) -> int | None:
     return None
 
 
+def fsdp_axis(shape: tuple[int, ...], parts: int) -> int | None:
+    """Returns the axis along which `"fsdp"` splits a variable, or `None`.
+
+    The longest that the devices divide. Vectors (biases, LayerNorm), a
+    thousandth of all numbers, stay whole.
+    """
+    axes = [a for a, size in enumerate(shape) if size % parts == 0]
+    if sum(size > 1 for size in shape) < 2 or not axes:
+        return None
+    return max(axes, key=lambda a: shape[a])
+
+
 @dataclasses.dataclass(frozen=True)
 class Distribution(contextlib.AbstractContextManager):
     """What `distribute` set up; as a context manager, undone at its end.
 
     Args:
-        kind: `"data"`, `"model"` or `"none"`.
+        kind: `"data"`, `"fsdp"`, `"model"` or `"none"`.
         replicas: Number of parts that the global batch is split into.
         shard: (index, count): this process and the number of processes, each
             of which loads its part of every batch.
@@ -79,7 +91,7 @@ def distribute(
     device: batch sizes are those of all devices together, the loss is the mean
     over the global batch, and clipping sees the whole gradient.
 
-    | backend | `"data"` | `"model"` |
+    | backend | `"data"` | `"fsdp"`, `"model"` |
     | --- | --- | --- |
     | JAX | `keras.distribution.DataParallel`, all hosts | `ModelParallel` |
     | TensorFlow | TPUStrategy on a TPU, else MirroredStrategy | refused |
@@ -97,9 +109,12 @@ def distribute(
 
     Args:
         kind: `"data"`: every device has all weights and a part of the batch.
-            `"model"`: weights are split over `model_devices` too
-            (`SPLIT_AXES`). `"none"`: one device. `"auto"`: `"data"` if there
-            are several devices; the choice is printed on stderr.
+            `"fsdp"`: the same, but each device stores a part of the weights
+            and of the optimizer's state, and they are gathered where they
+            are used. `"model"`: products are split over `model_devices`, with
+            their weights (`SPLIT_AXES`). `"none"`: one device. `"auto"`:
+            `"data"` if there are several devices; the choice is printed on
+            stderr.
         model_devices: With `"model"`, the number of devices that share one
             model; it must divide the number of devices. `None` for all.
 
@@ -128,10 +143,10 @@ def distribute(
             f"kind={kind!r}, model_devices={model_devices}"
         )
     backend = keras.backend.backend()
-    if kind == "model" and backend != "jax":
+    if kind in ("fsdp", "model") and backend != "jax":
         raise ValueError(
             "Keras splits a model over devices only on JAX. Received: "
-            f"kind='model' on {backend}. Set KERAS_BACKEND=jax, or use "
+            f"kind={kind!r} on {backend}. Set KERAS_BACKEND=jax, or use "
             "distribute('data')."
         )
     if kind == "none":
@@ -159,31 +174,20 @@ def _start_jax(
     if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
         lib.initialize()
     devices = lib.list_devices()
-    count = replicas = len(devices)
+    count, replicas = len(devices), 1
     if kind == "auto":
         kind = "data" if count > 1 else "none"
     before = lib.distribution()
-    if kind == "data":
-        lib.set_distribution(
-            lib.DataParallel(devices=devices, auto_shard_dataset=False)
-        )
-    elif kind == "model":
-        parts = model_devices or count
-        if parts < 1 or count % parts:
-            raise ValueError(
-                "`model_devices` must divide the number of devices, "
-                f"{count}. Received: model_devices={model_devices}"
-            )
-        replicas = count // parts
-        mesh = lib.DeviceMesh((replicas, parts), ("batch", "model"), devices)
-        lib.set_distribution(_split_over(mesh))
-    chosen = Distribution(
+    if kind != "none":
+        chosen, replicas = keras_distribution(kind, devices, model_devices)
+        lib.set_distribution(chosen)
+    result = Distribution(
         kind,
-        replicas if kind != "none" else 1,
+        replicas,
         (jax.process_index(), jax.process_count()),
         functools.partial(lib.set_distribution, before),
     )
-    return chosen, f"JAX, {count} x {jax.devices()[0].platform}"
+    return result, f"JAX, {count} x {jax.devices()[0].platform}"
 
 
 def _start_tensorflow(kind: str) -> tuple[Distribution, str]:
@@ -245,15 +249,44 @@ def _start_torch(kind: str) -> tuple[Distribution, str]:
     )
 
 
-def _split_over(mesh: Any) -> Any:
+def keras_distribution(
+    kind: str, devices: Sequence[Any], model_devices: int | None = None
+) -> tuple[Any, int]:
+    """Keras's distribution for JAX, and the parts of the batch.
+
+    Args:
+        kind: `"data"`, `"fsdp"` or `"model"`.
+        devices: Names of devices, or devices of JAX, also of a described
+            topology (`keras_augreg.flight_check`).
+        model_devices: As in `distribute`.
+    """
+    lib, count = keras.distribution, len(devices)
+    if kind == "data":
+        mesh = lib.DeviceMesh((count,), ("batch",), devices)
+        return lib.DataParallel(mesh, auto_shard_dataset=False), count
+    if kind == "fsdp":
+        mesh = lib.DeviceMesh((count,), ("batch",), devices)
+        return _split_over(mesh, lambda v: fsdp_axis(v.shape, count)), count
+    parts = model_devices or count
+    if parts < 1 or count % parts:
+        raise ValueError(
+            f"`model_devices` must divide the number of devices, {count}. "
+            f"Received: model_devices={model_devices}"
+        )
+    mesh = lib.DeviceMesh((count // parts, parts), ("batch", "model"), devices)
+    split = _split_over(mesh, lambda v: split_axis(v.path, v.shape, parts))
+    return split, count // parts
+
+
+def _split_over(mesh: Any, axis_of: Callable[[Any], int | None]) -> Any:
     class SplitModel(keras.distribution.ModelParallel):
         """ModelParallel whose layout follows from a variable's shape too."""
 
         def get_variable_layout(self, variable: Any) -> Any:
             axes: list[str | None] = [None] * len(variable.shape)
-            axis = split_axis(variable.path, variable.shape, mesh.shape[1])
+            axis = axis_of(variable)
             if axis is not None:
-                axes[axis] = "model"
+                axes[axis] = mesh.axis_names[-1]
             given = getattr(variable, "_layout", None)
             return given or keras.distribution.TensorLayout(axes, mesh)
 
@@ -264,11 +297,33 @@ def _split_over(mesh: Any) -> Any:
     )
 
 
+def platform() -> str:
+    """`"cpu"`, `"gpu"` or `"tpu"`: what computes the models.
+
+    On JAX, that of the distribution, which may be described only
+    (`keras_augreg.flight_check`).
+    """
+    if keras.backend.backend() == "torch":
+        device = keras.ops.zeros(()).device.type
+        return "gpu" if device == "cuda" else str(device)
+    active = keras.distribution.distribution()
+    if active is None:
+        return str(keras.distribution.list_devices()[0]).partition(":")[0]
+    first = active.device_mesh.devices.flat[0]
+    return getattr(first, "platform", None) or str(first).partition(":")[0]
+
+
 def on_cpu() -> bool:
     """Whether models compute on a CPU."""
-    if keras.backend.backend() == "torch":
-        return bool(keras.ops.zeros(()).device.type == "cpu")
-    return bool(keras.distribution.list_devices()[0].startswith("cpu"))
+    return platform() == "cpu"
+
+
+def augments_on_host() -> bool:
+    """Whether the host is the better place for RandAugment and Mixup.
+
+    A TPU gathers slowly: docs/performance.md has the compiler's estimate.
+    """
+    return platform() in ("cpu", "tpu")
 
 
 def _torch() -> Any:

@@ -276,7 +276,7 @@ class TrainStep(keras.Model):
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
         _check_callbacks(callbacks)
-        self._augment_where(_is_dataset(x) and distribution.on_cpu())
+        self._augment_where(_is_dataset(x) and distribution.augments_on_host())
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
@@ -391,6 +391,12 @@ class TrainStep(keras.Model):
         if self._options.augment_on == "auto" and self._on_host != host:
             self._on_host = host
             self.train_function = None
+            if host and not distribution.on_cpu():
+                print(
+                    "keras_augreg: RandAugment and Mixup run on the host; "
+                    "augment_on='device' runs them on the accelerator",
+                    file=sys.stderr,
+                )
 
     def _augmented_dataset(self, dataset: Any) -> tuple[Any, Any]:
         """The data set, augmented, and the callback that counts for it."""

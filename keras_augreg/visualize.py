@@ -525,6 +525,39 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def plot_flight_check(reports: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plots where the estimated cycles of training steps go, a bar for each.
+
+    Args:
+        reports: Results of `keras_augreg.flight_check.check` that fit.
+
+    Example:
+    ```python
+    from keras_augreg import visualize
+
+    report = {"topology": "v5e:2x4", "kind": "data", "cycles": 2_000_000,
+              "parts": {"attention": 0.6, "MLP": 0.4}}
+    figure = visualize.plot_flight_check([report])
+    ```
+    """
+    figure, axes = subplots(1, 1, 9.0, 1.6 + 0.5 * len(reports))
+    axis = axes[0, 0]
+    names = ["{topology}, {kind}".format(**report) for report in reports]
+    parts = dict.fromkeys(part for r in reports for part in r["parts"])
+    left = [0.0] * len(reports)
+    for part in parts:
+        million = [
+            r["parts"].get(part, 0.0) * r["cycles"] / 1e6 for r in reports
+        ]
+        axis.barh(range(len(reports)), million, left=left, label=part)
+        left = [a + b for a, b in zip(left, million, strict=True)]
+    axis.set_yticks(range(len(reports)), names)
+    axis.set_xlabel("million cycles a chip and step (the compiler's estimate)")
+    axis.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
 def _tiles(
     rows: int, columns: int, width: float = 1.5, height: float = 1.5
 ) -> tuple[Any, Any]:

@@ -12,34 +12,98 @@ size D = W / H.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_augreg import distribution
 from keras_augreg.layer import Layer
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
-def layer_norm(name: str, dtype: Any) -> keras.layers.LayerNormalization:
+# Set by `products`.
+_products = contextvars.ContextVar("products", default="auto")
+PRODUCTS = ("auto", "batched", "flat")
+
+
+@contextlib.contextmanager
+def products(form: str) -> Iterator[None]:
+    """Chooses the form of a block's products; the results do not depend on it.
+
+    `"flat"` multiplies the tokens of all images as one matrix, (B T, W), by
+    query, key and value at once: the fastest on CPUs, where XLA vectorizes
+    GELU on (N, W) but not on (B, T, W). `"batched"` keeps (B, T, W), computes
+    query, key and value separately and patches by a convolution: a TPU would
+    have to copy 197 tokens in and out of its tiles of 8 x 128. `"auto"`: the
+    latter on accelerators under JAX. docs/performance.md has the numbers.
+
+    Example:
+    >>> with vit.products("batched"):
+    ...     model.fit(dataset)
+    """
+    if form not in PRODUCTS:
+        raise ValueError(
+            f"`form` must be one of {', '.join(map(repr, PRODUCTS))}. "
+            f"Received: form={form!r}"
+        )
+    token = _products.set(form)
+    try:
+        yield
+    finally:
+        _products.reset(token)
+
+
+def batched() -> bool:
+    """Whether products keep the axis of images, on what runs the step."""
+    form = _products.get()
+    if form == "auto":
+        jax = keras.config.backend() == "jax"
+        return jax and not distribution.on_cpu()
+    return form == "batched"
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """LayerNorm whose statistics need one pass, where passes take the time.
+
+    Flax's, and so the original, computes the variance as E[x^2] - E[x]^2 too.
+    """
+
+    def call(self, x: Any) -> Any:
+        if not batched():
+            return super().call(x)
+        wide = ops.cast(x, "float32")
+        mean = ops.mean(wide, axis=-1, keepdims=True)
+        square = ops.mean(ops.square(wide), axis=-1, keepdims=True)
+        variance = ops.maximum(square - ops.square(mean), 0.0)
+        scale = ops.rsqrt(variance + self.epsilon)
+        scale = scale * ops.cast(self.gamma, "float32")
+        y = (wide - mean) * scale + ops.cast(self.beta, "float32")
+        return ops.cast(y, self.compute_dtype)
+
+
+def layer_norm(name: str, dtype: Any) -> LayerNormalization:
     """LayerNorm as the original configures it."""
-    return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=name)
+    return LayerNormalization(epsilon=1e-6, dtype=dtype, name=name)
 
 
 def dense(x: Any, kernel: Any, bias: Any) -> Any:
-    """Multiplies tokens (N, in) by a kernel, reshaped to (in, out): (N, out).
+    """Multiplies tokens (..., in) by a kernel, reshaped to (in, out).
 
-    One product over all tokens of the batch, N = B T, is the fastest form on
-    every backend: TensorFlow's broadcasting product of a 3-D by a 2-D tensor
+    After `flatten`, one product over all tokens of the batch is the fastest
+    form on CPUs: TensorFlow's broadcasting product of a 3-D by a 2-D tensor
     is slower and not fused with the bias; PyTorch's `addmm` does both at once.
     """
     width = x.shape[-1]
     kernel, bias = ops.reshape(kernel, (width, -1)), ops.reshape(bias, (-1,))
-    if keras.config.backend() == "torch":
+    if keras.config.backend() == "torch" and len(x.shape) == 2:
         import torch
 
         return torch.addmm(bias, x, kernel)
@@ -47,18 +111,19 @@ def dense(x: Any, kernel: Any, bias: Any) -> Any:
 
 
 def flatten(x: Any) -> Any:
-    """(..., W) to (N, W), for `dense`."""
-    return ops.reshape(x, (-1, x.shape[-1]))
+    """(B, T, W) to (B T, W), unless products keep the axis of images."""
+    return x if batched() else ops.reshape(x, (-1, x.shape[-1]))
 
 
 def attention(query: Any, key: Any, value: Any) -> Any:
     """Scaled dot-product attention of (B, T, H, D) tensors, softmax in float32.
 
     PyTorch's fused kernel covers every device and dtype, but Keras copies its
-    arguments first. JAX has one for 16-bit floats on accelerators, which Keras
-    picks. Otherwise dividing by the softmax's sum after the second product,
-    where fewer numbers are left, makes a whole S/16 9% faster on JAX's CPU
-    backend than `ops.dot_product_attention`, and no slower on TensorFlow's.
+    arguments first. JAX has one for 16-bit floats on GPUs, which Keras picks.
+    On a TPU, XLA's own fusions of the plain form are the fastest known. On a
+    CPU, dividing by the softmax's sum after the second product, where fewer
+    numbers are left, makes a whole S/16 9% faster on JAX than
+    `ops.dot_product_attention`, and no slower on TensorFlow.
     """
     backend = keras.config.backend()
     half = "16" in keras.backend.standardize_dtype(query.dtype)
@@ -68,16 +133,17 @@ def attention(query: Any, key: Any, value: Any) -> Any:
         heads_first = (x.transpose(1, 2) for x in (query, key, value))
         x = torch.nn.functional.scaled_dot_product_attention(*heads_first)
         return x.transpose(1, 2)
-    if (
-        backend == "jax"
-        and half
-        and not keras.distribution.list_devices()[0].startswith("cpu")
-    ):
+    if backend == "jax" and half and distribution.platform() == "gpu":
         return ops.dot_product_attention(query, key, value)
+    query = ops.multiply(query, 1 / math.sqrt(query.shape[-1]))
+    if batched():
+        scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
+        scores = ops.softmax(ops.cast(scores, "float32"), axis=-1)
+        scores = ops.cast(scores, value.dtype)
+        return ops.einsum("bhqk,bkhd->bqhd", scores, value)
     query, key, value = (
         ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value)
     )
-    query = ops.multiply(query, 1 / math.sqrt(query.shape[-1]))
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
     if half:
         scores = ops.cast(scores, "float32")
@@ -112,8 +178,8 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
 class PatchEmbedding(Layer):
     """Cuts an image or feature map into patches and projects each to a token.
 
-    Equal to a convolution whose stride is its kernel size, computed as one
-    matrix product.
+    A convolution whose stride is its kernel size, or one matrix product
+    (`products`).
 
     Args:
         patch_size: Side of a patch; it divides height and width of the input.
@@ -137,6 +203,10 @@ class PatchEmbedding(Layer):
         p = self.patch_size
         _, height, width, channels = x.shape
         rows, columns = height // p, width // p
+        if batched():
+            x = ops.conv(x, ops.convert_to_tensor(self.kernel), p, "valid")
+            x = ops.reshape(x, (-1, rows * columns, self.width))
+            return ops.add(x, self.bias)
         x = ops.reshape(x, (-1, rows, p, columns, p, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
         x = ops.reshape(x, (-1, p * p * channels))
@@ -226,7 +296,7 @@ class PositionEmbedding(Layer):
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class Attention(Layer):
-    """Multi-head self-attention with one product for query, key and value.
+    """Multi-head self-attention.
 
     Args:
         num_heads: Number of heads; it divides the width of the input.
@@ -271,6 +341,9 @@ class Attention(Layer):
             key, value = self._project(x, kernel[:, 1:], bias[1:])
         x = attention(query, key, value)
         width = kernel.shape[0]
+        if batched():
+            x = ops.einsum("bthd,hdw->btw", x, self.out_kernel)
+            return ops.add(x, self.out_bias)
         x = ops.reshape(x, (-1, width))
         x = dense(x, self.out_kernel, self.out_bias)
         return ops.reshape(x, (-1, query.shape[1], width))
@@ -278,6 +351,16 @@ class Attention(Layer):
     def _project(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
         """Products of `x` with each of n (W, H, D) kernels: (B, T, H, D)."""
         _, n, heads, size = kernel.shape
+        if batched():
+            pairs = zip(
+                ops.split(kernel, int(n), axis=1),
+                ops.split(bias, int(n)),
+                strict=True,
+            )
+            return [
+                ops.add(ops.einsum("btw,whd->bthd", x, k[:, 0]), b)
+                for k, b in pairs
+            ]
         shape = (-1, x.shape[1], heads, size)
         x = dense(flatten(x), kernel, bias)
         # The gradient of `split` is one concatenation, whereas JAX would add
@@ -363,7 +446,6 @@ class Block(Layer):
         # batch for a bias.
         x = x + dropout(y, depth_rate, seed, axes=1)
 
-        # On (N, W), XLA vectorizes GELU on a CPU; on (B, T, W) it does not.
         y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)

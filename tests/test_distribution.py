@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import data
-from keras_augreg.distribution import distribute, split_axis
+from keras_augreg import data, distribution
+from keras_augreg.distribution import distribute, fsdp_axis, split_axis
 
 SCRIPT = pathlib.Path(__file__).with_name("_devices.py")
 BACKEND = keras.backend.backend()
@@ -81,6 +81,33 @@ def test_model_parallel(alone):
     assert shards["encoderblock_0/mlp_kernel2"] == [16, 48]
     assert shards["encoderblock_0/norm1/gamma"] == [48]
     assert_same(got, alone)
+
+
+@jax_only
+def test_fully_sharded(alone):
+    """Every device stores an eighth of each kernel."""
+    (got,) = run("fsdp", 0, [EIGHT])
+    assert (got["kind"], got["replicas"]) == ("fsdp", 8)
+    shards = got["shards"]
+    assert shards["encoderblock_0/attention/qkv_kernel"] == [6, 3, 3, 16]
+    assert shards["encoderblock_0/mlp_kernel1"] == [48, 8]
+    assert shards["posembed_input/pos_embedding"] == [1, 5, 6]
+    assert shards["encoderblock_0/norm1/gamma"] == [48]
+    assert_same(got, alone)
+
+
+def test_fsdp_axes():
+    assert fsdp_axis((384, 1536), 8) == 1
+    assert fsdp_axis((384, 3, 6, 64), 8) == 0
+    assert fsdp_axis((384, 1000), 256) is None
+    assert fsdp_axis((384,), 8) is None
+    assert fsdp_axis((1, 1, 384), 8) is None
+
+
+def test_where_auto_augments(monkeypatch):
+    for platform, host in (("cpu", True), ("tpu", True), ("gpu", False)):
+        monkeypatch.setattr(distribution, "platform", lambda: platform)  # noqa: B023
+        assert distribution.augments_on_host() == host
 
 
 @jax_only
@@ -200,8 +227,9 @@ def test_refuses(monkeypatch):
         with pytest.raises(ValueError, match="model_devices=3"):
             distribute("model", model_devices=3)
     else:
-        with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
-            distribute("model")
+        for kind in ("fsdp", "model"):
+            with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
+                distribute(kind)
     if BACKEND == "tensorflow":
         cluster = {"cluster": {"worker": ["a:1", "b:1"]}}
         monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
