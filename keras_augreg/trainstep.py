@@ -391,7 +391,8 @@ class TrainStep(keras.Model):
         if self._options.augment_on == "auto" and self._on_host != host:
             self._on_host = host
             self.train_function = None
-            if host and not distribution.on_cpu():
+            augments = self._options.augment is not None
+            if host and augments and not distribution.on_cpu():
                 print(
                     "keras_augreg: RandAugment and Mixup run on the host; "
                     "augment_on='device' runs them on the accelerator",

@@ -42,7 +42,7 @@ def ours(sizes):
     with zero_weights():
         model = VisionTransformer(**dataclasses.asdict(sizes), classes=CLASSES)
     compile_pretraining(
-        model, AugReg("none"), total_steps=10_000, loss="softmax"
+        model, AugReg("none"), total_steps=100_000, loss="softmax"
     )
     return flight_check.check(model, batch_size=IMAGES, topology=TOPOLOGY)
 
