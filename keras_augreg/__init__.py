@@ -2,7 +2,12 @@
 
 import importlib
 import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"]:  # `python -m keras_augreg`, as in the scripts
+    os.environ.setdefault("KERAS_BACKEND", "jax")
 
 try:
     import keras  # noqa: F401 (before the modules below, which need it)
@@ -44,9 +49,11 @@ from keras_augreg.models import (
     ViT_Ti16,
     ViT_Ti32,
 )
+from keras_augreg.prediction import predict
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_finetuning, compile_pretraining
+from keras_augreg.variants import match as _match
 from keras_augreg.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
@@ -88,6 +95,7 @@ __all__ = [
     "describe",
     "distribute",
     "flight_check",
+    "predict",
     "preprocess_input",
     "study",
     "training",
@@ -101,7 +109,9 @@ _LAZY = ("benchmark", "data", "flight_check", "study", "visualize")
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    variant = _match(name)
+    hint = f". Did you mean: {variant.name!r}?" if variant else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

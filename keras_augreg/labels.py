@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -28,7 +29,7 @@ def class_labels(classes: int) -> tuple[tuple[str, str], ...]:
 
 
 def decode_predictions(
-    preds: Any, top: int = 5
+    preds: Any, top: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, offline.
 
@@ -42,13 +43,15 @@ def decode_predictions(
         preds: Logits or probabilities: an array or tensor of shape
             `(batch, 1000)` or `(batch, 21843)`.
         top: Number of classes to return for an image, at least 1.
+        class_names: Names of other classes, such as a fine-tuned model's
+            `class_names`; `preds` then has one score for each.
 
     Returns:
         One list for each image, of `top` tuples `(synset, label, score)` such
         as `("n01440764", "tench, Tinca tinca", 0.9)`: highest score first,
         lower class first among equal scores. The label holds all synonyms of
         the synset, because one word often names several classes ("crane" is a
-        bird and a machine).
+        bird and a machine). With `class_names`, both are the name.
 
     Raises:
         ValueError: `preds` has another shape, or `top` is out of range.
@@ -63,20 +66,35 @@ def decode_predictions(
     # float64 holds float16, bfloat16 and float32 exactly, and unlike unsigned
     # integers it can be negated.
     scores = np.asarray(keras.ops.convert_to_numpy(preds)).astype("float64")
-    if scores.ndim != 2 or scores.shape[1] not in _FILES:
-        shapes = " or ".join(f"(batch, {classes})" for classes in _FILES)
+    known = _FILES if class_names is None else [len(class_names)]
+    if scores.ndim != 2 or scores.shape[1] not in known:
+        shapes = " or ".join(f"(batch, {classes})" for classes in known)
+        what = "ImageNet-1k and -21k" if class_names is None else "these names"
         raise ValueError(
-            f"`preds` of ImageNet-1k and -21k have shape {shapes}. Received: "
-            f"shape {scores.shape}. One image needs a batch axis, "
-            "`preds[None]`; for a head made with `classes=N`, use the class "
-            "names of its data set."
+            f"`preds` of {what} have shape {shapes}. Received: shape "
+            f"{scores.shape}. One image needs a batch axis, `preds[None]`; a "
+            "model of other classes needs their names, "
+            "class_names=model.class_names."
         )
     classes = scores.shape[1]
     if not 1 <= top <= classes:
         raise ValueError(
             f"`top` is at least 1 and at most {classes}. Received: top={top}"
         )
-    names = class_labels(classes)
+    return best_classes(scores, top, class_names)
+
+
+def best_classes(
+    scores: np.ndarray, top: int, class_names: Sequence[str] | None
+) -> list[list[tuple[str, str, float]]]:
+    """Like `decode_predictions`; classes without any names have numbers."""
+    classes = scores.shape[1]
+    names: Sequence[tuple[str, str]]
+    if class_names is None and classes in _FILES:
+        names = class_labels(classes)
+    else:
+        plain = class_names or list(map(str, range(classes)))
+        names = [(name, name) for name in plain]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [(*names[i], float(row[i])) for i in order]

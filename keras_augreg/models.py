@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -109,6 +110,34 @@ _DOCSTRING = """{title}.
     """
 
 
+# Arguments of timm, KerasHub and torchvision -> ours.
+_MEANT = {
+    "drop_path_rate": "stochastic_depth",
+    "drop_rate": "dropout",
+    "global_pool": "pooling",
+    "image_shape": "input_shape",
+    "image_size": "input_shape",
+    "img_size": "input_shape",
+    "num_classes": "classes",
+    "pretrained": "weights",
+}
+
+
+def _hinting(builder: Builder) -> Builder:
+    """Adds to errors what an argument of another library is called here."""
+
+    @functools.wraps(builder)
+    def call(*args: Any, **kwargs: Any) -> keras.Model:
+        for name in _MEANT.keys() & kwargs.keys():
+            raise TypeError(
+                f"{builder.__name__}() has no argument {name!r}. Here it is "
+                f"called {_MEANT[name]!r}."
+            )
+        return builder(*args, **kwargs)
+
+    return call
+
+
 def _builder(name: str) -> Builder:
     variant = VARIANTS[name]
     default_weights = names.default_weights(variant.name)
@@ -189,7 +218,7 @@ def _builder(name: str) -> Builder:
 
     builder.__doc__ = _docstring(variant, default_weights)
     builder.__name__ = builder.__qualname__ = variant.name
-    return builder
+    return _hinting(builder)
 
 
 def _docstring(variant: Variant, default_weights: str | None) -> str:

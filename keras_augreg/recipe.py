@@ -52,6 +52,7 @@ PRETRAINING_RESOLUTION = 224
 # Fine-tuning: paper, section 3.5 and Table 4.
 FINETUNING_BATCH = 512
 FINETUNING_RESOLUTIONS = (224, 384)
+FINETUNING_MOMENTUM_DTYPE = "bfloat16"
 # Both: paper, sections 3.4 and 3.5.
 CLIP_NORM = 1.0
 
@@ -84,6 +85,73 @@ RELEASE_FINETUNING_RUNS = _runs(0.001, 0.003, 0.01, 0.03)
 
 # The middle of the paper's rates (`FINETUNING_RUNS`), for a first run.
 FINETUNING_LEARNING_RATE = 0.003
+
+
+PRETRAINING_RUNS = {
+    f"{dataset}-{epochs}ep": (dataset, epochs)
+    for dataset, numbers in PRETRAINING_EPOCHS.items()
+    for epochs in numbers
+}
+"""The paper's pre-training runs (3.4) by name, as in the release's files."""
+
+
+def pretraining_settings(run: str, model: str | None) -> dict[str, Any]:
+    """The study's settings of a pre-training run, for `recipes/pretrain.py`.
+
+    The paper does not say which loss it used; this is big_vision's.
+
+    Args:
+        run: One of `PRETRAINING_RUNS`.
+        model: The architecture, to add `AugReg.recommended`; `None` without.
+
+    >>> pretraining_settings("i1k-300ep", "S/16")["recipe"]
+    'medium2'
+    """
+    dataset, epochs = PRETRAINING_RUNS[run]
+    recipe = {}
+    if model is not None:
+        pick = AugReg.recommended(
+            model, "i21k_30" if run == "i21k-30ep" else dataset
+        )
+        recipe = {
+            "recipe": pick.augment,
+            "dropout": pick.dropout,
+            "weight_decay": pick.weight_decay,
+        }
+    return {
+        **recipe,
+        "dataset": dataset_names.canonical(dataset),
+        "image_size": PRETRAINING_RESOLUTION,
+        "batch_size": PRETRAINING_BATCH,
+        "epochs": float(epochs),
+        "learning_rate": PRETRAINING_LEARNING_RATE,
+        "loss": "sigmoid",
+    }
+
+
+def finetuning_settings(run: str) -> dict[str, Any]:
+    """The study's settings of a fine-tuning run, for `recipes/finetune.py`.
+
+    The study tried several learning rates (`FINETUNING_RUNS`); this is
+    `FINETUNING_LEARNING_RATE` where it is one of them, otherwise the lowest.
+
+    Args:
+        run: A data set of `FINETUNING_RUNS` and its steps: `"pets-500"`.
+
+    >>> finetuning_settings("pets-500")["batch_size"]
+    512
+    """
+    dataset, _, steps = run.rpartition("-")
+    rates = FINETUNING_RUNS[dataset].learning_rates
+    middle = FINETUNING_LEARNING_RATE
+    return {
+        "dataset": dataset,
+        "image_size": FINETUNING_RESOLUTIONS[0],
+        "batch_size": FINETUNING_BATCH,
+        "steps": int(steps),
+        "learning_rate": middle if middle in rates else rates[0],
+        "momentum_dtype": FINETUNING_MOMENTUM_DTYPE,
+    }
 
 
 def pretraining_warmup(total_steps: int) -> int:

@@ -77,9 +77,15 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+_WORDS = {"vit": "", "tiny": "ti", "small": "s", "base": "b", "large": "l"}
+
+
 def _letters(name: str) -> str:
-    """Maps "ViT_B16", "B_16" and "B/16" to "b16"."""
-    return re.sub("[^a-z0-9]", "", name.lower()).replace("vit", "")
+    """Maps "ViT_B16", "B_16", "B/16" and "vit-base-16" to "b16"."""
+    name = re.sub("[^a-z0-9]", "", name.lower())
+    for word, short in _WORDS.items():
+        name = name.replace(word, short)
+    return name
 
 
 _BY_LETTERS = {_letters(v.release): v for v in VARIANTS.values()}

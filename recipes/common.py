@@ -1,31 +1,31 @@
-"""What the scripts share: secondary flags, data, the run and its results."""
+"""What the scripts that train share: flags, data, arguments of `compile_*`."""
 
 from __future__ import annotations
 
-import json
-import logging
-import pathlib
-import sys
 from typing import Any
 
 import keras
-import numpy as np
+import precision
 from absl import app, flags
 
-from keras_augreg import atomic, data, visualize
-from keras_augreg.augment import AugRegAugment
-from keras_augreg.training import Workdir
-from keras_augreg.variants import find
-
-# absl's scripts would show JAX's list of devices that a machine lacks.
-logging.getLogger("jax").setLevel(logging.WARNING)
-
-SEED = 0
-# Flags that do not change what is trained.
-ELSEWHERE = ("workdir", "tensorboard", "restore_best")
+from keras_augreg import data
+from keras_augreg.data.decode import CROPS
+from keras_augreg.data.options import ON_ERROR
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("train_split", "train", "Or train[:10%].")
+flags.DEFINE_string("data_dir", None, "TFDS's directory; see `data.load`.")
+flags.DEFINE_enum("crop", None, CROPS, "Of training; by default the data's.")
+flags.DEFINE_bool("flip", None, "Mirror half of the images, or not.")
+flags.DEFINE_string("class_weight", None, "'balanced', or as '0=1,1=2.5'.")
+flags.DEFINE_enum("on_error", "raise", ON_ERROR, "skip: leave out bad images.")
+flags.DEFINE_integer("seed", 0, "Of weights, order, crops, augmentation.")
+flags.DEFINE_string("dtype", "auto", "A dtype policy; see precision.py.")
+flags.DEFINE_integer("warmup_steps", None, "By default the study's.")
+flags.DEFINE_integer("accumulation", 1, "Parts of a batch, one at a time.")
+flags.DEFINE_float("ema", None, "Momentum of an average of the weights.")
+flags.DEFINE_bool("remat", False, "Less memory, a second forward pass.")
+flags.DEFINE_string("momentum_dtype", None, "Of the optimizer's momentum.")
 flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.")
 flags.DEFINE_bool("restore_best", False, "End with the best checkpoint.")
 flags.DEFINE_string("distribute", "auto", "See `distribute`.")
@@ -33,137 +33,89 @@ flags.DEFINE_string("workdir", None, "Output folder; by default runs/SCRIPT.")
 flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow, TensorBoard.")
 
 
+def apply(settings: dict[str, Any]) -> None:
+    """Sets flags that were not given on the command line."""
+    for name, value in settings.items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+
+
+def start() -> None:
+    """Sets seed and dtype; call it after `distribute`."""
+    keras.utils.set_random_seed(FLAGS.seed)
+    # The settings of the run say which it was.
+    FLAGS.dtype = precision.choose(FLAGS.dtype)
+
+
+def compile_options(warmup_steps: int) -> dict[str, Any]:
+    """What the flags say to `compile_pretraining` and `compile_finetuning`."""
+    parts = FLAGS.accumulation
+    given = FLAGS.warmup_steps
+    return {
+        "warmup_steps": warmup_steps if given is None else given,
+        "gradient_accumulation_steps": parts if parts > 1 else None,
+        "ema_momentum": FLAGS.ema,
+        "remat": FLAGS.remat,
+        "momentum_dtype": FLAGS.momentum_dtype,
+    }
+
+
 def load(
-    source: str, shard: tuple[int, int], **options: Any
+    source: str, shard: tuple[int, int], batch_size: int, **options: Any
 ) -> tuple[Any, Any, Any]:
-    """The training set, what to evaluate on, and the former's `data.Info`."""
-    train_split, test_split = data.evaluation_split(source, FLAGS.train_split)
+    """The training set, what to evaluate on, and the former's `data.Info`.
+
+    Their batches are one of the `--accumulation` parts of `batch_size`.
+    """
+    if batch_size % FLAGS.accumulation:
+        raise app.UsageError(
+            f"--accumulation={FLAGS.accumulation} must divide the batch size, "
+            f"{batch_size}."
+        )
+    options |= {
+        "batch_size": batch_size // FLAGS.accumulation,
+        "data_dir": FLAGS.data_dir,
+        "options": data.Options(on_error=FLAGS.on_error),
+    }
+    train_split, test_split = data.evaluation_split(
+        source, FLAGS.train_split, FLAGS.data_dir
+    )
     train, info = data.load(
-        source, train_split, training=True, seed=SEED, **options
+        source,
+        train_split,
+        training=True,
+        seed=FLAGS.seed,
+        preprocess=data.Preprocess(FLAGS.crop, FLAGS.flip),
+        class_weight=_class_weight(FLAGS.class_weight),
+        **options,
     )
     test, _ = data.load(
         source,
         test_split,
         training=False,
+        preprocess=None if FLAGS.crop == "inception" else FLAGS.crop,
         class_names=info.class_names,
         **options,
     )
     return train.sharded(*shard), test.sharded(*shard), info
 
 
-def workdir() -> pathlib.Path:
-    """The folder of `--workdir`."""
-    script = pathlib.Path(sys.argv[0]).stem
-    return pathlib.Path(FLAGS.workdir or f"runs/{script}")
+def unaugmented(source: str, **options: Any) -> Any:
+    """The training images in order, without those that are evaluated on."""
+    split, _ = data.evaluation_split(source, FLAGS.train_split, FLAGS.data_dir)
+    return data.load(
+        source, split, training=False, data_dir=FLAGS.data_dir, **options
+    )[0]
 
 
-def open_run(devices: Any) -> Workdir:
-    """Opens the run that the flags describe; call it late.
-
-    A command that fails before leaves no directory behind.
-    """
-    if devices.kind == "model" and devices.shard[1] > 1:
+def _class_weight(text: str | None) -> Any:
+    if text in (None, "balanced"):
+        return text
+    try:
+        pairs = (part.split("=") for part in str(text).split(","))
+        return {int(label): float(weight) for label, weight in pairs}
+    except ValueError:
         raise app.UsageError(
-            "With --distribute=model, no host has the whole model, and the "
-            "scripts save it from one. Use --distribute=data, or one host."
-        )
-    if FLAGS.tensorboard:
-        try:
-            import tensorboard  # noqa: F401 (tf.summary needs it)
-            import tensorflow  # noqa: F401 (writes the files)
-        except ImportError as error:
-            raise app.UsageError(
-                "--tensorboard needs TensorFlow and TensorBoard. Install them "
-                "with `pip install tensorflow tensorboard`, or leave the flag "
-                "out: `metrics.jsonl` has the same numbers."
-            ) from error
-    modules = (sys.argv[0], __name__)
-    known = [f for m in modules for f in FLAGS.get_key_flags_for_module(m)]
-    settings = {f.name: f.value for f in known if f.name not in ELSEWHERE}
-    settings["model"] = find(settings["model"]).name  # However it is spelled.
-    return Workdir(workdir(), settings)
-
-
-def tensorboard(
-    run: Workdir, train: Any, recipe: Any, info: Any, devices: Any
-) -> list[Any]:
-    """TensorBoard's callback, after it got a new run's first inputs."""
-    if not FLAGS.tensorboard or devices.shard[0]:
-        return []
-    import tensorflow as tf
-
-    path = run.path / "tensorboard"
-    if not (path / "inputs").exists():
-        images, labels = map(np.asarray, next(iter(train.at(0, 1)))[:2])
-        augment = AugRegAugment(recipe, info.num_classes, seed=SEED)
-        shown = keras.ops.convert_to_numpy(augment(images, labels, step=0)[0])
-        with tf.summary.create_file_writer(str(path / "inputs")).as_default():
-            tf.summary.image(
-                "inputs of the first step", shown / 255, 0, max_outputs=16
-            )
-    return [keras.callbacks.TensorBoard(path)]
-
-
-def fit(
-    run: Workdir, net: Any, train: Any, test: Any, total_steps: int,
-    callbacks: list[Any],
-) -> dict[str, float]:  # fmt: skip
-    """Trains as the flags say; returns the scores on `test`."""
-    run.fit(
-        net,
-        train,
-        total_steps=total_steps,
-        interval=FLAGS.save_every,
-        restore_best=FLAGS.restore_best,
-        validation_data=test,
-        callbacks=callbacks,
-    )
-    return net.evaluate(test, return_dict=True)
-
-
-def finish(
-    run: Workdir, net: Any, test: Any, info: Any, devices: Any, scores: Any,
-    **result: Any,
-) -> None:  # fmt: skip
-    """Saves the model and prints the result as JSON, in the first process.
-
-    Call it after `with distribute(...)`: inside, saving would wait for the
-    other processes.
-    """
-    index, processes = devices.shard
-    if index:
-        return
-    net.class_names = info.class_names
-    # Keras checks the ending.
-    unfinished = run.path / f"unfinished.{atomic.owner()}.keras"
-    with atomic.replacing(run.path / "model.keras", unfinished) as file:
-        net.save(file.name)
-    if processes == 1:  # Several would have to predict together.
-        images, labels = _sample(test, 32)
-        predicted = net.predict(images, verbose=0)
-        figure = visualize.plot_predictions(
-            images, labels, predicted, info.class_names
-        )
-        with atomic.replacing(run.path / "predictions.png") as file:
-            figure.savefig(file, format="png", dpi=100)
-    result |= {f"test_{name}": value for name, value in scores.items()}
-    result |= {"devices": devices.replicas, "workdir": str(run.path)}
-    print(json.dumps({**result, "backend": keras.config.backend()}))
-
-
-def _sample(test: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels from all parts of an evaluation set, so all classes."""
-    batches = int(test.cardinality())
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    for i, batch in enumerate(test):
-        first, last = (count * k // batches for k in (i, i + 1))
-        arrays = [np.asarray(x) for x in batch]
-        if len(arrays) > 2:  # Padding has weight 0.
-            arrays = [x[arrays[2] > 0] for x in arrays]
-        here = len(arrays[0])
-        some = np.unique(np.arange(last - first) * here // (last - first or 1))
-        some = some[:here]
-        images.extend(arrays[0][some])
-        labels.extend(arrays[1][some])
-    return np.stack(images), np.stack(labels)
+            "--class_weight is 'balanced', or weights by class as "
+            f"'0=1,1=2.5'. Received: {text!r}"
+        ) from None

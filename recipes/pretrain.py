@@ -8,14 +8,15 @@ settings are the study's (arXiv 2106.10270, section 3) except for the length
 of the run, its peak learning rate and the loss: Adam, warm-up and cosine,
 clipping at 1, decoupled decay of kernels. The study's own kind of run:
 
-    python recipes/pretrain.py --dataset=imagenet2012 --model=ViT_S16 \
-        --recipe=medium1 --image_size=224 --batch_size=4096 --epochs=300 \
-        --learning_rate=1e-3 --loss=sigmoid --save_every=1000 --fewshot=10
+    python recipes/pretrain.py --study=i21k-300ep --model=ViT_S16 \
+        --data_dir=FOLDER --save_every=1000 --fewshot=10
 
-on a TPU pod; it was not run here. If it is stopped or killed, the same
-command resumes the run (docs/training.md). --workdir gets checkpoints,
-`settings.json`, `metrics.jsonl`, the model (`model.keras`) and a picture of
-predictions; the last line on stdout is JSON. Further flags: --helpfull.
+on a TPU pod; it was not run here. --study sets the paper's constants and the
+recipe that was picked for the model, unless other flags set them. If it is
+stopped or killed, the same command resumes the run (docs/training.md).
+--workdir gets checkpoints, `settings.json`, `metrics.jsonl`, the model
+(`model.keras`) and a picture of predictions; the last line on stdout is JSON.
+Further flags: --helpfull.
 """
 
 from __future__ import annotations
@@ -26,18 +27,26 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import building
 import common
-import keras
+import running
 from absl import app, flags
 
 import keras_augreg
-from keras_augreg import data
-from keras_augreg.recipe import pretraining_warmup
+from keras_augreg.recipe import (
+    PRETRAINING_RUNS,
+    pretraining_settings,
+    pretraining_warmup,
+)
 from keras_augreg.training.fewshot import FewShot
 
+_STUDY = flags.DEFINE_enum("study", None, PRETRAINING_RUNS, "A paper's run.")
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Also of stochastic depth.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "As in the paper.")
+_AUGMENT_ON = flags.DEFINE_enum(
+    "augment_on", "auto", ["auto", "device", "host"], "Where a recipe runs."
+)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side in pixels.")
 _PATCH_SIZE = flags.DEFINE_integer(
     "patch_size", 0, "Side in pixels; 0: the model's."
@@ -54,12 +63,18 @@ _FEWSHOT = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Trains, evaluates, saves, reports."""
     del argv
-    keras.utils.set_random_seed(common.SEED)
-    recipe = keras_augreg.AugReg(_RECIPE.value, _DROPOUT.value, _DROPOUT.value)
+    if _STUDY.value:
+        model_name = None if flags.FLAGS["recipe"].present else _MODEL.value
+        common.apply(pretraining_settings(_STUDY.value, model_name))
+    recipe = keras_augreg.AugReg(
+        _RECIPE.value, _DROPOUT.value, _DROPOUT.value, _WEIGHT_DECAY.value
+    )
     size = {"image_size": _IMAGE_SIZE.value, "batch_size": _BATCH_SIZE.value}
     with keras_augreg.distribute(flags.FLAGS.distribute) as devices:
+        common.start()
         train, test, info = common.load(_DATASET.value, devices.shard, **size)
-        total_steps = int(_EPOCHS.value * info.steps_per_epoch)
+        batches = int(_EPOCHS.value * info.steps_per_epoch)
+        total_steps = batches // flags.FLAGS.accumulation
         model = building.new(
             _MODEL.value,
             _IMAGE_SIZE.value,
@@ -72,23 +87,21 @@ def main(argv: list[str]) -> None:
             recipe,
             total_steps=total_steps,
             learning_rate=_LEARNING_RATE.value,
-            warmup_steps=pretraining_warmup(total_steps),
             loss=_LOSS.value,
-            seed=common.SEED,
+            augment_on=_AUGMENT_ON.value,
+            seed=flags.FLAGS.seed,
+            **common.compile_options(pretraining_warmup(total_steps)),
         )
         callbacks = []
         if _FEWSHOT.value:
             if devices.replicas > 1:
                 raise app.UsageError("--fewshot runs on one device only.")
-            split = flags.FLAGS.train_split
-            # Without what is evaluated on.
-            split = data.evaluation_split(_DATASET.value, split)[0]
-            few, _ = data.load(_DATASET.value, split, training=False, **size)
+            few = common.unaugmented(_DATASET.value, **size)
             callbacks = [FewShot(few, test, _FEWSHOT.value)]
-        run = common.open_run(devices)
-        callbacks += common.tensorboard(run, train, recipe, info, devices)
-        scores = common.fit(run, model, train, test, total_steps, callbacks)
-    common.finish(
+        run = running.open_run(devices)
+        callbacks += running.tensorboard(run, train, recipe, info, devices)
+        scores = running.fit(run, model, train, test, total_steps, callbacks)
+    running.finish(
         run,
         model,
         test,
@@ -98,6 +111,7 @@ def main(argv: list[str]) -> None:
         model=_MODEL.value,
         patch_size=model.sizes.patch_size,
         recipe=str(recipe),
+        dtype=flags.FLAGS.dtype,
         dataset=_DATASET.value,
         steps=total_steps,
     )

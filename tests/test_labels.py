@@ -160,6 +160,17 @@ def test_preprocess_refuses_other_dtypes(dtype):
         preprocess_input(np.array([1, 0]).astype(dtype))
 
 
+@pytest.mark.once
+def test_names_of_other_classes():
+    scores = np.array([[0.1, 0.7, 0.2]])
+    assert decode_predictions(scores, 2, ["a", "b", "c"]) == [
+        [("b", "b", 0.7), ("c", "c", 0.2)]
+    ]
+    for preds, names in ((scores, None), (scores, ["a", "b"])):
+        with pytest.raises(ValueError, match=r"class_names=model.class_names"):
+            decode_predictions(preds, class_names=names)
+
+
 @pytest.mark.parametrize("module", [labels, preprocessing])
 def test_examples_run(module):
     failed, attempted = doctest.testmod(module)

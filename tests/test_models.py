@@ -654,6 +654,19 @@ def test_says_that_it_keeps_classes(tmp_path):
 
 
 @pytest.mark.once
+def test_hints_at_names():
+    for name in ("ViT_Tiny16", "vit_ti16", "vit_tiny_16", "ViTTi16"):
+        with pytest.raises(AttributeError, match="Did you mean: 'ViT_Ti16'"):
+            getattr(keras_augreg, name)
+    with pytest.raises(AttributeError, match=r"'nothing'$"):
+        keras_augreg.nothing  # noqa: B018
+    with pytest.raises(TypeError, match=r"ViT_Ti16\(\).*called 'classes'"):
+        keras_augreg.ViT_Ti16(weights=None, num_classes=3)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        keras_augreg.ViT_Ti16(weights=None, nothing=3)
+
+
+@pytest.mark.once
 def test_the_classifier_is_kept_for_the_same_class_names(tmp_path):
     build = keras_augreg.ViT_Ti16
     names = [f"class{i}" for i in range(10)]

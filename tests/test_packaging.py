@@ -24,6 +24,7 @@ from golden import make_npz
 pytestmark = pytest.mark.venv
 
 ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
 
 # Run in the clean environment: builds, loads, predicts, saves, reads images.
 SCRIPT = """
@@ -101,7 +102,7 @@ def distributions(tmp_path_factory):
         *("README.md", "LICENSE", "CHANGELOG.md"),
     ):
         shutil.copy(ROOT / name, root)
-    for name in ("keras_augreg", "tests"):
+    for name in ("keras_augreg", "recipes", "tests"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     run(sys.executable, "-m", "build", root)
@@ -128,7 +129,8 @@ def checkpoint(tmp_path_factory):
 
 def source_files():
     """Paths of the files that the package consists of."""
-    return {
+    scripts = {f"keras_augreg/recipes/{f.name}" for f in RECIPES.glob("*.py")}
+    return scripts | {
         str(f.relative_to(ROOT))
         for f in (ROOT / "keras_augreg").rglob("*")
         if f.is_file() and f.suffix != ".pyc"
@@ -150,9 +152,10 @@ def test_sdist_holds_the_package_and_no_tests(distributions):
     _, sdist = distributions
     with tarfile.open(sdist) as tar:
         names = {m.name.split("/", 1)[1] for m in tar if m.isfile()}
-    assert source_files() <= names
+    source = {f.replace("keras_augreg/rec", "rec") for f in source_files()}
+    assert source <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "setup.cfg"} <= names
-    assert not {n for n in names if n.startswith(("tests/", "recipes/"))}
+    assert not {n for n in names if n.startswith("tests/")}
 
 
 def lowest(package):
@@ -220,6 +223,12 @@ def test_clean_installation(
     assert result["parameters"] == new_parameters()
     assert result["label"] == "organism, being"
     assert result["saved"] < 1e-6
+    # The scripts come along.
+    command = (python, "-m", "keras_augreg", "predict")
+    environment |= {"KERAS_BACKEND": backend}
+    said = run(*command, "model.keras", "photos/train/a", cwd=tmp_path,
+               env=environment)  # fmt: skip
+    assert said.count("photos/train/a/") == 3
     y = np.load(tmp_path / "out.npy")
     assert y.shape == (2, 10)
     np.testing.assert_allclose(y, expected, atol=2e-6)

@@ -45,9 +45,9 @@ def end(process, expect=0):
     return json.loads(out.splitlines()[-1])
 
 
-def run(script, *arguments, cwd, expect=0):
+def run(script, *arguments, cwd, expect=0, **environment):
     command = [sys.executable, str(RECIPES / script), *arguments]
-    return end(start(command, cwd), expect)
+    return end(start(command, cwd, **environment), expect)
 
 
 @pytest.fixture(scope="module")
@@ -248,26 +248,99 @@ def test_tensorboard_that_is_not_there(tmp_path):
 
 
 @pytest.mark.once
-def test_model_parallel_over_hosts_is_refused(monkeypatch):
+def test_settings_of_the_study(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import json, common, pretrain\n"
+        "def load(*arguments, **options):\n"
+        "    print(json.dumps(common.FLAGS.flag_values_dict()))\n"
+        "    sys.exit()\n"
+        "common.load = load\n"
+        "common.app.run(pretrain.main)\n"
+    )
+    command = [sys.executable, "-c", program, str(RECIPES)]
+    command += ["--study=i21k-300ep", "--model=S/16", "--batch_size=64"]
+    flags = end(start([*command, "--dtype=mixed_float16"], tmp_path))
+    assert flags["dataset"] == "imagenet-21k"
+    assert (flags["recipe"], flags["weight_decay"]) == ("light2", 0.03)
+    assert (flags["batch_size"], flags["epochs"]) == (64, 300)
+    assert flags["dtype"] == "mixed_float16"
+    flags = end(start([*command, "--recipe=heavy1"], tmp_path))
+    assert (flags["recipe"], flags["weight_decay"]) == ("heavy1", 0.1)
+    assert flags["dtype"] == "float32"  # On a CPU.
+
+
+@pytest.mark.once
+def test_flags_that_do_not_fit(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import common
+    from absl import app
+    from absl.testing import flagsaver
+
+    common.FLAGS(["pretrain.py"])
+    with (
+        flagsaver.flagsaver(accumulation=5),
+        pytest.raises(app.UsageError, match="must divide the batch size, 32"),
+    ):
+        common.load("digits", (0, 1), 32)
+    with pytest.raises(app.UsageError, match=r"as '0=1,1=2\.5'"):
+        common._class_weight("0:1")
+    assert common._class_weight("0=1,1=2.5") == {0: 1.0, 1: 2.5}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("accelerator", "policy"),
+    [
+        (("cpu", None), "float32"),
+        (("tpu", None), "mixed_bfloat16"),
+        (("gpu", 7.5), "mixed_float16"),
+        (("gpu", 8.0), "mixed_bfloat16"),
+        (("gpu", None), "mixed_bfloat16"),
+    ],
+)
+def test_dtype_of_a_device(monkeypatch, capsys, accelerator, policy):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import precision
+
+    monkeypatch.setattr(precision, "accelerator", lambda: accelerator)
+    try:
+        assert precision.choose("auto") == policy
+        assert keras.config.dtype_policy().name == policy
+        assert f"in {policy} on a " in capsys.readouterr().out
+    finally:
+        assert precision.choose("float32") == "float32"
+
+
+def test_accelerator_of_this_backend(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import precision
+
+    assert precision.accelerator() == ("cpu", None)
+
+
+@pytest.mark.once
+def test_model_parallel_over_hosts_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import running
     from absl import app
 
     devices = types.SimpleNamespace(kind="model", shard=(0, 2))
     with pytest.raises(app.UsageError, match="--distribute=data"):
-        common.open_run(devices)
+        running.open_run(devices)
 
 
 @pytest.mark.once
 def test_a_model_spelled_otherwise_resumes_the_same_run(tmp_path):
     program = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import common\n"
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import common, running\n"
         "from types import SimpleNamespace as devices\n"
         "from absl import flags; flags.DEFINE_string('model', '', '')\n"
         "flags.FLAGS(sys.argv); sys.argv[0] = common.__file__\n"
         "flags.FLAGS.register_key_flag_for_module('common', "
         "flags.FLAGS['model'])\n"
-        "common.open_run(devices(kind='none', shard=(0, 1)))\n"
+        "running.open_run(devices(kind='none', shard=(0, 1)))\n"
     )
     for model in ("ViT_B16", "B/16", "b_16"):
         subprocess.run(
@@ -364,27 +437,61 @@ def test_finetune_what_pretrain_saved_then_evaluate(journey):
         "--weights=digits/model.keras",
         "--steps=12",
         "--learning_rate=0.03",
-        "--workdir=photos-model",
+        *("--study=pets-500", "--crop=resize_small", "--noflip", "--seed=3"),
+        *("--on_error=skip", "--class_weight=balanced", "--accumulation=2"),
+        *("--ema=0.5", "--remat", "--warmup_steps=1"),
+        "--workdir=~/photos-model",
         cwd=folder,
+        HOME=str(folder),
     )
     assert 0 <= result["test_accuracy"] <= 1
+    text = (folder / "photos-model" / "settings.json").read_text()
+    settings = json.loads(text)
+    assert (settings["dataset"], settings["steps"]) == ("photos", 12)
+    assert settings["accumulation"] == 2
+    assert settings["momentum_dtype"] == "bfloat16"  # The study's.
+    assert settings["dtype"] == result["dtype"] == "float32"  # On a CPU.
     assert (folder / "photos-model" / "predictions.png").exists()
-    evaluated = run(
-        "evaluate.py",
-        *SMALL,
-        "--dataset=photos",
-        "--model=Ti_16",
-        "--weights=photos-model/model.keras",
-        "--workdir=evaluation",
-        cwd=folder,
-    )
+    command = [sys.executable, "-m", "keras_augreg", "evaluate", *SMALL]
+    command += ["--dataset=photos", "--model=Ti_16", "--workdir=evaluation"]
+    command += ["--weights=photos-model/model.keras"]
+    evaluated = end(start(command, folder))
     assert evaluated["top1"] == pytest.approx(result["test_accuracy"])
+    command = [sys.executable, "-m", "keras_augreg", "predict", "--top=1"]
+    command += ["photos-model/model.keras", "photos/test"]
+    done = start(command, folder).communicate(timeout=600)[0].splitlines()
+    assert len(done) == 16
+    right = [line.split("/")[2] == line.split()[1] for line in done]
+    assert np.mean(right) == pytest.approx(result["test_accuracy"], abs=0.13)
+
+
+@pytest.mark.once
+def test_commands_of_the_package(tmp_path):
+    """Without KERAS_BACKEND, JAX is chosen, as in the scripts."""
+    command = [sys.executable, "-m", "keras_augreg"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("KERAS_BACKEND")
+    for arguments, status, said in (
+        (["predict"], 1, "Pass a model and at least one photo"),
+        (["train"], 2, "finetune           Fine-tunes a checkpoint on"),
+    ):
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert said in done.stdout + done.stderr
+        assert "tensorflow" not in done.stderr
 
 
 @pytest.mark.once
 def test_sample_of_all_classes(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import common
+    import running
 
     from keras_augreg import data
 
@@ -397,7 +504,7 @@ def test_sample_of_all_classes(monkeypatch):
             training=False,
             options=data.Options(pad=pad),
         )
-        images, labels = common._sample(test, 32)
+        images, labels = running._sample(test, 32)
         assert images.shape == (32, 8, 8, 3)
         assert set(labels) == set(range(10))
 

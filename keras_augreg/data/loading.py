@@ -63,7 +63,7 @@ def load(
     preprocess: str | Preprocess | None = None,
     seed: int = 0,
     class_names: Sequence[str] | None = None,
-    class_weight: Mapping[int, float] | None = None,
+    class_weight: Mapping[int, float] | str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     options: Options | None = None,
 ) -> tuple[Any, Info]:
@@ -103,8 +103,10 @@ def load(
         seed: Seed of order, crops and flips, from 0 to 2**32 - 1.
         class_names: The class folders in the order of their labels; `None`
             for alphabetical order (of those in `train`, if it exists).
-        class_weight: Class -> weight, 1 where missing. Batches become
-            (images, labels, weights).
+        class_weight: Class -> weight, 1 where missing; or `"balanced"`, so
+            that all classes count alike: n images in k classes give one with
+            m images the weight n / (k m). Batches become (images, labels,
+            weights).
         data_dir: TFDS's directory; with it, a name never means a folder. For
             `"imagenet-21k"`: its folder, or the directory that TFDS wrote.
         options: Further settings, as a `data.Options`.
@@ -176,7 +178,7 @@ def load(
         )
     skip = options.on_error == "skip"
     skipped = Skipped(examples.left_out) if skip else None
-    weights = _class_weights(class_weight, len(names))
+    weights = _class_weights(class_weight, examples)
     seed = int(seed)  # NumPy's integers would draw from other streams.
     feed = Feed(examples, cropping, batch_size, seed, options, weights, skipped)
     info = Info(
@@ -193,10 +195,21 @@ def load(
 
 
 def _class_weights(
-    class_weight: Mapping[int, float] | None, num_classes: int
+    class_weight: Mapping[int, float] | str | None, examples: Any
 ) -> np.ndarray | None:
+    num_classes = len(examples.class_names)
     if class_weight is None:
         return None
+    if isinstance(class_weight, str):
+        if class_weight != "balanced" or examples.labels is None:
+            raise ValueError(
+                "`class_weight` is a dict of weights by class, or 'balanced' "
+                "for folders and digits (the labels of TFDS's data sets are in "
+                f"their files). Received: class_weight={class_weight!r}"
+            )
+        counts = np.bincount(examples.labels, minlength=num_classes)
+        weights = len(examples) / (num_classes * np.maximum(counts, 1))
+        return weights.astype(np.float32)
     unknown = [c for c in class_weight if c not in range(num_classes)]
     if unknown:
         raise ValueError(

@@ -115,12 +115,12 @@ def locate(
     source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
 ) -> Location:
     """Finds a data set; the arguments are `load`'s."""
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-        if "://" not in source:
-            # A `Path` is always a folder; the "./" prefix marks it as one.
-            source = os.path.join(".", source)
-    directory = None if data_dir is None else str(data_dir)
+    is_folder = isinstance(source, os.PathLike)
+    source = os.path.expanduser(source)
+    if is_folder and "://" not in source:
+        # A `Path` is always a folder; the "./" prefix marks it as one.
+        source = os.path.join(".", source)
+    directory = None if data_dir is None else os.path.expanduser(data_dir)
     known = dataset_names.lookup(source, (*sources.BUNDLED, *DATASETS))
     if known and directory is None and os.path.isdir(source):
         report.once(

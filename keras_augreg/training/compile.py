@@ -243,7 +243,10 @@ def _check_model(model: Any) -> None:
         raise TypeError(
             "Expected a model with a classifier from a builder of "
             "keras_augreg, built without `input_tensor` or on a plain "
-            f"`keras.Input`. Received: {model!r}"
+            "`keras.Input`. For a head of your own, build one of zeros with "
+            "include_top=True and classes=N; or call Keras's `compile` with "
+            "keras_augreg.training.optimizers.SGD and "
+            f"keras_augreg.training.schedules. Received: {model!r}"
         )
 
 

@@ -16,6 +16,7 @@ start at any step, so nothing else is needed to resume bit for bit.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -88,7 +89,7 @@ class Workdir:
             raise ValueError(
                 f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
             )
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(path).expanduser()
         self.keep = keep
         self.monitor = monitor
         self.mode = mode
@@ -308,8 +309,15 @@ class Workdir:
             raise ValueError(
                 f"The run in {self.path} is another experiment:\n"
                 + "\n".join(changed)
-                + "\nUse the settings it had, or another directory."
+                + "\nUse the settings it had, or another directory, such as "
+                f"{self._free()} (the scripts' --workdir)."
             )
+
+    def _free(self) -> pathlib.Path:
+        """A directory beside this one that does not exist."""
+        names = (f"{self.path.name}-{i}" for i in itertools.count(2))
+        paths = map(self.path.with_name, names)
+        return next(path for path in paths if not path.exists())
 
     def _files(self) -> list[pathlib.Path]:
         files = (self.path / "checkpoints").glob("*.npz")

@@ -417,6 +417,17 @@ def test_weights_and_vectors(photos, engine):
     )
 
 
+def test_balanced_classes():
+    dataset, info = load(
+        "digits", "train[:10%]", False, class_weight="balanced"
+    )
+    _, labels, weights = map(np.concatenate, zip(*read(dataset), strict=True))
+    total = np.bincount(labels, weights)
+    np.testing.assert_allclose(total, info.num_examples / 10, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'balanced'.*'heavy'"):
+        load("digits", "train", False, class_weight="heavy")
+
+
 def test_cached_files_are_read_once(photos, monkeypatch):
     reads = []
     real = data.sources._read_file

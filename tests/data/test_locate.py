@@ -68,6 +68,15 @@ def test_a_name_wins_over_a_folder_and_says_so(tmp_path, monkeypatch, caplog):
     assert "pathlib.Path('pets')" in message
 
 
+def test_home_directories(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate.locate("~/photos", None).path == str(root)
+    assert locate.locate("i21k", "~/photos").path == str(root)
+    with pytest.raises(ValueError, match=r"No folder '/.*nothing"):
+        locate.locate("~/nothing", None)
+
+
 def test_a_source_is_located_once(tmp_path, monkeypatch):
     probes = []
     real = tfds.is_prepared_directory

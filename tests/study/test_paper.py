@@ -31,6 +31,34 @@ def facts(name):
         return list(csv.DictReader(file))
 
 
+def test_settings_of_scripts():
+    """Sections 3.3 to 3.5; the recipe is `AugReg.recommended`."""
+    for run, epochs in (("i1k-300ep", 300), ("i21k-30ep", 30)):
+        assert recipe.pretraining_settings(run, None) == {
+            "dataset": f"imagenet-{run.split('-')[0][1:]}",
+            "image_size": 224,
+            "batch_size": 4096,
+            "epochs": epochs,
+            "learning_rate": 1e-3,
+            "loss": "sigmoid",
+        }
+    settings = recipe.pretraining_settings("i21k-300ep", "L/16")
+    assert (settings["recipe"], settings["epochs"]) == ("heavy1", 300)
+    assert (settings["dropout"], settings["weight_decay"]) == (0.0, 0.1)
+    with pytest.raises(ValueError, match="from_checkpoint"):
+        recipe.pretraining_settings("i21k-30ep", "L/16")
+    assert recipe.finetuning_settings("pets-500") == {
+        "dataset": "pets",
+        "image_size": 224,
+        "batch_size": 512,
+        "steps": 500,
+        "learning_rate": 0.003,
+        "momentum_dtype": "bfloat16",
+    }
+    settings = recipe.finetuning_settings("imagenet-1k-20000")
+    assert (settings["steps"], settings["learning_rate"]) == (20_000, 0.01)
+
+
 # Tables 1 and 2, page 4.
 
 

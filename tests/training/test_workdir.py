@@ -250,6 +250,8 @@ def test_early_stopping_ends_the_run(tmp_path):
 
 
 def test_changed_settings_are_refused(tmp_path):
+    tmp_path = tmp_path / "run"
+    tmp_path.with_name("run-2").touch()
     Workdir(
         tmp_path, {"learning_rate": 0.1, "augment": "none", "sizes": (1, 2)}
     )
@@ -259,7 +261,7 @@ def test_changed_settings_are_refused(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"another experiment:\n  learning_rate: 0.1 before, 0.2 now\n"
-        r"  sizes: .* before, 'not set' now",
+        r"  sizes: .* before, 'not set' now\n.*such as .*/run-3 \(",
     ):
         Workdir(tmp_path, {"learning_rate": 0.2, "augment": "none"})
 

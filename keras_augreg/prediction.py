@@ -1,0 +1,168 @@
+"""From photos to the names of what a model sees in them."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import keras_augreg.models as builders
+from keras_augreg.labels import best_classes
+from keras_augreg.preprocessing import preprocess_input
+from keras_augreg.variants import match
+
+
+class Prediction(NamedTuple):
+    """What a model sees in an image; prints as `cat.jpg: cat 98%, dog 1%`."""
+
+    image: str  # the file, or "image 0" of an array
+    classes: list[tuple[str, float]]  # (name, probability), the best first
+
+    def __str__(self) -> str:
+        found = (f"{name} {share:.0%}" for name, share in self.classes)
+        return f"{self.image}: {', '.join(found)}"
+
+
+def predict(
+    model: Any, images: Any, top: int = 5, batch_size: int = 32
+) -> list[Prediction]:
+    """Names what is in photos.
+
+    Photos are decoded, upright and in RGB, and resized and cropped as
+    `keras_augreg.data.load` does for an evaluation: the middle of the photo,
+    or all of it where its smaller side has at most 32 pixels. The names are
+    the model's `class_names`, or those of ImageNet.
+
+    Args:
+        model: A classifier of images (B, H, W, 3), such as a
+            `VisionTransformer`; a `.keras` file; or the name of an
+            architecture, `"ViT_B16"`, for its default weights.
+        images: An image file, a folder (with all image files in it and below),
+            a Pillow image, an array (h, w, 3) or (B, h, w, 3) of pixels from 0
+            to 255, or a list of these.
+        top: Number of classes to name, at least 1; all if there are fewer.
+        batch_size: Images that the model gets at once.
+
+    Returns:
+        A `Prediction` for each image; those of a folder in the order of their
+        paths.
+
+    Raises:
+        ValueError: An argument is not as above, or an image cannot be read.
+
+    Example:
+    ```python
+    import numpy as np
+    import keras_augreg
+
+    model = keras_augreg.ViT_Ti16(
+        weights=None, input_shape=(32, 32, 3), class_names=["cat", "dog"]
+    )
+    photo = np.zeros((60, 40, 3), "uint8")
+    (prediction,) = keras_augreg.predict(model, photo)
+    assert prediction.classes == [("cat", 0.5), ("dog", 0.5)]
+    ```
+    """
+    model = _model(model)
+    if len(model.output_shape) != 2 or len(model.input_shape) != 4:
+        raise ValueError(
+            "Expected a classifier of images (B, H, W, 3) that returns one "
+            f"score for each class. Received: {model.name!r}, which maps "
+            f"{model.input_shape} to {model.output_shape}"
+        )
+    found = list(_find(images))
+    named, size = [], tuple(model.input_shape[1:3])
+    for start in range(0, len(found), batch_size):
+        part = found[start : start + batch_size]
+        batch = np.stack([_pixels(image, name, size) for name, image in part])
+        if start:  # The same shape again: nothing is compiled anew.
+            missing = batch_size - len(batch)
+            batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        if not getattr(model, "include_preprocessing", True):
+            batch = keras.ops.convert_to_numpy(preprocess_input(batch))
+        scores = model.predict(batch, verbose=0)[: len(part)]
+        if getattr(model, "classifier_activation", "softmax") is None:
+            scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
+        names = getattr(model, "class_names", None)
+        best = best_classes(scores, min(top, scores.shape[1]), names)
+        named += [
+            Prediction(name, [(label, score) for _, label, score in row])
+            for (name, _), row in zip(part, best, strict=True)
+        ]
+    return named
+
+
+def _model(model: Any) -> Any:
+    if not isinstance(model, (str, pathlib.Path)):
+        return model
+    path = pathlib.Path(model).expanduser()
+    if path.exists():
+        return keras.saving.load_model(path)
+    if variant := match(str(model)):
+        return getattr(builders, variant.name)()
+    raise ValueError(
+        f"No such file: {str(model)!r}. Expected a .keras file that "
+        "`model.save` wrote, or the name of an architecture, such as 'ViT_B16'."
+    )
+
+
+def _find(images: Any) -> Iterator[tuple[str, Any]]:
+    """Pairs (name, path or array (h, w, 3)) of all images."""
+    from keras_augreg.data import decode
+
+    if isinstance(images, (list, tuple)):
+        for image in images:
+            yield from _find(image)
+    elif isinstance(images, (str, pathlib.Path)):
+        path = pathlib.Path(images).expanduser()
+        files = [path]
+        if path.is_dir():
+            files = sorted(
+                p for p in path.rglob("*")
+                if p.suffix.lower() in decode.extensions()
+            )  # fmt: skip
+        if not files or not path.exists():
+            raise ValueError(
+                f"No image files in the folder {str(path)!r}."
+                if path.exists()
+                else f"No such file or folder: {str(images)!r}."
+            )
+        yield from ((str(p), p) for p in files)
+    else:
+        if hasattr(images, "convert"):  # Pillow's
+            images = images.convert("RGB")
+        elif not isinstance(images, np.ndarray):
+            images = keras.ops.convert_to_numpy(images)
+        images = np.asarray(images)
+        if images.ndim not in (3, 4) or images.shape[-1] != 3:
+            raise ValueError(
+                "An array of images has shape (height, width, 3) or (batch, "
+                f"height, width, 3). Received: shape={images.shape}"
+            )
+        images = images.reshape(-1, *images.shape[-3:])
+        yield from ((f"image {i}", image) for i, image in enumerate(images))
+
+
+def _pixels(image: Any, name: str, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image, uint8 (*size, 3); arrays that fit stay."""
+    from keras_augreg.data import decode, loading
+
+    if isinstance(image, pathlib.Path):
+        picture: Any = decode.Picture(image.read_bytes(), name)
+    elif image.shape[:2] == size:
+        return image
+    else:
+        pixels = np.clip(np.round(image), 0, 255).astype("uint8")
+        picture = decode.ArrayPicture(pixels)
+    sides = picture.height, picture.width
+    crop = "resize" if min(sides) <= loading.SMALL_SIDE else "resize_small"
+    smaller_side = round(decode.SMALLER_SIDE * min(size))
+    cropping = decode.Cropping(size, crop, False, False, smaller_side)
+    window = cropping.window(*sides, random.Random(0))
+    out = np.empty((*size, 3), np.uint8)
+    decode.crop_and_resize(picture.pixels(window.box), window, cropping, out)
+    return out

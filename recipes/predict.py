@@ -1,0 +1,44 @@
+r"""Names what a model sees in photos.
+
+    python recipes/predict.py runs/finetune/model.keras photo.jpg FOLDER
+
+The model is a `.keras` file, with the class names that it was saved with, or
+an architecture with its released weights (downloaded once):
+
+    python recipes/predict.py ViT_B16 photo.jpg
+
+Prints one line for each photo. Hardware: any. In Python:
+`keras_augreg.predict`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from absl import app, flags
+
+import keras_augreg
+
+_TOP = flags.DEFINE_integer("top", 5, "Classes to name, at least 1.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.")
+
+
+def main(argv: list[str]) -> None:
+    """Predicts and prints."""
+    if len(argv) < 3:
+        raise app.UsageError("Pass a model and at least one photo or folder.")
+    _, model, *images = argv
+    try:
+        predictions = keras_augreg.predict(
+            model, images, _TOP.value, _BATCH_SIZE.value
+        )
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    for prediction in predictions:
+        print(prediction)
+
+
+if __name__ == "__main__":
+    app.run(main)

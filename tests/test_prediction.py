@@ -1,0 +1,111 @@
+"""`keras_augreg.predict`: from files, folders and arrays to names."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+
+import keras_augreg
+
+NAMES = ["dark", "light"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Tells dark images from light ones, with logits of -1 and 1."""
+    model = keras_augreg.VisionTransformer(
+        patch_size=8,
+        width=8,
+        depth=1,
+        num_heads=1,
+        mlp_dim=8,
+        input_shape=(16, 16, 3),
+        class_token=False,
+        class_names=NAMES,
+        classes=2,
+    )
+    features = keras.Model(model.input, model.get_layer("pool").output)
+    pixels = np.stack([np.full((16, 16, 3), n, "uint8") for n in (10, 245)])
+    dark, light = features.predict(pixels, verbose=0)
+    direction = (light - dark) / np.square(light - dark).sum()
+    head = model.get_layer("head")
+    head.kernel.assign(np.stack([-direction, direction], axis=1) * 2)
+    middle = (light + dark) @ direction
+    head.bias.assign([middle, -middle])
+    return model
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images whose middle is light or dark, and whose sides are not."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, (middle, name) in enumerate(
+        ((10, "a.jpg"), (245, "b.PNG"), (245, "more/c.webp"))
+    ):
+        pixels = np.full((60, 300, 3), 255 - middle, "uint8")
+        pixels[:, 100:200] = middle
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(pixels).save(path)
+        (folder / f"notes{i}.txt").touch()
+    return folder
+
+
+def test_a_folder_in_batches(model, photos):
+    for batch_size in (1, 2, 32):
+        found = keras_augreg.predict(model, photos, batch_size=batch_size)
+        assert [p.classes[0][0] for p in found] == ["dark", "light", "light"]
+        assert [p.image for p in found] == [
+            str(photos / name) for name in ("a.jpg", "b.PNG", "more/c.webp")
+        ]
+    share = 1 / (1 + np.exp(-2))
+    assert found[0].classes[0][1] == pytest.approx(share, abs=0.01)
+    assert str(found[0]) == f"{photos / 'a.jpg'}: dark 88%, light 12%"
+
+
+def test_every_kind_of_image(model, photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos))
+    pillow = PIL.Image.open(photos / "b.PNG")
+    array = np.asarray(pillow)
+    batch = np.full((2, 16, 16, 3), 245.0, "float32")
+    found = keras_augreg.predict(
+        model,
+        ["~/b.PNG", pillow, array, array.astype("float32"), batch,
+         keras.ops.convert_to_tensor(array)],
+        top=1,
+    )  # fmt: skip
+    assert [p.classes[0][0] for p in found] == ["light"] * 7
+    assert found[1].image == "image 0"
+
+
+def test_a_saved_model_and_one_with_logits(model, photos, tmp_path):
+    model.save(tmp_path / "model.keras")
+    expected = keras_augreg.predict(model, photos)
+    assert keras_augreg.predict(tmp_path / "model.keras", photos) == expected
+    config = model.get_config()
+    config |= {"classifier_activation": None, "class_names": None}
+    logits = keras_augreg.VisionTransformer.from_config(config)
+    logits.set_weights(model.get_weights())
+    ((_, classes), *_) = keras_augreg.predict(logits, photos)
+    assert classes[0] == ("0", pytest.approx(expected[0].classes[0][1]))
+
+
+@pytest.mark.once
+def test_errors(model, photos, tmp_path):
+    for images, message in (
+        ("nothing.jpg", "No such file or folder: 'nothing.jpg'"),
+        (tmp_path, "No image files in the folder"),
+        (photos / "notes0.txt", "Cannot read the image"),
+        (np.zeros((3, 16, 16)), "has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keras_augreg.predict(model, images)
+    with pytest.raises(ValueError, match=r"No such file: 'model.keras'"):
+        keras_augreg.predict("model.keras", photos)
+    with pytest.raises(ValueError, match="Expected a classifier"):
+        keras_augreg.predict(
+            keras.Model(model.input, model.get_layer("encoder_norm").output),
+            photos,
+        )
