@@ -152,7 +152,9 @@ def test_sdist_holds_the_package_and_no_tests(distributions):
     _, sdist = distributions
     with tarfile.open(sdist) as tar:
         names = {m.name.split("/", 1)[1] for m in tar if m.isfile()}
-    source = {f.replace("keras_augreg/rec", "rec") for f in source_files()}
+    source = {
+        f.replace("keras_augreg/recipes/", "recipes/") for f in source_files()
+    }
     assert source <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "setup.cfg"} <= names
     assert not {n for n in names if n.startswith("tests/")}
