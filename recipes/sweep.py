@@ -14,10 +14,10 @@ array of jobs, or several machines that share a directory:
     python recipes/sweep.py --grid=FILE --shard=$SLURM_ARRAY_TASK_ID/16
 
 --workdir gets `results.csv` (and `.parquet`), with the columns of the
-release's `index.csv`, and `figures/`. Hardware: any. Duration: each cell's
-line tells the time left. docs/study.md has a run with its duration and
-results. The last line on stdout is JSON; the exit status is 1 if a cell
-failed.
+release's `index.csv`, and `figures/`; whether the paper's findings hold comes
+last. Hardware: any. Duration: each cell's line tells the time left.
+docs/study.md has a run with its duration and results. The last line on stdout
+is JSON; the exit status is 1 if a cell failed.
 """
 
 from __future__ import annotations
@@ -98,15 +98,17 @@ def main(argv: list[str]) -> None:
             shard=(int(shard[1]), int(shard[2])),
             report=functools.partial(print, file=sys.stderr, flush=True),
         )
-    figures = study.render(
-        study.read(summary.path), summary.path.with_name("figures")
-    )
+    table = study.read(summary.path)
+    figures = study.render(table, summary.path.with_name("figures"))
+    verdicts = list(map(str, study.verdicts(table, _WORKDIR.value)))
+    print(*verdicts, sep="\n", file=sys.stderr)
     result = {
         "done": summary.done,
         "failed": summary.failed,
         "waiting": summary.waiting,
         "table": str(summary.path),
         "figures": [str(path) for path in figures],
+        "verdicts": verdicts,
         "backend": keras.config.backend(),
     }
     print(json.dumps(result))

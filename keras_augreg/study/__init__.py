@@ -25,29 +25,43 @@ from keras_augreg.study.grid import (
     read_cells,
 )
 from keras_augreg.study.paper import PRINTED, published
+from keras_augreg.study.rank import (
+    Ranked,
+    Ranking,
+    rank_checkpoints,
+    transfer_scores,
+)
 from keras_augreg.study.search import random_search
 from keras_augreg.study.sweep import Summary, collect, run
 from keras_augreg.study.table import COLUMNS, read
+from keras_augreg.study.verdict import STATEMENTS, Verdict, verdicts
 
 __all__ = [
     "COLUMNS",
     "FIGURES",
     "PRINTED",
+    "STATEMENTS",
     "Advice",
     "Finetuning",
     "Grid",
     "Pretraining",
+    "Ranked",
+    "Ranking",
     "Reason",
     "Source",
     "Summary",
     "Transfer",
+    "Verdict",
     "advise",
     "collect",
     "published",
     "random_search",
+    "rank_checkpoints",
     "read",
     "read_cells",
     "render",
     "run",
     "train",
+    "transfer_scores",
+    "verdicts",
 ]

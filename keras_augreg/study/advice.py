@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from keras_augreg.checkpoints import best
+from keras_augreg.checkpoints import best, names
 from keras_augreg.recipe import (
     FINETUNING_BATCH,
     FINETUNING_RUNS,
     FinetuningRuns,
 )
+from keras_augreg.study import select
 from keras_augreg.study.paper import published_rows
 from keras_augreg.study.table import IMAGES
+from keras_augreg.study.verdict import UNTOLD, verdicts
 from keras_augreg.variants import find
+
+if TYPE_CHECKING:
+    import pandas
 
 PAPER = "arXiv 2106.10270"
 # Training images of the paper's data sets whose fine-tuning runs are taken:
@@ -168,8 +174,9 @@ def advise(
     num_examples: int,
     device_budget_hours: float,
     throughput: Mapping[str, float] | None = None,
+    table: pandas.DataFrame | None = None,
 ) -> Advice:
-    """Suggests what to train, by the paper's rules of thumb.
+    """Suggests what to train, by the paper's rules of thumb and your runs.
 
     Args:
         num_examples: Number of your labelled training images, at least 1.
@@ -177,6 +184,10 @@ def advise(
         throughput: Architecture (in any spelling) -> images/s of inference at
             224 px on your device (`recipes/benchmark.py` measures it). `None`
             for the paper's, on a V100.
+        table: Results of your own runs, from `read`. What `verdicts` can tell
+            from them comes first; of the released checkpoints that were
+            fine-tuned in them, the best by validation that fits the hours is
+            suggested.
 
     Returns:
         The suggestion. Each of its sentences names a source.
@@ -213,15 +224,27 @@ def advise(
     # The data set with the nearest number of images, by ratio.
     like = min(_LIKE, key=lambda k: abs(math.log(num_examples / _LIKE[k])))
     runs = FINETUNING_RUNS[like]
-    reasons = [_TRANSFER, *_below(_FROM_SCRATCH, num_examples), *_CHOICE]
-    model = _best_within(device_budget_hours, runs, accuracy, speeds)
+    reasons = [*_own_findings(table), _TRANSFER]
+    reasons += [*_below(_FROM_SCRATCH, num_examples), *_CHOICE]
+    budget = device_budget_hours
+    model = _best_within(budget, runs, accuracy, speeds)
     if model is None:
         runs = FinetuningRuns(runs.steps[:1], runs.learning_rates[1:2])
-        model = _best_within(device_budget_hours, runs, accuracy, speeds)
+        model = _best_within(budget, runs, accuracy, speeds)
         if model is None:
             model = max(speeds, key=speeds.__getitem__)
             reasons.append(_NONE_FITS)
         reasons.append(_ONE_RUN)
+    fitting = [m for m in speeds if _hours(runs, speeds[m]) <= budget]
+    if own := _own_checkpoint(table, fitting):
+        model = own[0]
+        reasons.append(
+            Reason(
+                f"Of the released checkpoints that your runs fine-tuned and "
+                f"that fit your hours, {own[1]} is the best by validation.",
+                "your table",
+            )
+        )
     reasons += [
         Reason(
             "Steps and learning rates are those of the paper's data set of "
@@ -240,7 +263,45 @@ def advise(
         _AUGMENTATION_FIRST,
     ]
     hours = _hours(runs, speeds[model])
-    return Advice(model, best(model), *runs, hours, tuple(reasons))
+    weights = own[1] if own else best(model)
+    return Advice(model, weights, *runs, hours, tuple(reasons))
+
+
+def _own_findings(table: pandas.DataFrame | None) -> list[Reason]:
+    """What one's own table tells about the paper's findings."""
+    if table is None:
+        return []
+    return [
+        Reason(
+            f"In your runs, this finding {verdict.verdict}: "
+            f"{verdict.statement}.",
+            f"your table, section {verdict.section}, {verdict.numbers}",
+        )
+        for verdict in verdicts(table)
+        if verdict.verdict != UNTOLD
+    ]
+
+
+def _own_checkpoint(
+    table: pandas.DataFrame | None, models: Sequence[str]
+) -> tuple[str, str] | None:
+    """The builder and the name of the best released checkpoint in a table.
+
+    Of `models`; by its best fine-tuning on each data set, averaged.
+    """
+    if table is None:
+        return None
+    rows = select.mean(
+        select.done(table).dropna(subset=["adapt_final_val"]),
+        "adapt_final_val", keys=["filename", *select.SETTINGS],
+    )  # fmt: skip
+    best = rows.groupby(["filename", "adapt_ds"])["adapt_final_val"].max()
+    means = best.groupby("filename").mean().sort_values(ascending=False)
+    released = {str(name): name.variant for name in names.pretrained_names()}
+    for name in means.index:
+        if released.get(name) in models:
+            return released[name], name
+    return None
 
 
 def _below(reasons: Mapping[float, Reason], number: int) -> list[Reason]:

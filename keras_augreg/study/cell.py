@@ -15,6 +15,7 @@ import numpy as np
 from keras_augreg import checkpoints, data
 from keras_augreg.recipe import AugReg, pretraining_warmup
 from keras_augreg.study.grid import Cell, Pretraining, Source
+from keras_augreg.study.verdict import CORRECT
 from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
@@ -41,7 +42,8 @@ def train(
         cell: A cell of a grid.
         folder: Folder of the cell's files. A pre-training leaves its model
             there as `model.npz`; its fine-tunings, in folders beside it, load
-            that.
+            that. Each cell leaves `correct.npy`: for each test example
+            whether it was classified correctly.
         save_every: Most steps between two checkpoints.
         augment_on: Where augmentation runs, `"device"` or `"host"`, with the
             same random draws. On the host it needs TensorFlow and reads
@@ -102,7 +104,9 @@ def train(
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     logs = [json.loads(line) for line in lines]
     accuracy = [line["val_accuracy"] for line in logs]
-    tested = model.evaluate(test, return_dict=True, verbose=0)["accuracy"]
+    correct = _correct(model, test)
+    np.save(folder / CORRECT, correct)
+    tested = float(correct.mean())
     result: dict[str, Any] = {
         "params": model.count_params(),
         "infer_samples_per_sec": _speed(model, test),
@@ -208,13 +212,27 @@ def _arguments(
     return arguments, options
 
 
+def _correct(model: Any, dataset: Any) -> np.ndarray:
+    """Whether each example's highest output is one of its classes, (N,)."""
+    found = []
+    for batch in dataset:
+        images, labels, *weights = map(np.asarray, batch)
+        best = np.asarray(model.predict_on_batch(images)).argmax(axis=1)
+        if labels.ndim > 1:
+            right = np.take_along_axis(labels, best[:, None], 1)[:, 0] > 0
+        else:
+            right = labels == best
+        found.append(right[weights[0] > 0] if weights else right)
+    return np.concatenate(found)
+
+
 def _speed(model: Any, dataset: Any) -> float:
     """Images/s of the forward pass: the best of five batches."""
-    images, labels = map(np.asarray, next(iter(dataset))[:2])
+    images = np.asarray(next(iter(dataset))[0])
     seconds = []
     for _ in range(6):  # The first may compile.
         start = time.perf_counter()
-        model.test_on_batch(images, labels)
+        model.predict_on_batch(images)
         seconds.append(time.perf_counter() - start)
     return len(images) / min(seconds[1:])
 

@@ -6,6 +6,7 @@ import pytest
 
 from keras_augreg.checkpoints import best
 from keras_augreg.study.advice import advise
+from keras_augreg.study.table import read_text, to_csv
 
 pytestmark = pytest.mark.once
 
@@ -88,3 +89,55 @@ def test_augreg_helps_or_hurts():
 def test_messages(arguments, message):
     with pytest.raises(ValueError, match=message):
         advise(*arguments)
+
+
+RELEASED = {
+    "B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0": 0.7,
+    "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0": 0.9,
+    "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0": 0.95,
+}
+
+
+def own_table(seeds=3):
+    """Released checkpoints that were fine-tuned, and AugReg that helped."""
+    rows = [
+        {
+            "name": name[:4], "ds": "i21k", "epochs": 300, "aug": "none",
+            "filename": name, "adapt_ds": "mine", "adapt_final_val": accuracy,
+            "adapt_final_test": 0.5, "adapt_lr": 0.01, "status": "done",
+        }
+        for name, accuracy in RELEASED.items()
+    ]  # fmt: skip
+    rows += [
+        {
+            "name": "mini/8", "ds": "mine", "epochs": 10, "aug": level,
+            "do": 0.0, "sd": 0.0, "filename": f"{level} {seed}",
+            "final_val": accuracy, "final_test": accuracy + seed / 1000,
+            "seed": seed, "num_examples": 100, "status": "done",
+        }
+        for seed in range(seeds)
+        for level, accuracy in (("none", 0.5), ("medium1", 0.6))
+    ]  # fmt: skip
+    return read_text(to_csv(rows).decode())
+
+
+def test_ones_own_table_comes_first():
+    advice = advise(3_000, 1.0, table=own_table())
+    # L/16 is better, but its runs take longer than an hour.
+    assert (advice.model, advice.weights) == ("ViT_S32", [*RELEASED][1])
+    first = str(advice.reasons[0])
+    assert first.startswith("In your runs, this finding holds: AugReg helps.")
+    assert "[your table, section 4.4, +10.0 points" in first
+    assert "1 comparison, 3 seeds" in first
+    assert any("is the best by validation" in str(r) for r in advice.reasons)
+    rich = advise(3_000, 1000.0, table=own_table())
+    assert rich.weights == [*RELEASED][2]
+
+
+def test_a_table_that_tells_nothing_changes_nothing(ours):
+    plain = advise(3_000, 1.0)
+    single = own_table(seeds=1)
+    single = single[~single["filename"].isin([*RELEASED])]
+    assert advise(3_000, 1.0, table=single) == plain
+    # Files of a sweep's own models are no released checkpoints.
+    assert advise(3_000, 1.0, table=ours).weights == plain.weights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_augreg.data import Preprocess, find
-from keras_augreg.study.cell import _arguments, hold_out
+from keras_augreg.study.cell import _arguments, _correct, hold_out
 
 pytestmark = pytest.mark.once
 
@@ -47,3 +47,15 @@ def test_options_are_those_of_load_of_preprocess_and_of_options():
     assert arguments == {"data_dir": "x", "preprocess": preprocess}
     assert options == {"engine": "python"}
     assert _arguments({}) == ({}, {})
+
+
+def test_correct_examples_of_every_kind_of_label_without_padding():
+    scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.6, 0.4]])
+    model = types.SimpleNamespace(predict_on_batch=lambda images: scores)
+    images, labels = np.zeros((3, 2, 2, 3)), np.array([1, 1, 0])
+    several = np.array([[1, 1], [0.0, 1.0], [0.3, 0.7]])
+    kept = np.array([1.0, 1.0, 0.0])
+    batches = [(images, labels), (images, labels, kept), (images, several)]
+    assert _correct(model, batches).tolist() == [
+        *(True, False, True), *(True, False), *(True, False, True),
+    ]  # fmt: skip

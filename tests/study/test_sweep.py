@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas
 import pytest
 
 from keras_augreg.recipe import AugReg
-from keras_augreg.study import sweep, table
+from keras_augreg.study import sweep, table, verdict
 from keras_augreg.study.grid import Finetuning, Grid, Source, Transfer
 from keras_augreg.variants import VARIANTS, Sizes, Variant
 
@@ -274,5 +275,12 @@ def test_the_command_end_to_end(tmp_path):
         .notna()
         .all(axis=None)
     )
+    for row in good.itertuples():
+        tuned = isinstance(row.adapt_filename, str)
+        name = row.adapt_filename if tuned else row.filename
+        correct = np.load(tmp_path / "sweep/runs" / name / "correct.npy")
+        accuracy = row.adapt_final_test if tuned else row.final_test
+        assert (len(correct), correct.mean()) == (359, pytest.approx(accuracy))
+    assert len(result["verdicts"]) == len(verdict.STATEMENTS)
     names = [pathlib.Path(path).name for path in result["figures"]]
     assert names == ["4.1_data_size.png"]
