@@ -169,6 +169,7 @@ class VisionTransformer(TrainStep):
             super().__init__(
                 inputs=inputs, outputs=x, name=name, trainable=trainable
             )
+        self._called = True  # For Keras's ONNX export: the graph is complete.
         self.dtype_policy = policy
         self.sizes = sizes
         self.include_top = include_top

@@ -118,7 +118,6 @@ def from_onnx(model, x, folder):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
     path = str(folder / "model.onnx")
-    model(x)  # Keras wants it called, not only `predict`.
     model.export(path, format="onnx", verbose=False)
     session = runtime.InferenceSession(path)
     feed = {session.get_inputs()[0].name: x.astype("float32")}

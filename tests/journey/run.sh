@@ -14,7 +14,8 @@ python="$work/venv/bin/python"
 
 offline() { # COMMAND...: runs it without a network and shows its results
   printf '\n$ %s\n' "$*" | sed "s#$work/venv/bin/##"
-  unshare -rn "$@" 2> errors.txt | tail -n 4 | cut -c 1-200 || {
+  # Without the progress bars.
+  unshare -rn "$@" 2> errors.txt | grep -v "ms/step" || {
     cat errors.txt
     exit 1
   }
@@ -22,13 +23,14 @@ offline() { # COMMAND...: runs it without a network and shows its results
 
 date -u +"%F %H:%M, $(git -C "$root" rev-parse --short HEAD)"
 git clone -q "$root" "$work/clone"
+cd "$work"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$python" -m pip install -q build
-"$python" -m build -q --outdir "$work/dist" "$work/clone" > /dev/null
+"$python" -m build -q --outdir "$work/dist" "$work/clone" > build.txt 2>&1
 wheel="$(echo "$work"/dist/*.whl)"
 "$python" -m pip install -q --no-compile "$wheel[jax,study]"
 "$python" -m pip list 2> /dev/null | grep -iE "^(jax|keras|numpy|tensorflow) "
-! "$python" -c "import tensorflow" 2> /dev/null
+if "$python" -c "import tensorflow" 2> /dev/null; then exit 1; fi
 
 mkdir "$work/wheel" && cd "$work/wheel"
 "$python" - <<'PYTHON'
@@ -51,7 +53,7 @@ PYTHON
 
 echo; echo "--- from the wheel"
 offline "$python" -m keras_augreg pretrain --epochs=1 "--train_split=train[:40%]"
-tune=(--dataset=~/wheel/photos --image_size=48 --steps=20 --learning_rate=0.03)
+tune=(--dataset=~/wheel/photos --image_size=48 --steps=10 --learning_rate=0.03)
 tune+=(--weights=runs/pretrain/model.keras)
 offline "$python" -m keras_augreg finetune "${tune[@]}"
 offline "$python" -m keras_augreg evaluate --dataset=photos --image_size=48 \
@@ -61,8 +63,8 @@ offline "$python" -m keras_augreg predict --top=2 runs/finetune/model.keras \
 ls runs/finetune runs/evaluate
 
 echo; echo "--- another try with other settings is told of a fresh directory"
-! unshare -rn "$python" -m keras_augreg finetune "${tune[@]}" --steps=30 \
-  > output.txt 2>&1
+if unshare -rn "$python" -m keras_augreg finetune "${tune[@]}" --steps=30 \
+  > output.txt 2>&1; then exit 1; fi
 grep -A 3 "another experiment" output.txt | tail -n 3
 
 echo; echo "--- from the clone"
