@@ -74,7 +74,7 @@ def keras_hub(sizes):
         )
     )
     state = tuple(
-        [(v.shape, v.dtype) for v in variables]
+        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
         for variables in (
             model.trainable_variables, model.non_trainable_variables,
             model.optimizer.variables, model.metrics_variables,
@@ -154,10 +154,7 @@ def plain(sizes):
     params = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s, "float32"), shapes, is_leaf=is_shape
     )
-    state = jax.tree.map(
-        lambda x: (x.shape, x.dtype),
-        (params, jax.eval_shape(optimizer.init, params)),
-    )
+    state = (params, jax.eval_shape(optimizer.init, params))
     return lowered(jax.jit(step, donate_argnums=0), state)
 
 
@@ -172,9 +169,8 @@ def lowered(step, state):
         mesh, jax.sharding.PartitionSpec(*axes)
     )
     state = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(*s, sharding=place()),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place()),
         state,
-        is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], tuple),
     )
     batch = (
         jax.ShapeDtypeStruct(
