@@ -52,13 +52,14 @@ _WITHOUT_INTERNET = (
 )
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _HUB = re.compile(rf"hf://({_PART}/{_PART})(?:@({_PART}))?")
+_HUB_FILE = "model.safetensors"
 # A process of its own: nothing else ends a transfer of huggingface_hub.
 _HUB_PROCESS = """
 import sys, huggingface_hub
-repository, revision = sys.argv[1:]
+repository, file, revision = sys.argv[1:]
 try:
     print(huggingface_hub.hf_hub_download(
-        repository, "model.safetensors", revision=revision or None
+        repository, file, revision=revision or None
     ))
 except OSError as error:
     print(error)
@@ -134,23 +135,32 @@ def _from_hub(name: str, timeout: float, progress: bool) -> Path:
             f"such as hf://timm/vit_tiny_patch16_224.augreg_in21k."
         )
     try:
-        from huggingface_hub import constants, get_token
+        import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise ImportError(
             f"{name!r} needs huggingface_hub: pip install huggingface_hub"
         ) from error
     repository, revision = match.groups(default="")
-    cache = str(constants.HF_HUB_CACHE)
+    if files.offline():
+        cached = huggingface_hub.try_to_load_from_cache(
+            repository, _HUB_FILE, HF_HUB_CACHE, revision or None
+        )
+        if isinstance(cached, str):
+            return Path(cached)
+        raise FileNotFoundError(
+            f"{name} is not in the cache of huggingface_hub, and "
+            f"KERAS_AUGREG_OFFLINE=1 forbids downloading it."
+        )
     # Xet receives pieces of up to 64 MB before it writes one to the disk.
-    env = os.environ | {"HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": "1"}
-    if offline := files.offline():
-        env["HF_HUB_OFFLINE"] = "1"
+    env = os.environ | {"HF_HUB_CACHE": HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
     if not progress:
         env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if token := get_token():  # a notebook's secret too
+    if token := huggingface_hub.get_token():  # a notebook's secret too
         env["HF_TOKEN"] = token
-    blobs = Path(cache, f"models--{repository.replace('/', '--')}/blobs")
-    command = [sys.executable, "-c", _HUB_PROCESS, repository, revision]
+    blobs = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}/blobs")
+    command = [sys.executable, "-c", _HUB_PROCESS, repository, _HUB_FILE]
+    command.append(revision)
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -163,11 +173,6 @@ def _from_hub(name: str, timeout: float, progress: bool) -> Path:
     watch.check(f"{name}: ")
     if process.returncode == 0:
         return Path(answer.splitlines()[-1])
-    if offline:
-        raise FileNotFoundError(
-            f"{name} is not in the cache of huggingface_hub, and "
-            f"KERAS_AUGREG_OFFLINE=1 forbids downloading it."
-        )
     raise DownloadError(f"{name}: {answer or 'huggingface_hub failed'}")
 
 

@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -309,8 +310,15 @@ def take(examples: Examples, percent: tuple[int, int], seed: int) -> Examples:
 
 def _read_file(root: str, name: str) -> bytes:
     # Three times as fast as `pathlib`.
-    with open(f"{root}/{name}", "rb", buffering=0) as file:
+    with open(f"{root}/{name}", "rb", 0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
         return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file; a FIFO in its place would wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _wanted(name: str) -> bool:

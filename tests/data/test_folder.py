@@ -13,7 +13,7 @@ from _photos import encode, photo, write_folder
 
 from keras_augreg import data
 from keras_augreg.data import locate, tfds
-from keras_augreg.data.decode import formats
+from keras_augreg.data.decode import ImageError, formats
 
 if keras.backend.backend() != "jax":
     pytest.skip("the same on every backend", allow_module_level=True)
@@ -43,6 +43,15 @@ def test_names_are_sorted_and_other_files_are_no_images(root):
     ]  # fmt: skip
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert found.picture(6).height == 400
+
+
+def test_a_fifo_is_no_image(root):
+    """Opened like a file, it would wait for a writer."""
+    os.mkfifo(root / "train" / "coffee" / "x.jpg")
+    found = find(root)
+    number = found.names.index("coffee/x.jpg")
+    with pytest.raises(ImageError, match=r"coffee/x\.jpg.*not a regular file"):
+        found.picture(number)
 
 
 def test_linked_folders_of_a_class_are_read(root, tmp_path_factory):
