@@ -1,5 +1,6 @@
 """`keras_augreg.benchmark` and recipes/benchmark.py."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,13 +12,15 @@ import pytest
 
 import keras_augreg
 from keras_augreg import benchmark
+from keras_augreg.variants import VARIANTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes" / "benchmark.py"
 
 
 def run(workdir, *arguments):
-    command = [sys.executable, str(SCRIPT), "--models=ViT_Ti32"]
+    tiny = str(ROOT / "tests" / "_tiny.py")
+    command = [sys.executable, tiny, str(SCRIPT), "--models=ViT_Ti32"]
     return subprocess.run(
         [*command, "--seconds=0.1", f"--workdir={workdir}", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -37,11 +40,15 @@ def test_script(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 2
     rows = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["task"] for row in rows] == ["infer", "train"]
+    sizes = dataclasses.replace(VARIANTS["ViT_Ti32"].sizes, depth=2)
+    model = keras_augreg.VisionTransformer(
+        **dataclasses.asdict(sizes), input_shape=(32, 32, 3)
+    )
     for row in rows:
         assert row["backend"] == keras.config.backend()
         assert row["dtype"] == "mixed_bfloat16"
         assert 0 < row["share"] < 1.5
-        flops = keras_augreg.describe("ViT_Ti32", input_shape=(32, 32, 3)).flops
+        flops = keras_augreg.describe(model).flops
         flops *= 3 if row["task"] == "train" else 1
         speed = row["images_per_second"]
         assert row["gflops"] == pytest.approx(speed * flops / 1e9)

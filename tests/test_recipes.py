@@ -454,13 +454,13 @@ def test_finetune_what_pretrain_saved_then_evaluate(journey):
     assert settings["momentum_dtype"] == "bfloat16"  # The study's.
     assert settings["dtype"] == result["dtype"] == "float32"  # On a CPU.
     assert (folder / "photos-model" / "predictions.png").exists()
-    command = [sys.executable, "-m", "keras_augreg", "evaluate", *SMALL]
+    command = [sys.executable, TINY, "-m", "keras_augreg", "evaluate", *SMALL]
     command += ["--dataset=photos", "--model=Ti_16", "--workdir=evaluation"]
     command += ["--weights=photos-model/model.keras"]
     evaluated = end(start(command, folder))
     assert evaluated["top1"] == pytest.approx(result["test_accuracy"])
-    command = [sys.executable, "-m", "keras_augreg", "predict", "--top=1"]
-    command += ["photos-model/model.keras", "photos/test"]
+    command = [sys.executable, TINY, "-m", "keras_augreg", "predict"]
+    command += ["--top=1", "photos-model/model.keras", "photos/test"]
     done = start(command, folder).communicate(timeout=600)[0].splitlines()
     assert len(done) == 16
     right = [line.split("/")[2] == line.split()[1] for line in done]
@@ -511,6 +511,7 @@ def test_sample_of_all_classes(monkeypatch):
         assert set(labels) == set(range(10))
 
 
+@pytest.mark.once
 def test_evaluate_refuses_other_classes(journey):
     folder, _ = journey
     message = run(
@@ -525,6 +526,7 @@ def test_evaluate_refuses_other_classes(journey):
     assert "4 classes (astronaut, chelsea, coffee, ...)" in message
 
 
+@pytest.mark.once
 def test_finetune_says_what_is_wrong(journey):
     folder, _ = journey
     message = run(

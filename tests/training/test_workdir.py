@@ -434,10 +434,7 @@ def test_refuses_arguments(tmp_path, argument):
         Workdir(tmp_path, {}, **argument)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "torch",
-    reason="bit-identity is promised on JAX and TensorFlow",
-)
+@pytest.mark.once  # The tests above have the other backends.
 def test_kills(tmp_path):
     command = [sys.executable, str(HERE / "kills.py"), "--damage", "3"]
     done = subprocess.run(
