@@ -40,7 +40,7 @@ run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # slower. The cache saves JAX from compiling the same programs again in the
   # processes that tests start. tests/conftest.py orders the modules.
   env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 PJRT_NPROC=1 \
-    TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
+    TF_NUM_INTRAOP_THREADS=1 \
     JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
     python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
