@@ -20,7 +20,9 @@ pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Described by the functions that take them.
-CONSTANTS = {"COLUMNS", "DATASETS", "FIGURES", "OPERATIONS"}
+CONSTANTS = {
+    *("COLUMNS", "DATASETS", "FIGURES", "OPERATIONS", "PRINTED", "STATEMENTS")
+}
 # Attributes that make a browser fetch a file.
 FETCHED = {("img", "src"), ("link", "href"), ("script", "src")}
 
