@@ -37,10 +37,11 @@ def open_run(devices: Any) -> Workdir:
 
     A command that fails before leaves no directory behind.
     """
-    if devices.kind == "model" and devices.shard[1] > 1:
+    if devices.kind in ("model", "fsdp") and devices.shard[1] > 1:
         raise app.UsageError(
-            "With --distribute=model, no host has the whole model, and the "
-            "scripts save it from one. Use --distribute=data, or one host."
+            f"With --distribute={devices.kind}, no host has the whole model, "
+            "and the scripts save it from one. Use --distribute=data, or one "
+            "host."
         )
     if FLAGS.tensorboard:
         try:

@@ -322,12 +322,13 @@ def test_accelerator_of_this_backend(monkeypatch):
 
 
 @pytest.mark.once
-def test_model_parallel_over_hosts_is_refused(monkeypatch):
+@pytest.mark.parametrize("kind", ["model", "fsdp"])
+def test_a_split_model_over_hosts_is_refused(monkeypatch, kind):
     monkeypatch.syspath_prepend(str(RECIPES))
     import running
     from absl import app
 
-    devices = types.SimpleNamespace(kind="model", shard=(0, 2))
+    devices = types.SimpleNamespace(kind=kind, shard=(0, 2))
     with pytest.raises(app.UsageError, match="--distribute=data"):
         running.open_run(devices)
 
