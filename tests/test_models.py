@@ -543,26 +543,24 @@ def test_attention_weights_are_never_dropped():
     ],
 )
 def test_mixed_precision(ti_16, policy):
-    entry = json.loads(
-        pathlib.Path(__file__)
-        .with_name("golden")
-        .joinpath("expected_logits.json")
-        .read_text()
-    )[0]
-    expected = np.array(entry["logits_first8"])
-    model = keras_augreg.VisionTransformer(
-        **sizes(release="Ti_16"),
-        classifier_activation=None,
-        include_preprocessing=False,
-        dtype=policy,
-    )
-    checkpoints.load(model, ti_16)
-    assert {w.dtype for w in model.trainable_variables} == {"float32"}
-    assert keras.backend.standardize_dtype(model.output.dtype) == "float32"
-    found = predict(model, make_npz.images(0, 2, 224))
-    assert found.dtype == np.float32
-    rms = np.sqrt(np.mean((found[:, :8] - expected) ** 2))
-    print(f"{policy} on {BACKEND}: RMS {rms:.1e} of logits of RMS 1.04")
+    """On small images: CPUs multiply float16 slowly."""
+    found = []
+    for dtype in ("float32", policy):
+        model = keras_augreg.VisionTransformer(
+            **sizes(release="Ti_16"),
+            input_shape=(48, 48, 3),
+            classifier_activation=None,
+            include_preprocessing=False,
+            dtype=dtype,
+        )
+        checkpoints.load(model, ti_16)
+        assert {w.dtype for w in model.trainable_variables} == {"float32"}
+        output = keras.backend.standardize_dtype(model.output.dtype)
+        assert output == "float32"
+        found.append(predict(model, make_npz.images(0, 2, 48)))
+        assert found[-1].dtype == np.float32
+    rms = np.sqrt(np.mean((found[1] - found[0]) ** 2))
+    print(f"{policy} on {BACKEND}: RMS {rms:.1e}, {np.std(found[0]):.2f}")
     # bfloat16 keeps 8 bits, float16 11: 25 layers of rounding errors of
     # 2^-9 and 2^-12 of logits of size 1.
     assert rms < {"mixed_bfloat16": 0.03, "mixed_float16": 0.004}[policy]
