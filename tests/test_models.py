@@ -145,6 +145,7 @@ SIGNATURE = {
     "dropout": 0.0,
     "stochastic_depth": 0.0,
     "name": None,
+    "class_names": None,
 }
 NOT_RELEASED = {"ViT_Ti32", "ViT_L32", "R26_ViT_B32", "R50_ViT_B16"}
 
