@@ -29,8 +29,8 @@ printf '=== set-up (some minutes)\n'
 .venv/bin/python -m pip install -qq --no-compile --editable \
   ".[jax,tpu,tensorflow,torch,data,docs,export,keras-cv,study,test]" torch==2.13.0
 export PATH="$PWD/.venv/bin:$PATH"
-# Most of an import is compiling to bytecode, for each program that tests start
-# again, where the environment forbids to keep it.
+# Where the environment forbids keeping bytecode, each program that tests start
+# compiles all that it imports: 20 seconds instead of 7 for a script.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX="$PWD/.venv/bytecode"
 
