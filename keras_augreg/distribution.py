@@ -261,11 +261,10 @@ def keras_distribution(
         model_devices: As in `distribute`.
     """
     lib, count = keras.distribution, len(devices)
+    mesh = lib.DeviceMesh((count,), ("batch",), devices)
     if kind == "data":
-        mesh = lib.DeviceMesh((count,), ("batch",), devices)
         return lib.DataParallel(mesh, auto_shard_dataset=False), count
     if kind == "fsdp":
-        mesh = lib.DeviceMesh((count,), ("batch",), devices)
         return _split_over(mesh, lambda v: fsdp_axis(v.shape, count)), count
     parts = model_devices or count
     if parts < 1 or count % parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import random
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _model(model: Any) -> Any:
 
 def _find(images: Any) -> Iterator[tuple[str, Any]]:
     """Pairs (name, path or array (h, w, 3)) of all images."""
-    from keras_augreg.data import decode
+    from keras_augreg.data import sources
 
     if isinstance(images, (list, tuple)):
         for image in images:
@@ -121,10 +122,8 @@ def _find(images: Any) -> Iterator[tuple[str, Any]]:
         path = pathlib.Path(images).expanduser()
         files = [path]
         if path.is_dir():
-            files = sorted(
-                p for p in path.rglob("*")
-                if p.suffix.lower() in decode.extensions()
-            )  # fmt: skip
+            names = sources.images(path, collections.Counter())
+            files = [path / name for name in names]
         if not files or not path.exists():
             raise ValueError(
                 f"No image files in the folder {str(path)!r}."
@@ -149,10 +148,13 @@ def _find(images: Any) -> Iterator[tuple[str, Any]]:
 
 def _pixels(image: Any, name: str, size: tuple[int, int]) -> np.ndarray:
     """The middle of an image, uint8 (*size, 3); arrays that fit stay."""
-    from keras_augreg.data import decode, loading
+    from keras_augreg.data import decode, loading, options, sources
+    from keras_augreg.data.datasets import PaperDataset
 
     if isinstance(image, pathlib.Path):
-        picture: Any = decode.Picture(image.read_bytes(), name)
+        picture: Any = decode.Picture(
+            sources.read_file(str(image.parent), image.name), name
+        )
     elif image.shape[:2] == size:
         return image
     else:
@@ -160,8 +162,8 @@ def _pixels(image: Any, name: str, size: tuple[int, int]) -> np.ndarray:
         picture = decode.ArrayPicture(pixels)
     sides = picture.height, picture.width
     crop = "resize" if min(sides) <= loading.SMALL_SIDE else "resize_small"
-    smaller_side = round(decode.SMALLER_SIDE * min(size))
-    cropping = decode.Cropping(size, crop, False, False, smaller_side)
+    row = PaperDataset(name, None, {}, 0)  # Not one of the paper's
+    cropping = options.Preprocess(crop).cropping(size, False, row)
     window = cropping.window(*sides, random.Random(0))
     out = np.empty((*size, 3), np.uint8)
     decode.crop_and_resize(picture.pixels(window.box), window, cropping, out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from keras_augreg import distribution
+
 
 def choose(dtype: str) -> str:
     """Sets the global dtype policy, prints and returns it.
@@ -28,38 +30,33 @@ def choose(dtype: str) -> str:
 
 def accelerator() -> tuple[str, float | None]:
     """("cpu", "gpu" or "tpu", compute capability of NVIDIA's GPUs)."""
+    kind = distribution.platform()
+    if kind != "gpu":
+        return "tpu" if kind == "tpu" else "cpu", None
     find = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
-    kind, capability = find[keras.config.backend()]()
     try:
-        return kind, float(capability)
+        return kind, float(find[keras.config.backend()]())
     except ValueError:
         return kind, None
 
 
-def _jax() -> tuple[str, str]:
+def _jax() -> str:
     import jax
 
-    device = jax.local_devices()[0]
-    return device.platform, getattr(device, "compute_capability", "")
+    return getattr(jax.local_devices()[0], "compute_capability", "")
 
 
-def _tensorflow() -> tuple[str, str]:
+def _tensorflow() -> str:
     import tensorflow as tf
 
-    if tf.config.list_logical_devices("TPU"):
-        return "tpu", ""
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "cpu", ""
-    details = tf.config.experimental.get_device_details(gpus[0])
-    return "gpu", ".".join(map(str, details.get("compute_capability", ())))
+    gpu = tf.config.list_physical_devices("GPU")[0]
+    details = tf.config.experimental.get_device_details(gpu)
+    return ".".join(map(str, details.get("compute_capability", ())))
 
 
-def _torch() -> tuple[str, str]:
+def _torch() -> str:
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu", ""
     if torch.version.hip:
-        return "gpu", ""
-    return "gpu", ".".join(map(str, torch.cuda.get_device_capability()))
+        return ""
+    return ".".join(map(str, torch.cuda.get_device_capability()))

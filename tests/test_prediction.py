@@ -50,6 +50,9 @@ def photos(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(pixels).save(path)
         (folder / f"notes{i}.txt").touch()
+    (folder / "__MACOSX").mkdir()
+    for junk in ("._a.jpg", "__MACOSX/a.jpg"):
+        (folder / junk).touch()
     return folder
 
 

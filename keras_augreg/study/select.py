@@ -69,9 +69,8 @@ def tuned(table: pandas.DataFrame, *extra: str) -> pandas.DataFrame:
         accuracy=100 * rows["adapt_final_test"],
         upstream=rows["final_val"],
     )
-    settings = ["adapt_ds", "adapt_lr", "adapt_steps", "adapt_resolution"]
     rows = mean(rows, "chosen", "accuracy", "upstream", "adapt_final_val",
-                 SPEED, keys=settings)  # fmt: skip
+                 SPEED, keys=SETTINGS)  # fmt: skip
     return best(rows, "chosen", [*RECIPE, *SEEN, "adapt_ds", *extra])
 
 

@@ -430,9 +430,9 @@ def test_balanced_classes():
 
 def test_cached_files_are_read_once(photos, monkeypatch):
     reads = []
-    real = data.sources._read_file
+    real = data.sources.read_file
     monkeypatch.setattr(
-        data.sources, "_read_file", lambda *p: reads.append(p) or real(*p)
+        data.sources, "read_file", lambda *p: reads.append(p) or real(*p)
     )
     dataset, _ = load(photos, "test", False, cache=True, engine="python")
     first = read(dataset)
