@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
 from keras_augreg import augment, checkpoints
 from keras_augreg.describe import describe
 from keras_augreg.distribution import distribute
+from keras_augreg.features import FeatureExtractor
 from keras_augreg.labels import decode_predictions
 from keras_augreg.models import (
     R26_ViT_B32,
@@ -70,6 +71,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AugReg",
+    "FeatureExtractor",
     "R26_ViT_B32",
     "R26_ViT_S32",
     "R50_ViT_B16",

@@ -144,18 +144,18 @@ def describe(
             f"({', '.join(VARIANTS)}) or the full name of a released "
             f"checkpoint. Received: {type(model).__name__}"
         )
-    height, width, _ = check_input_shape(tuple(input_shape or shape), sizes)
+    shape = check_input_shape(tuple(input_shape or shape), sizes)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
             f"`batch_size` is a positive integer. Received: {batch_size!r}"
         )
     variant = identify(sizes)
-    costs = _Costs(sizes, height, width, **top)
+    costs = _Costs(sizes, *shape, **top)
     policy = keras.dtype_policies.get(dtype)
     inference, training = costs.memory(batch_size, policy)
     return Description(
         name=name, architecture=variant.name if variant else None,
-        input_shape=(height, width, 3), classes=costs.classes,
+        input_shape=shape, classes=costs.classes,
         tokens=costs.tokens, parameters=costs.parameters(),
         flops=2 * costs.multiply_adds(), dtype=policy.name,
         batch_size=batch_size, inference_bytes=inference,
@@ -186,6 +186,7 @@ class _Costs:
     sizes: Sizes
     height: int
     width: int
+    image_channels: int
     include_top: bool
     class_token: bool
     classes: int | None
@@ -207,7 +208,10 @@ class _Costs:
 
     @property
     def patch(self) -> int:  # numbers in a patch
-        *_, channels = (3, *(c.filters for c in self.convolutions()))
+        *_, channels = (
+            self.image_channels,
+            *(c.filters for c in self.convolutions()),
+        )
         return self.sizes.patch_size**2 * channels
 
     def convolutions(self) -> Iterator[_Convolution]:
@@ -215,7 +219,9 @@ class _Costs:
         if self.sizes.stages is None:
             return
         height, width = -(-self.height // 2), -(-self.width // 2)
-        yield _Convolution(ROOT_KERNEL, 3, ROOT_CHANNELS, height, width)
+        yield _Convolution(
+            ROOT_KERNEL, self.image_channels, ROOT_CHANNELS, height, width
+        )
         height, width = -(-height // 2), -(-width // 2)
         channels = ROOT_CHANNELS
         for stage, units in enumerate(self.sizes.stages):
@@ -282,7 +288,8 @@ class _Costs:
         outputs = [3 * c.outputs() for c in self.convolutions()]
         alive, kept = max(alive, *outputs, 0), kept + sum(outputs)
         weights = self.parameters()
-        shared = batch * self.height * self.width * 3 * 32  # the images
+        pixels = self.height * self.width * self.image_channels
+        shared = batch * pixels * 32  # the images
         if compute != variable:
             shared += weights * compute
         inference = shared + weights * variable + batch * alive * compute

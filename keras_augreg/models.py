@@ -45,6 +45,7 @@ class Builder(Protocol):
         stochastic_depth: float = 0.0,
         name: str | None = None,
         class_names: Sequence[str] | None = None,
+        dynamic_image_size: bool = False,
     ) -> keras.Model: ...
 
 
@@ -60,10 +61,11 @@ _DOCSTRING = """{title}.
             `"S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"`;
             the path of a `.npz`, timm `.safetensors`, `.weights.h5` or
             `.keras` file; `"hf://timm/NAME"`. Defaults to {default!r}.
-        input_tensor: A Keras tensor of shape (B, H, W, 3) to build on.
-        input_shape: (H, W, 3), square or not; {stride} divides H and W.
-            Position embeddings are resampled to it. Defaults to the
-            checkpoint's resolution, (224, 224, 3) without one.
+        input_tensor: A Keras tensor of shape (B, H, W, C) to build on.
+        input_shape: (H, W, C), square or not; {stride} divides H and W.
+            Position embeddings are resampled to it, and a checkpoint's first
+            kernel is adapted to other than 3 channels, as timm does. Defaults
+            to the checkpoint's resolution, (224, 224, 3) without one.
         pooling: With `include_top=False`: `None` for all tokens
             (B, T, {width}), `"token"` for the class token (B, {width}),
             `"avg"` or `"max"` for the mean or the maximum of the patch tokens
@@ -87,6 +89,9 @@ _DOCSTRING = """{title}.
         class_names: Names of the classes, one for each unit. The checkpoint's
             classifier is kept if it has these names, in this order; otherwise
             the model gets a new one, whose weights start at zero.
+        dynamic_image_size: Whether the model takes images of any height and
+            width that {stride} divides, besides `input_shape`: it resamples
+            the position embeddings to the size that comes.
 
     Returns:
         A `keras_augreg.VisionTransformer`, a functional `keras.Model`. With
@@ -118,6 +123,9 @@ _MEANT = {
     "image_shape": "input_shape",
     "image_size": "input_shape",
     "img_size": "input_shape",
+    "channels": "input_shape",
+    "in_chans": "input_shape",
+    "dynamic_img_size": "dynamic_image_size",
     "num_classes": "classes",
     "pretrained": "weights",
 }
@@ -156,6 +164,7 @@ def _builder(name: str) -> Builder:
         stochastic_depth: float = 0.0,
         name: str | None = None,
         class_names: Sequence[str] | None = None,
+        dynamic_image_size: bool = False,
     ) -> keras.Model:
         if class_names is not None:
             classes = _number(class_names, classes)
@@ -165,7 +174,9 @@ def _builder(name: str) -> Builder:
                 f"include_top=True with classes={classes}, or leave it out."
             )
         if input_tensor is not None:
-            input_shape = _tensor_shape(input_tensor, input_shape)
+            input_shape = _tensor_shape(
+                input_tensor, input_shape, dynamic_image_size
+            )
         if input_shape is not None:
             input_shape = check_input_shape(input_shape, variant.sizes)
         checkpoint = None
@@ -183,7 +194,10 @@ def _builder(name: str) -> Builder:
             if input_shape is None and checkpoint.patch_grid is not None:
                 rows, columns = checkpoint.patch_grid
                 stride = variant.sizes.stride
-                input_shape = (rows * stride, columns * stride, 3)
+                channels = checkpoint.channels
+                if input_tensor is not None:
+                    channels = input_tensor.shape[-1]
+                input_shape = (rows * stride, columns * stride, channels)
         # The model is built on a plain input, and called on any other tensor.
         derived = input_tensor is not None and not isinstance(
             input_tensor._keras_history.operation, keras.layers.InputLayer
@@ -203,6 +217,7 @@ def _builder(name: str) -> Builder:
                 dropout=dropout,
                 stochastic_depth=stochastic_depth,
                 class_names=class_names,
+                dynamic_image_size=dynamic_image_size,
                 name=name or variant.name.lower(),
             )
         if checkpoint is not None:
@@ -242,15 +257,17 @@ def _docstring(variant: Variant, default_weights: str | None) -> str:
 
 
 def _tensor_shape(
-    tensor: Any, input_shape: tuple[int, int, int] | None
-) -> tuple[int, int, int]:
-    """The shape of an input tensor's images."""
+    tensor: Any, input_shape: tuple[int, int, int] | None, dynamic: bool
+) -> tuple[int, int, int] | None:
+    """The shape of an input tensor's images; as given if it is dynamic."""
     if not isinstance(tensor, keras.KerasTensor):
         raise ValueError(
             "`input_tensor` is a Keras tensor, such as keras.Input((224, "
             f"224, 3)). Received: {type(tensor).__name__}"
         )
     shape = tuple(tensor.shape[1:])
+    if dynamic and None in shape[:2]:
+        return input_shape
     if input_shape is not None and tuple(input_shape) != shape:
         raise ValueError(
             f"`input_tensor` has images of shape {shape}, `input_shape` "

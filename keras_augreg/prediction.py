@@ -16,6 +16,9 @@ from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.variants import match
 
+# Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
+GREY = np.array([0.299, 0.587, 0.114])
+
 
 class Prediction(NamedTuple):
     """What a model sees in an image; prints as `cat.jpg: cat 98%, dog 1%`."""
@@ -75,11 +78,13 @@ def predict(
             f"score for each class. Received: {model.name!r}, which maps "
             f"{model.input_shape} to {model.output_shape}"
         )
-    found = list(_find(images))
-    named, size = [], tuple(model.input_shape[1:3])
+    # Of a model for images of any size, the one that it was trained at.
+    shape = tuple(getattr(model, "image_shape", model.input_shape[1:]))
+    found = list(_find(images, shape[2]))
+    named: list[Prediction] = []
     for start in range(0, len(found), batch_size):
         part = found[start : start + batch_size]
-        batch = np.stack([_pixels(image, name, size) for name, image in part])
+        batch = np.stack([_pixels(image, name, shape) for name, image in part])
         if start:  # The same shape again: nothing is compiled anew.
             missing = batch_size - len(batch)
             batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
@@ -111,13 +116,13 @@ def _model(model: Any) -> Any:
     )
 
 
-def _find(images: Any) -> Iterator[tuple[str, Any]]:
-    """Pairs (name, path or array (h, w, 3)) of all images."""
+def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
+    """Pairs (name, path or array (h, w, channels)) of all images."""
     from keras_augreg.data import sources
 
     if isinstance(images, (list, tuple)):
         for image in images:
-            yield from _find(image)
+            yield from _find(image, channels)
     elif isinstance(images, (str, pathlib.Path)):
         path = pathlib.Path(images).expanduser()
         files = [path]
@@ -137,7 +142,7 @@ def _find(images: Any) -> Iterator[tuple[str, Any]]:
         elif not isinstance(images, np.ndarray):
             images = keras.ops.convert_to_numpy(images)
         images = np.asarray(images)
-        if images.ndim not in (3, 4) or images.shape[-1] != 3:
+        if images.ndim not in (3, 4) or images.shape[-1] not in (3, channels):
             raise ValueError(
                 "An array of images has shape (height, width, 3) or (batch, "
                 f"height, width, 3). Received: shape={images.shape}"
@@ -146,20 +151,27 @@ def _find(images: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"image {i}", image) for i, image in enumerate(images))
 
 
-def _pixels(image: Any, name: str, size: tuple[int, int]) -> np.ndarray:
-    """The middle of an image, uint8 (*size, 3); arrays that fit stay."""
+def _pixels(image: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """The middle of an image, uint8 of a shape; arrays that fit stay."""
     from keras_augreg.data import decode, loading, options, sources
     from keras_augreg.data.datasets import PaperDataset
 
+    height, width, channels = shape
+    size = height, width
     if isinstance(image, pathlib.Path):
         picture: Any = decode.Picture(
             sources.read_file(str(image.parent), image.name), name
         )
-    elif image.shape[:2] == size:
+    elif image.shape == shape:
         return image
-    else:
+    elif image.shape[2] == 3:
         pixels = np.clip(np.round(image), 0, 255).astype("uint8")
         picture = decode.ArrayPicture(pixels)
+    else:
+        raise ValueError(
+            f"Images of {image.shape[2]} channels are not resized. Expected "
+            f"{shape} for this model. Received: shape={image.shape}"
+        )
     sides = picture.height, picture.width
     crop = "resize" if min(sides) <= loading.SMALL_SIDE else "resize_small"
     row = PaperDataset(name, None, {}, 0)  # Not one of the paper's
@@ -167,4 +179,11 @@ def _pixels(image: Any, name: str, size: tuple[int, int]) -> np.ndarray:
     window = cropping.window(*sides, random.Random(0))
     out = np.empty((*size, 3), np.uint8)
     decode.crop_and_resize(picture.pixels(window.box), window, cropping, out)
+    if channels == 1:
+        return np.round(out @ GREY)[..., None].astype("uint8")
+    if channels != 3:
+        raise ValueError(
+            f"The model takes images of {channels} channels, photos have 3. "
+            f"Pass arrays of shape {shape}. Received: {name!r}"
+        )
     return out

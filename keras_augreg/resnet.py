@@ -21,6 +21,13 @@ EXPANSION = 4  # of a unit's channels in its output
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
 
+def _strided(shape: Shape, strides: int, channels: int) -> Shape:
+    """The shape of (B, height, width, any) after a stride; `None` stays."""
+    batch, *sides, _ = shape
+    sides = [n if n is None else -(-n // strides) for n in sides]
+    return (batch, *sides, channels)
+
+
 @keras.saving.register_keras_serializable(package="keras_augreg")
 class StandardizedConv(Layer):
     """A convolution whose kernel is standardised over all but its last axis.
@@ -63,13 +70,10 @@ class StandardizedConv(Layer):
             data_format="channels_last",
         )
         # TensorFlow 2.21 with oneDNN gives an empty batch its input's shape.
-        shape = self.compute_output_shape(x.shape)[1:]
-        return ops.reshape(y, (ops.shape(x)[0], *shape))
+        return ops.reshape(y, self.compute_output_shape(ops.shape(x)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, height, width, _ = input_shape
-        s = self.strides
-        return (batch, -(-height // s), -(-width // s), self.filters)
+        return _strided(input_shape, self.strides, self.filters)
 
 
 def group_norm(name: str, **kwargs: Any) -> keras.layers.GroupNormalization:
@@ -105,8 +109,7 @@ class ResNetRoot(Layer):
         )
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, height, width, _ = input_shape
-        return (batch, -(-height // 4), -(-width // 4), ROOT_CHANNELS)
+        return _strided(input_shape, 4, ROOT_CHANNELS)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -168,10 +171,7 @@ class BottleneckUnit(Layer):
         return ops.relu(ops.add(x, y))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, height, width, _ = input_shape
-        s = self.strides
-        wide = EXPANSION * self.channels
-        return (batch, -(-height // s), -(-width // s), wide)
+        return _strided(input_shape, self.strides, EXPANSION * self.channels)
 
 
 def resnet_stem(x: Any, stages: tuple[int, ...], dtype: Any = None) -> Any:

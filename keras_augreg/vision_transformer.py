@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from keras_augreg.dataset_names import CLASSES
+from keras_augreg.features import Blocks, FeatureExtractor
 from keras_augreg.layer import layer_state, restore_layer_state
 from keras_augreg.preprocessing import (
     Preprocessing,
@@ -59,9 +62,10 @@ class VisionTransformer(TrainStep):
         stages: `None` without a ResNet stem; otherwise the number of
             bottleneck units of each stage, `()` for only the stem's root.
         include_top: Whether the model ends in a classifier.
-        input_tensor: A `keras.Input` of shape (H, W, 3) to build on.
-        input_shape: (H, W, 3); the effective stride divides H and W.
-            Defaults to (224, 224, 3), or to that of `input_tensor`.
+        input_tensor: A `keras.Input` of shape (H, W, C) to build on.
+        input_shape: (H, W, C); the effective stride divides H and W. Images
+            of other than 3 channels hold values in the same range. Defaults
+            to (224, 224, 3), or to that of `input_tensor`.
         pooling: With `include_top=False`: `None` for all tokens (B, T, width),
             `"token"` for the class token (B, width), `"avg"` or `"max"` for
             the mean or the maximum of the patch tokens (B, width).
@@ -87,6 +91,10 @@ class VisionTransformer(TrainStep):
         name: Name of the model.
         dtype: Dtype or dtype policy; `None` for Keras's global policy.
         trainable: Whether the weights are trained.
+        dynamic_image_size: Whether the model takes images of any height and
+            width that the stride divides, all of a batch of the same size. It
+            resamples the position embedding of `input_shape` to them, as
+            loading a checkpoint does. Each size is compiled anew.
 
     Raises:
         ValueError: If a size does not fit the others.
@@ -129,6 +137,7 @@ class VisionTransformer(TrainStep):
         name: str = "vision_transformer",
         dtype: Any = None,
         trainable: bool = True,
+        dynamic_image_size: bool = False,
     ) -> None:
         stages = None if stages is None else tuple(stages)
         sizes = Sizes(patch_size, width, depth, num_heads, mlp_dim, stages)
@@ -137,7 +146,8 @@ class VisionTransformer(TrainStep):
         dropout, stochastic_depth = _rates(recipe, dropout, stochastic_depth)
         if input_tensor is not None:
             _check_dtype(input_tensor, include_preprocessing)
-            input_shape = tuple(input_tensor.shape[1:])
+            if not dynamic_image_size:
+                input_shape = tuple(input_tensor.shape[1:])
         input_shape = check_input_shape(input_shape, sizes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         blocks = _blocks(
@@ -149,16 +159,18 @@ class VisionTransformer(TrainStep):
         with keras.RematScope(mode=None):
             inputs = input_tensor
             if inputs is None:
-                inputs = keras.Input(input_shape, name="image")
+                shape = (None, None) if dynamic_image_size else input_shape[:2]
+                inputs = keras.Input((*shape, input_shape[2]), name="image")
             x = _embed(inputs, sizes, include_preprocessing, policy)
             x = PositionEmbedding(
                 class_token,
                 dropout,
                 seed,
                 patch_grid=[side // sizes.stride for side in input_shape[:2]],
+                stride=sizes.stride if dynamic_image_size else None,
                 dtype=policy,
                 name="posembed_input",
-            )(x)
+            )(x, images=inputs if dynamic_image_size else None)
             for block in blocks:
                 x = block(x)
             x = layer_norm("encoder_norm", policy)(x)
@@ -174,6 +186,7 @@ class VisionTransformer(TrainStep):
         self.sizes = sizes
         self.include_top = include_top
         self.image_shape = input_shape
+        self.dynamic_image_size = dynamic_image_size
         self.pooling = pooling
         self.classes = classes if include_top else None
         self.classifier_activation = classifier_activation
@@ -185,6 +198,7 @@ class VisionTransformer(TrainStep):
         self.class_names = class_names
         self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
         self._watching = False
+        self._extractor = functools.lru_cache(8)(self._make_extractor)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -211,11 +225,61 @@ class VisionTransformer(TrainStep):
         height, width, _ = self.image_shape
         return height // self.sizes.stride, width // self.sizes.stride
 
+    def features(
+        self,
+        images: Any,
+        blocks: Blocks = -1,
+        grid: bool = False,
+        norm: bool = False,
+        batch_size: int = 32,
+    ) -> Any:
+        """Computes what blocks make of images, as a `FeatureExtractor` does.
+
+        Args:
+            images: What `predict` takes: an array or tensor of images, or a
+                data set.
+            blocks: Index of a block or name of a layer, or a list of these.
+            grid: Whether to return maps instead of tokens.
+            norm: Whether to apply the final LayerNorm.
+            batch_size: Images of an array that are computed at once.
+
+        Returns:
+            NumPy arrays: tokens (B, T, W), or maps (B, rows, columns, W) with
+            `grid`. A list of these if `blocks` is one.
+
+        Raises:
+            ValueError: If the model has no such block, or the images do not
+                fit it.
+
+        Example:
+        ```python
+        import numpy as np
+        import keras_augreg
+
+        model = keras_augreg.ViT_Ti32(weights=None, input_shape=(64, 64, 3))
+        images = np.zeros((2, 64, 64, 3), "uint8")
+        assert model.features(images, grid=True).shape == (2, 2, 2, 192)
+        ```
+        """
+        if isinstance(blocks, list):
+            blocks = tuple(blocks)
+        state = json.dumps(layer_state(self), sort_keys=True)
+        extractor = self._extractor(blocks, grid, norm, state)
+        with self._watched(images) as images:
+            return extractor.predict(only(images), batch_size, verbose=0)
+
+    def _make_extractor(
+        self, blocks: Blocks, grid: bool, norm: bool, state: str
+    ) -> FeatureExtractor:
+        """Cached with the `state` of layers: what is compiled depends on it."""
+        return FeatureExtractor(self, blocks, grid, norm)
+
     def get_config(self) -> dict[str, Any]:
         same = (
             "include_top", "pooling", "classes", "classifier_activation",
             "include_preprocessing", "class_token", "dropout",
             "stochastic_depth", "seed", "name", "trainable",
+            "dynamic_image_size",
         )  # fmt: skip
         state = layer_state(self)
         return {
@@ -249,7 +313,8 @@ class VisionTransformer(TrainStep):
             self._watching = False
 
     def _check_images(self, images: Any) -> None:
-        _check_shape(images, self.image_shape)
+        stride = self.sizes.stride if self.dynamic_image_size else None
+        _check_shape(images, self.image_shape, stride)
         if self.include_preprocessing:
             warn_if_scaled(images)
         elif hasattr(images, "dtype"):
@@ -312,36 +377,47 @@ def _classifier(
     return x
 
 
-def _check_shape(images: Any, expected: tuple[int, int, int]) -> None:
-    """Checks the shape of a batch, before a compiled step gets it."""
+def _check_shape(
+    images: Any, expected: tuple[int, int, int], stride: int | None
+) -> None:
+    """Checks the shape of a batch, before a compiled step gets it.
+
+    With a `stride`, it may have any size that the stride divides.
+    """
     shape = getattr(images, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None:
         return
     shape = tuple(shape)
+    height, width, channels = expected
     if len(shape) == 4 and all(
-        n is None or n == m for n, m in zip(shape[1:], expected, strict=True)
+        n is None or n == m or (stride and axis < 2 and n and not n % stride)
+        for axis, (n, m) in enumerate(zip(shape[1:], expected, strict=True))
     ):
         return
-    height, width, _ = expected
     if len(shape) == 3:
         hint = "Add the axis of images, images[None]."
     elif len(shape) != 4:
         hint = "Expected are four axes."
-    elif shape[3] != 3 and shape[1] == 3:
+    elif shape[3] != channels and shape[1] == channels:
         hint = (
             "Put the channels last: keras.ops.transpose(images, (0, 2, 3, 1))."
         )
     elif shape[3] == 1:
-        hint = "Make them RGB: keras.ops.repeat(images, 3, axis=-1)."
-    elif shape[3] != 3:
-        hint = "Make them RGB."
+        hint = f"Repeat it: keras.ops.repeat(images, {channels}, axis=-1)."
+    elif shape[3] != channels:
+        hint = f"This model takes {channels} channels."
+        if channels == 3:
+            hint = "Make them RGB."
+    elif stride:
+        hint = f"Pad or resize them: {stride} divides height and width."
     else:
         hint = (
             "Resize them, or build the model with "
-            f"input_shape={(*shape[1:3], 3)}."
+            f"input_shape={(*shape[1:3], channels)} or dynamic_image_size=True."
         )
+    sides = "height, width" if stride else f"{height}, {width}"
     raise ValueError(
-        f"Expected images of shape (batch, {height}, {width}, 3). Received: "
+        f"Expected images of shape (batch, {sides}, {channels}). Received: "
         f"shape={shape}. {hint}"
     )
 
@@ -426,11 +502,11 @@ def _reads(
 def check_input_shape(
     input_shape: tuple[int, ...] | None, sizes: Sizes
 ) -> tuple[int, int, int]:
-    """Returns (H, W, 3) if an architecture can take such images.
+    """Returns (H, W, C) if an architecture can take such images.
 
     Raises:
-        ValueError: If the stride does not divide H and W, there are not three
-            channels, or Keras is set to channels first.
+        ValueError: If the stride does not divide H and W, or Keras is set to
+            channels first.
     """
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
@@ -440,24 +516,25 @@ def check_input_shape(
             "keras.ops.transpose(images, (0, 2, 3, 1))."
         )
     shape = input_shape or (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION, 3)
-    sides = shape[:2] if isinstance(shape, (tuple, list)) else ()
     if (
-        not sides
+        not isinstance(shape, (tuple, list))
         or len(shape) != 3
-        or shape[2] != 3
-        or not all(isinstance(n, int) and n > 0 for n in sides)
+        or not all(isinstance(n, int) and n > 0 for n in shape)
+        or (shape[0] in (1, 3) and shape[2] not in (1, 3))  # channels first
     ):
         raise ValueError(
-            "`input_shape` must be (height, width, 3) with a fixed height and "
-            f"width. Received: input_shape={input_shape}"
+            "`input_shape` must be (height, width, channels) with a fixed "
+            "height and width; a model with dynamic_image_size=True takes "
+            f"other sizes too. Received: input_shape={input_shape}"
         )
+    *sides, channels = shape
     if any(n % sizes.stride for n in sides):
         near = tuple(max(round(n / sizes.stride), 1) * sizes.stride
                      for n in sides)  # fmt: skip
         raise ValueError(
             f"The stride of this architecture, {sizes.stride} pixels, must "
             f"divide height and width. Received: input_shape={shape}; the "
-            f"nearest possible one is {(*near, 3)}"
+            f"nearest possible one is {(*near, channels)}"
         )
     height, width = sides
-    return height, width, 3
+    return height, width, channels

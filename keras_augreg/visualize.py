@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
+from keras_augreg.features import FeatureExtractor
 from keras_augreg.output import subplots
 from keras_augreg.recipe import LEVELS, AugReg
 from keras_augreg.training.workdir import Workdir
@@ -162,7 +163,8 @@ def attention_weights(
             f"{images.shape}. Resize them, or build with their `input_shape`."
         )
     blocks = [layer for layer in model.layers if isinstance(layer, Block)]
-    inputs = keras.Model(model.input, [block.input for block in blocks])
+    before = ["posembed_input", *range(len(blocks) - 1)]
+    inputs = FeatureExtractor(model, before)
     tokens = inputs(images, training=False)
     return [_softmax(block, x) for block, x in zip(blocks, tokens, strict=True)]
 
@@ -364,7 +366,10 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Figure:
     for i, axis in enumerate(axes.flat[:count]):
         picture = components[i] - components[i].min()
         picture = picture / max(picture.max(), 1e-12)
-        axis.imshow(picture.reshape(kernel.shape[:3]))
+        picture = picture.reshape(kernel.shape[:3])
+        if picture.shape[2] != 3:  # not colours
+            picture = picture.mean(axis=2)
+        axis.imshow(picture)
         axis.set_title(f"{shares[i]:.1%}", fontsize=8)
     return figure
 
@@ -605,6 +610,8 @@ def _numpy(variable: Any) -> np.ndarray:
 def _pixels(model: VisionTransformer, image: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] from the values that the model takes."""
     scaled = image / 255 if model.include_preprocessing else (image + 1) / 2
+    if image.shape[-1] != 3:  # shown in grey
+        scaled = np.repeat(scaled.mean(axis=-1, keepdims=True), 3, axis=-1)
     return np.clip(scaled, 0, 1)
 
 

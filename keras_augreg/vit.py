@@ -24,6 +24,7 @@ from keras import ops
 
 from keras_augreg import distribution
 from keras_augreg.layer import Layer
+from keras_augreg.positions import resample_positions
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
@@ -201,7 +202,12 @@ class PatchEmbedding(Layer):
 
     def call(self, x: Any) -> Any:
         p = self.patch_size
-        _, height, width, channels = x.shape
+        _, height, width, channels = ops.shape(x)
+        if any(isinstance(n, int) and n % p for n in (height, width)):
+            raise ValueError(
+                f"Patches of {p} x {p} pixels must fill an image. Pad or "
+                f"resize the images. Received: shape={tuple(x.shape)}"
+            )
         rows, columns = height // p, width // p
         if batched():
             x = ops.conv(x, ops.convert_to_tensor(self.kernel), p, "valid")
@@ -215,8 +221,10 @@ class PatchEmbedding(Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, _ = input_shape
-        p = self.patch_size
-        return (batch, (height // p) * (width // p), self.width)
+        p, patches = self.patch_size, None
+        if height is not None and width is not None:
+            patches = (height // p) * (width // p)
+        return (batch, patches, self.width)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -229,9 +237,11 @@ class PositionEmbedding(Layer):
         seed: Integer seed of the dropout, or `None`.
         patch_grid: Rows and columns of patches, which saved files state:
             4 x 16 patches are as many as 8 x 8. `None` if unknown.
+        stride: Side of a patch in pixels, for images of any size; else `None`.
 
-    Input: (B, number of patches, W). Output: (B, T, W), T one more where
-    there is a class token.
+    Input: (B, number of patches, W); with a `stride` also the images, to
+    whose grid of patches the position embedding is resampled. Output:
+    (B, T, W), T one more where there is a class token.
     """
 
     def __init__(
@@ -240,17 +250,21 @@ class PositionEmbedding(Layer):
         dropout: float = 0.0,
         seed: int | None = None,
         patch_grid: Sequence[int] | None = None,
+        stride: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.stride = stride
         self.class_token = class_token
         self.dropout = dropout
         self.seed = seed
-        self.patch_grid = patch_grid and tuple(patch_grid)
+        self.patch_grid: Any = patch_grid and tuple(patch_grid)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Shape) -> None:
         _, tokens, width = input_shape
+        if self.stride is not None:
+            tokens = math.prod(self.patch_grid)
         self.pos_embedding = self.weight(
             "pos_embedding",
             (1, tokens + self.class_token, width),
@@ -259,20 +273,32 @@ class PositionEmbedding(Layer):
         if self.class_token:
             self.cls = self.weight("cls", (1, 1, width))
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(
+        self, x: Any, training: bool | None = None, images: Any = None
+    ) -> Any:
+        positions = self.pos_embedding
+        if self.stride is not None:
+            _, height, width, _ = ops.shape(images)
+            positions = resample_positions(
+                ops.convert_to_tensor(positions),
+                self.patch_grid,
+                (height // self.stride, width // self.stride),
+                int(self.class_token),
+                ops,
+            )
         if self.class_token:
             cls = ops.broadcast_to(
                 ops.convert_to_tensor(self.cls),
                 (ops.shape(x)[0], 1, x.shape[-1]),
             )
             x = ops.concatenate([cls, x], axis=1)
-        x = ops.add(x, self.pos_embedding)
+        x = ops.add(x, positions)
         rate = self.dropout if training else 0.0
         return dropout(x, rate, self.seed_generator)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, width = input_shape
-        return (batch, tokens + self.class_token, width)
+        return (batch, tokens and tokens + self.class_token, width)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -302,7 +328,8 @@ class Attention(Layer):
         num_heads: Number of heads; it divides the width of the input.
         queries: Number of leading tokens to use as queries; `None` for all.
 
-    Input: (B, T, W). Output: (B, queries or T, W).
+    Input: (B, T, W). Output: (B, queries or T, W); T if the layer is called
+    with `all_tokens=True`.
     """
 
     def __init__(
@@ -328,11 +355,11 @@ class Attention(Layer):
         )
         self.out_bias = self.weight("out_bias", (width,))
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, all_tokens: bool = False) -> Any:
         kernel, bias = map(
             ops.convert_to_tensor, (self.qkv_kernel, self.qkv_bias)
         )
-        if self.queries is None:
+        if self.queries is None or all_tokens:
             query, key, value = self._project(x, kernel, bias)
         else:
             (query,) = self._project(
@@ -346,7 +373,7 @@ class Attention(Layer):
             return ops.add(x, self.out_bias)
         x = ops.reshape(x, (-1, width))
         x = dense(x, self.out_kernel, self.out_bias)
-        return ops.reshape(x, (-1, query.shape[1], width))
+        return ops.reshape(x, (-1, ops.shape(query)[1], width))
 
     def _project(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
         """Products of `x` with each of n (W, H, D) kernels: (B, T, H, D)."""
@@ -361,7 +388,7 @@ class Attention(Layer):
                 ops.add(ops.einsum("btw,whd->bthd", x, k[:, 0]), b)
                 for k, b in pairs
             ]
-        shape = (-1, x.shape[1], heads, size)
+        shape = (-1, ops.shape(x)[1], heads, size)
         x = dense(flatten(x), kernel, bias)
         # The gradient of `split` is one concatenation, whereas JAX would add
         # up those of three slices. While PyTorch traces, n is a tensor.
@@ -387,7 +414,8 @@ class Block(Layer):
             nothing reads the others.
         seed: Integer seed of both kinds of dropout, or `None`.
 
-    Input: (B, T, W). Output: (B, queries or T, W).
+    Input: (B, T, W). Output: (B, queries or T, W); T if the layer is called
+    with `all_tokens=True`.
     """
 
     # Whether training keeps only the input and recomputes the rest for the
@@ -431,17 +459,23 @@ class Block(Layer):
         self.mlp_bias2 = self.weight("mlp_bias2", (width,), normal(0, 1e-6))
 
     def call(
-        self, x: Any, training: bool | None = None, remat: bool | None = None
+        self,
+        x: Any,
+        training: bool | None = None,
+        remat: bool | None = None,
+        all_tokens: bool = False,
     ) -> Any:
         rate = self.dropout if training else 0.0
         depth_rate = self.stochastic_depth if training else 0.0
         if training and (self.remat if remat is None else remat):
-            return self._recomputed(x, 3 * bool(rate) + 2 * bool(depth_rate))
+            draws = 3 * bool(rate) + 2 * bool(depth_rate)
+            return self._recomputed(x, draws, all_tokens)
 
         seed = self.seed_generator
-        y = self.attention(self.norm1(x))
+        y = self.attention(self.norm1(x), all_tokens=all_tokens)
         y = dropout(y, rate, seed)
-        x = x if self.queries is None else x[:, : self.queries]
+        if self.queries is not None and not all_tokens:
+            x = x[:, : self.queries]
         # Not `ops.add`, which on TensorFlow takes one token each of an empty
         # batch for a bias.
         x = x + dropout(y, depth_rate, seed, axes=1)
@@ -449,7 +483,7 @@ class Block(Layer):
         y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
         y = dense(y, self.mlp_kernel2, self.mlp_bias2)
-        y = ops.reshape(dropout(y, rate, seed), (-1, *x.shape[1:]))
+        y = ops.reshape(dropout(y, rate, seed), (-1, *ops.shape(x)[1:]))
         return x + dropout(y, depth_rate, seed, axes=1)
 
     def rematerialized_call(
@@ -463,7 +497,7 @@ class Block(Layer):
             *args, **{"remat": True, **kwargs}
         )
 
-    def _recomputed(self, x: Any, draws: int) -> Any:
+    def _recomputed(self, x: Any, draws: int, all_tokens: bool) -> Any:
         """Calls the layer in training so that only its input is kept.
 
         Weights are passed as arguments: TensorFlow's graphs cannot read
@@ -482,7 +516,9 @@ class Block(Layer):
         def pure(x: Any, *values: Any) -> Any:
             pairs = [*zip(weights, values, strict=True), *state]
             with keras.StatelessScope(pairs):
-                return self(x, training=True, remat=False)
+                return self(
+                    x, training=True, remat=False, all_tokens=all_tokens
+                )
 
         y = keras.remat(pure)(x, *map(ops.convert_to_tensor, weights))
         for _ in range(draws):
@@ -491,6 +527,13 @@ class Block(Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.attention.compute_output_shape(input_shape)
+
+    def compute_output_spec(
+        self, x: Any, *args: Any, all_tokens: bool = False, **kwargs: Any
+    ) -> Any:
+        if all_tokens:
+            return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        return super().compute_output_spec(x, *args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import keras_augreg
 from keras_augreg import checkpoints
-from keras_augreg.checkpoints.convert import resample_positions
+from keras_augreg.positions import resample_positions
 
 BACKEND = keras.backend.backend()
 TOLERANCE = 2e-5

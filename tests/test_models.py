@@ -146,6 +146,7 @@ SIGNATURE = {
     "stochastic_depth": 0.0,
     "name": None,
     "class_names": None,
+    "dynamic_image_size": False,
 }
 NOT_RELEASED = {"ViT_Ti32", "ViT_L32", "R26_ViT_B32", "R50_ViT_B16"}
 
@@ -342,11 +343,11 @@ def test_a_recipe_sets_the_regularisation():
     [
         ({"input_shape": (102, 96, 3)}, r"4 pixels.* is \(104, 96, 3\)"),
         ({"input_shape": (16, 18, 3)}, r"possible one is \(16, 16, 3\)"),
-        ({"input_shape": (16, 16, 1)}, "height, width, 3"),
-        ({"input_shape": (16, 16)}, "height, width, 3"),
-        ({"input_shape": 224}, "height, width, 3.*input_shape=224"),
+        ({"input_shape": (16, 16, 0)}, "height, width, channels"),
+        ({"input_shape": (16, 16)}, "height, width, channels"),
+        ({"input_shape": 224}, "height, width, channels.*input_shape=224"),
         ({"input_shape": (None, None, 3)}, "fixed height"),
-        ({"input_shape": (3, 16, 16)}, "height, width, 3"),
+        ({"input_shape": (3, 16, 16)}, "height, width, channels"),
         ({"pooling": "avg"}, "include_top=False"),
         ({"pooling": "min", "include_top": False}, "'min'"),
         ({"pooling": "token", "include_top": False, "class_token": False},

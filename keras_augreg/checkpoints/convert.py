@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from keras_augreg.checkpoints.archive import Archive, open_archive
+from keras_augreg.positions import resample_positions
 from keras_augreg.variants import Sizes, identify
 
 # Weight of the model | release (.npz) | timm (.safetensors) | Keras (.h5).
@@ -148,6 +149,30 @@ def layout(sizes: Sizes) -> list[Row]:
     return rows
 
 
+def first_kernel(sizes: Sizes) -> str:
+    """The table's name of the weight that reads the channels of images."""
+    return "embedding/kernel" if sizes.stages is None else "root/conv/kernel"
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Makes a kernel (height, width, 3, filters) read other channels.
+
+    As timm's `adapt_input_conv` (timm/models/_manipulate.py, 1.0.31): for one
+    channel the sum over red, green and blue, so that a grey image gives what
+    its RGB form gave; for others red, green and blue in turn, times 3 /
+    `channels`.
+
+    >>> adapt_channels(np.ones((1, 1, 3, 1)), 4).ravel()
+    array([0.75, 0.75, 0.75, 0.75])
+    """
+    if channels == kernel.shape[2]:
+        return kernel
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    repeated = kernel[:, :, np.arange(channels) % 3]
+    return (repeated * (3 / channels)).astype(kernel.dtype)
+
+
 def variables(model: Any, head: bool) -> Iterator[tuple[Row, Any]]:
     """Yields the table's rows with the variables of a model."""
     for row in layout(model.sizes):
@@ -190,6 +215,7 @@ class Contents:
     positions: int  # rows of the position embedding
     classes: int | None  # `None` without a head
     hidden_head: bool  # whether a hidden layer comes before the head
+    channels: int  # of the images
 
     @property
     def positions_without_class(self) -> bool:
@@ -240,9 +266,10 @@ def inspect(path: str | pathlib.Path) -> Contents:
     """Finds out what a checkpoint file holds, without reading its arrays."""
     archive = open_archive(path)
     names = _table_names(archive)
+    rows = dict(_ROWS)
 
     def file_name(key: str) -> str:
-        return _first_name(_ROWS[key], KINDS[archive.kind])
+        return _first_name(rows[key], KINDS[archive.kind])
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
         name = file_name(key)
@@ -275,6 +302,9 @@ def inspect(path: str | pathlib.Path) -> Contents:
         mlp_dim=shape("encoderblock_0/mlp_bias1", 1)[0],
         stages=_stages(archive, names),
     )
+    stem = layout(dataclasses.replace(sizes, depth=0))
+    rows.update((row[0], row) for row in stem)
+    axis = 1 if archive.kind == "safetensors" else 2
     head = [file_name("head/kernel"), file_name("head/bias")]
     has_head = head[1] in names
     if (head[0] in names) != has_head:
@@ -291,6 +321,7 @@ def inspect(path: str | pathlib.Path) -> Contents:
         positions=shape("posembed_input/pos_embedding", 3)[1],
         classes=shape("head/bias", 1)[0] if has_head else None,
         hidden_head=_HIDDEN[0] in names,
+        channels=shape(first_kernel(sizes), 4)[axis],
     )
     _check_positions(contents, file_name("posembed_input/cls"))
     return contents
@@ -462,35 +493,3 @@ def read(
             f"to {grid[0]} x {grid[1]} patches. Export it again."
         )
     return resample_positions(array, old, grid, int(contents.class_token))
-
-
-def resample_positions(
-    positions: np.ndarray,
-    old: tuple[int, int],
-    new: tuple[int, int],
-    prefix: int = 1,
-) -> np.ndarray:
-    """Resamples positions (1, prefix + rows * columns, width) to another grid.
-
-    Bilinear with aligned corners, that is `scipy.ndimage.zoom(order=1)` in
-    `vit_jax/checkpoint.py` of google-research/vision_transformer. The first
-    `prefix` rows, the class token's, are kept.
-
-    >>> resample_positions(np.zeros((1, 1 + 4, 8)), (2, 2), (3, 5)).shape
-    (1, 16, 8)
-    """
-    if old == new:
-        return positions
-
-    def zoom(x: np.ndarray, axis: int) -> np.ndarray:
-        last = old[axis] - 1
-        at = np.linspace(0, last, new[axis]) if new[axis] > 1 else np.zeros(1)
-        low = at.astype(int)
-        share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
-        start = x.take(low, axis)
-        # In this form equal neighbours give exactly their value.
-        return start + share * (x.take(np.minimum(low + 1, last), axis) - start)
-
-    cells = zoom(zoom(positions[0, prefix:].reshape(*old, -1), 0), 1)
-    cells = cells.reshape(1, new[0] * new[1], -1).astype(positions.dtype)
-    return np.concatenate([positions[:, :prefix], cells], axis=1)

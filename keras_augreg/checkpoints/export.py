@@ -390,7 +390,7 @@ def _write_safetensors(
 
 def _config(model: Any) -> dict[str, Any]:
     """What `config.json` says: architecture, arguments and input in timm."""
-    sizes, (height, width, _) = model.sizes, model.image_shape
+    sizes, (height, width, channels) = model.sizes, model.image_shape
     variant = identify(sizes)
     architecture = _TIMM.get(variant.name if variant else "", _TIMM_PLAIN)
     first = "patch_embed.proj"
@@ -414,7 +414,8 @@ def _config(model: Any) -> dict[str, Any]:
         "global_pool": pooling,
         # With all of them the architecture's name only matters for the stem.
         "model_args": {
-            "img_size": [height, width], "patch_size": sizes.patch_size,
+            "img_size": [height, width], "in_chans": channels,
+            "patch_size": sizes.patch_size,
             "embed_dim": sizes.width, "depth": sizes.depth,
             "num_heads": sizes.num_heads,
             "mlp_ratio": sizes.mlp_dim / sizes.width,
@@ -423,10 +424,10 @@ def _config(model: Any) -> dict[str, Any]:
         },
         "pretrained_cfg": {
             "custom_load": False, "fixed_input_size": True,
-            "input_size": [3, height, width],
+            "input_size": [channels, height, width],
             # How vit_jax evaluates fine-tuned models.
             "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash",
-            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+            "mean": [0.5] * channels, "std": [0.5] * channels,
             "num_classes": model.classes or 0, "pool_size": None,
             "first_conv": first, "classifier": "head",
         },

@@ -90,11 +90,27 @@ def load(
         for row, variable in convert.variables(model, keep_head)
     }
     shapes = {key: tuple(v.shape) for key, v in variables.items()}
+    first, channels = convert.first_kernel(model.sizes), model.image_shape[2]
+    if contents.channels not in (3, channels):
+        raise ValueError(
+            f"{file} is for images of {contents.channels} channels, the model "
+            f"takes {channels}. Only kernels of RGB can be adapted."
+        )
+    side, _, _, filters = shapes[first]
+    shapes[first] = (side, side, contents.channels, filters)
     sources = convert.match(contents, shapes, keep_head)
     grids = {"posembed_input/pos_embedding": model.patch_grid}
     arrays = {
         key: convert.read(contents, source, shapes[key], grids.get(key))
         for key, source in sources.items()
     }
+    if channels != contents.channels:
+        arrays[first] = convert.adapt_channels(arrays[first], channels)
+        how = "their sum" if channels == 1 else f"these in turn x 3/{channels}"
+        print(
+            f"{file.name} was trained on RGB images, the model takes "
+            f"{channels} channel(s). Its first kernel is made of those of red, "
+            f"green and blue, {how}, as timm does."
+        )
     for key, variable in variables.items():
         variable.assign(arrays.pop(key))

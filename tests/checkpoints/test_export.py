@@ -19,7 +19,7 @@ import pytest
 from _timm import import_timm
 
 import keras_augreg
-from keras_augreg import checkpoints
+from keras_augreg import checkpoints, positions
 from keras_augreg.checkpoints import convert, export
 from keras_augreg.checkpoints.convert import inspect
 from keras_augreg.initialization import zero_weights
@@ -536,7 +536,7 @@ def test_files_state_a_grid_that_is_not_square(tmp_path, suffix, class_token):
         checkpoints.load(other, path)
         np.testing.assert_array_equal(
             export.to_timm(other)["pos_embed"],
-            convert.resample_positions(
+            positions.resample_positions(
                 arrays["pos_embed"], (2, 8), grid, int(class_token)
             ),
         )

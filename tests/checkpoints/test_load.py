@@ -30,7 +30,7 @@ from _checkpoints import (
 
 import keras_augreg
 from keras_augreg import checkpoints
-from keras_augreg.checkpoints.convert import resample_positions
+from keras_augreg.positions import resample_positions
 
 safetensors = pytest.importorskip("safetensors.numpy")
 BACKEND = keras.backend.backend()

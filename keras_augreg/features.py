@@ -1,0 +1,163 @@
+"""What the blocks of a model make of images: tokens or maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_augreg.layer import Layer
+from keras_augreg.variants import Sizes
+
+Blocks = int | str | Sequence[int | str]
+Shape = tuple[Any, ...]  # with a batch axis, which may be None
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class Grid(Layer):
+    """Puts patch tokens back to where their patches are in the image.
+
+    Args:
+        stride: Side of a patch in pixels.
+        prefix: Number of leading tokens to leave out: 1 for a class token.
+
+    Input: tokens (B, T, W) and their images (B, height, width, channels).
+    Output: (B, height / stride, width / stride, W).
+    """
+
+    def __init__(self, stride: int, prefix: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stride = stride
+        self.prefix = prefix
+
+    def call(self, tokens: Any, images: Any) -> Any:
+        _, height, width, _ = ops.shape(images)
+        sides = (height // self.stride, width // self.stride)
+        tokens = tokens[:, self.prefix :]
+        return ops.reshape(tokens, (-1, *sides, tokens.shape[-1]))
+
+    def compute_output_shape(
+        self, tokens_shape: Shape, images_shape: Shape
+    ) -> Shape:
+        sides = (n and n // self.stride for n in images_shape[1:3])
+        return (tokens_shape[0], *sides, tokens_shape[-1])
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class FeatureExtractor(keras.Model):
+    """A model that returns what blocks of a `VisionTransformer` compute.
+
+    It shares the layers of `model`, preprocessing included: training one
+    trains the other. It is a functional model to build on, and is saved and
+    loaded without `model`.
+
+    Args:
+        model: A `keras_augreg.VisionTransformer`, with or without classifier.
+        blocks: Which outputs: indices of blocks, from 0; negative ones count
+            from the end. Also names of layers before the blocks:
+            `"posembed_input"` for the first block's input, and in hybrids
+            `"root"` or `"block1_unit2"` for maps of the stem.
+        grid: Whether to return the patch tokens as maps, without the class
+            token.
+        norm: Whether to apply the final LayerNorm to the outputs of blocks,
+            as the model does to those of its last.
+        name: Name of the model.
+        trainable: Whether the weights are trained.
+
+    Returns:
+        For a single block, its tokens (B, T, W), the class token first, or
+        with `grid` its map (B, rows, columns, W); a list of them if `blocks`
+        is a list. Maps of the stem are (B, height, width, channels).
+
+    Raises:
+        TypeError: If `model` is not a `VisionTransformer`.
+        ValueError: If the model has no such block or layer.
+
+    Example:
+    ```python
+    import numpy as np
+    import keras_augreg
+
+    model = keras_augreg.ViT_Ti32(weights=None, input_shape=(64, 96, 3))
+    extractor = keras_augreg.FeatureExtractor(model, [5, -1], grid=True)
+    middle, last = extractor(np.zeros((1, 64, 96, 3), "uint8"))
+    assert middle.shape == last.shape == (1, 2, 3, 192)
+    ```
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: Blocks = -1,
+        grid: bool = False,
+        norm: bool = False,
+        name: str = "feature_extractor",
+        trainable: bool = True,
+    ) -> None:
+        if not isinstance(getattr(model, "sizes", None), Sizes):
+            raise TypeError(
+                "`model` must be a keras_augreg.VisionTransformer. Received: "
+                f"{type(model).__name__}"
+            )
+        single = not isinstance(blocks, Sequence) or isinstance(blocks, str)
+        chosen = [blocks] if single else list(blocks)  # type: ignore[arg-type]
+        names = [_layer_name(model, block) for block in chosen]
+        if not names:
+            raise ValueError("`blocks` must name at least one block.")
+        with keras.RematScope(mode=None):
+            outputs = [_output(model, name, grid, norm) for name in names]
+            super().__init__(
+                model.input, outputs[0] if single else outputs, name=name
+            )
+        if not trainable:  # Keras would also set what is true already.
+            self.trainable = False
+        self.blocks = blocks if single else tuple(chosen)
+        self.grid = grid
+        self.norm = norm
+        # Behind a function, or Keras would take the head for a layer of this.
+        self._source = lambda: model
+
+    def get_config(self) -> dict[str, Any]:
+        model = keras.saving.serialize_keras_object(self._source())
+        model.pop("compile_config", None)
+        same = ("blocks", "grid", "norm", "name", "trainable")
+        return {"model": model, **{key: getattr(self, key) for key in same}}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> FeatureExtractor:
+        model = keras.saving.deserialize_keras_object(config["model"])
+        return cls(**{**config, "model": model})
+
+
+def _layer_name(model: Any, block: Any) -> str:
+    """The name of the layer that an entry of `blocks` stands for."""
+    depth = model.sizes.depth
+    if isinstance(block, int) and -depth <= block < depth:
+        return f"encoderblock_{block % depth}"
+    names = [layer.name for layer in model.layers]
+    names = names[: names.index("encoder_norm")]
+    layers = [n for n in names if n not in ("preprocessing", names[0])]
+    if isinstance(block, str) and block in layers:
+        return block
+    raise ValueError(
+        f"`blocks` must be indices from {-depth} to {depth - 1} or names of "
+        f"layers among {', '.join(layers)}. Received: {block!r}"
+    )
+
+
+def _output(model: Any, name: str, grid: bool, norm: bool) -> Any:
+    layer = model.get_layer(name)
+    x = layer.output
+    if getattr(layer, "queries", None) is not None:
+        # The last block of a classifier computes only the class token.
+        x = layer(layer.input, all_tokens=True)
+    if norm and name.startswith("encoderblock_"):
+        x = model.get_layer("encoder_norm")(x)
+    if grid and len(x.shape) == 3:
+        prefix = int(model.class_token and name != "embedding")
+        x = Grid(model.sizes.stride, prefix)(x, model.input)
+    return x
