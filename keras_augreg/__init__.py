@@ -53,6 +53,7 @@ from keras_augreg.models import (
 from keras_augreg.prediction import predict
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import AugReg
+from keras_augreg.serving import export
 from keras_augreg.training import compile_finetuning, compile_pretraining
 from keras_augreg.variants import match as _match
 from keras_augreg.vision_transformer import VisionTransformer
@@ -96,6 +97,7 @@ __all__ = [
     "decode_predictions",
     "describe",
     "distribute",
+    "export",
     "flight_check",
     "predict",
     "preprocess_input",

@@ -9,6 +9,7 @@ import sys
 
 COMMANDS = (
     "predict",
+    "export",
     "finetune",
     "pretrain",
     "evaluate",

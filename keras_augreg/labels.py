@@ -20,7 +20,12 @@ _FILES = {
 
 @functools.cache
 def class_labels(classes: int) -> tuple[tuple[str, str], ...]:
-    """Reads the (synset, label) of every class, in the order of the head."""
+    """The (synset, label) of ImageNet's classes in a head of that size.
+
+    None where it is neither ImageNet-1k's nor -21k's.
+    """
+    if classes not in _FILES:
+        return ()
     file = importlib.resources.files("keras_augreg").joinpath(
         "assets", _FILES[classes]
     )

@@ -67,6 +67,14 @@ keras_augreg.compile_finetuning(model, total_steps=500, learning_rate=0.01)
 labels = np.eye(1000)[:4]
 predictions = np.eye(1000)[[0, 1, 2, 5]]
 """,
+    "serve.md": PHOTO.format("new.jpg")
+    + """
+model = keras_augreg.ViT_Ti16(
+    weights=None, classes=2, class_names=["cat", "dog"]
+)
+model.get_layer("head").kernel.assign(np.eye(12, 2))
+model.save("photos.keras")
+""",
     "study.md": """
 import json, pathlib, shutil
 pathlib.Path("runs/sweep").mkdir(parents=True)
@@ -79,7 +87,7 @@ pathlib.Path("benchmark.json").write_text(json.dumps(rows))
 # Programs whose arguments are not checked.
 KNOWN = {
     *("cd", "export", "git", "source", "ruff", "mypy", "lint-imports"),
-    *("mkdocs", "jupyter"),
+    *("mkdocs", "jupyter", "docker"),
 }
 # Commands that are quick enough to be run.
 LIGHT = ("export ", "python -m keras_augreg")

@@ -1,0 +1,84 @@
+"""Exports models from every backend to every format and compares outputs.
+
+    python tests/benchmarks/exports.py > tests/benchmarks/logs/exports.txt
+
+Each line: backend, kind of model, format, the largest difference of the outputs
+for batches of 1 and 3 random images, or the error, and the seconds. All kinds
+of models from JAX, one from the others. Ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+TESTS = pathlib.Path(__file__).parents[1]
+MODELS = {
+    "plain, logits": ("tiny", {"include_preprocessing": True}),
+    "hybrid of scaled images, probabilities": (
+        "hybrid",
+        {"classifier_activation": "softmax"},
+    ),
+    "tokens of a model without a class token": (
+        "tiny",
+        {"class_token": False, "include_top": False},
+    ),
+    "mixed_bfloat16": ("tiny", {"dtype": "mixed_bfloat16"}),
+    "mixed_float16": ("tiny", {"dtype": "mixed_float16"}),
+}
+PACKAGES = (
+    *("keras", "jax", "tensorflow", "torch", "onnx", "onnxscript"),
+    *("onnxruntime", "ai-edge-litert", "openvino"),
+)
+
+
+def main() -> None:
+    """Compares with the backend of this process."""
+    import _checkpoints
+    import keras
+    import test_serving
+
+    import keras_augreg
+    from keras_augreg.serving import FORMATS
+
+    all_kinds = keras.backend.backend() == "jax"
+    for kind, (builder, options) in list(MODELS.items())[
+        : None if all_kinds else 1
+    ]:
+        model = getattr(_checkpoints, builder)(**options)
+        test_serving.random(model)
+        for format in FORMATS:
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as work:
+                try:
+                    file = keras_augreg.export(model, work + "/a", format)
+                    worst = (
+                        f"{test_serving.difference(file, format, model):.1e}"
+                    )
+                except Exception as error:
+                    worst = f"{type(error).__name__}: {str(error)[-300:]}"
+            seconds = time.perf_counter() - start
+            print(keras.backend.backend(), kind, format, worst,
+                  f"{seconds:.0f} s", sep=" | ", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.path.insert(0, str(TESTS))
+        main()
+    else:
+        for package in PACKAGES:
+            print(package, importlib.metadata.version(package))
+        print(flush=True)
+        for backend in ("jax", "tensorflow", "torch"):
+            subprocess.run(
+                [sys.executable, __file__, backend],
+                env={**os.environ, "KERAS_BACKEND": backend},
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
