@@ -193,14 +193,18 @@ class TrainStep(keras.Model):
     def _labels_checked(
         self, x: Any, y: Any = None, unlabelled: bool = False
     ) -> Iterator[Any]:
-        """Yields `x`; refuses labels that are not numbers of classes."""
+        """Yields `x`; refuses labels that are not numbers of classes.
+
+        And batches without examples, in training.
+        """
         classes = self.output_shape[-1]
         # The engines of `keras_augreg.data` have checked theirs.
         checked = getattr(x, "checked_classes", None) == classes
         self._trace_for(x, y)
-        if checked or not self._takes_numbers():
+        if checked:
             yield x
             return
+        classes = classes if self._takes_numbers() else None
         check = functools.partial(_check_labels, classes, unlabelled)
         check(only(y))
         found: list[Exception] = []
@@ -311,11 +315,6 @@ class TrainStep(keras.Model):
     def train_on_batch(
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if getattr(only(x), "shape", (None,))[0] == 0:
-            raise ValueError(
-                "Expected a batch of one or more images to train on. "
-                f"Received: shape={tuple(only(x).shape)}"
-            )
         with self._entered(x, y):
             self._augment_where(host=False)
             return super().train_on_batch(x, y, *args, **kwargs)
@@ -452,10 +451,21 @@ class TrainStep(keras.Model):
             return super().get_metrics_result()
 
 
-def _check_labels(classes: int, unlabelled: bool, y: Any) -> None:
-    """Refuses labels, of any library, that are not numbers of classes."""
+def _check_labels(classes: int | None, unlabelled: bool, y: Any) -> None:
+    """Refuses labels, of any library, that are not numbers of classes.
+
+    Where `classes` is `None`, only a batch to train on that has no examples.
+    """
     # An array of several hosts is not all here.
     if y is None or not getattr(y, "is_fully_addressable", True):
+        return
+    shape = tuple(getattr(y, "shape", ()))
+    if shape[:1] == (0,) and not unlabelled:
+        raise ValueError(
+            "Expected batches of one or more images to train on. Received: a "
+            f"batch without examples (labels of shape {shape})."
+        )
+    if classes is None:
         return
     if keras.ops.is_tensor(y):
         y = keras.ops.convert_to_numpy(y)
@@ -508,15 +518,17 @@ def _checked_generator(data: Any, check: Callable[[Any], Any]) -> Iterator[Any]:
 def _checked_dataset(dataset: Any, check: Callable[[Any], Any]) -> Any:
     tf = sys.modules["tensorflow"]
     spec = _labels(dataset.element_spec)
-    if (
-        not isinstance(spec, tf.TensorSpec)
-        or (spec.shape.rank == 2 and spec.shape[1] not in (None, 1))
-        or not (spec.dtype.is_integer or spec.dtype.is_floating)
+    if not isinstance(spec, tf.TensorSpec) or not (
+        spec.dtype.is_integer or spec.dtype.is_floating
     ):
+        return dataset
+    soft = spec.shape.rank == 2 and spec.shape[1] not in (None, 1)
+    if soft and spec.shape[0] is not None:
         return dataset
 
     def watch(*batch: Any) -> Any:
         labels = _labels(batch)
+        labels = labels[:1] if soft else labels  # Is there an example?
         tf.numpy_function(check, [labels], "int32")
         return batch
 

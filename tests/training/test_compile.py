@@ -427,12 +427,32 @@ def test_labels_of_another_shape():
         model.fit(images, y, validation_data=(images, y), verbose=0)
 
 
-def test_refuses_to_train_on_an_empty_batch():
-    model = finetune(build())
+@pytest.mark.parametrize("soft", [False, True])
+def test_refuses_to_train_on_an_empty_batch(soft):
+    tf = pytest.importorskip("tensorflow")
+    model = finetune(build(), loss="sigmoid" if soft else "softmax")
     images, labels = batch()
-    with pytest.raises(ValueError, match="one or more images to train on"):
-        model.train_on_batch(images[:0], labels[:0])
-    assert model.optimizer.iterations == 0
+    labels = np.eye(CLASSES, dtype="float32")[labels] if soft else labels
+    empty = images[:0], labels[:0]
+
+    def batches():
+        yield images, labels
+        yield empty
+
+    spec = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in empty]
+    dataset = tf.data.Dataset.from_generator(
+        batches, output_signature=tuple(spec)
+    )
+    for train, updates in (
+        (lambda: model.train_on_batch(*empty), 0),
+        (lambda: model.fit(*empty, verbose=0), 0),
+        (lambda: model.fit(batches(), steps_per_epoch=2, verbose=0), 1),
+        (lambda: model.fit(dataset, verbose=0), 2),
+    ):
+        with pytest.raises(ValueError, match="one or more images to train on"):
+            train()
+        assert int(model.optimizer.iterations) <= updates
+    assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
 def test_class_weights():
