@@ -215,7 +215,8 @@ class Workdir:
                 shutil.copyfileobj(g, f)
         good = [p for p in self._files() if p not in self._damaged]
         for old in [p for p in good if p <= file][: -self.keep]:
-            old.unlink()
+            _move_aside_unless_file(old)
+            old.unlink(missing_ok=True)
 
     def restore(self, model: Any, total_steps: float = math.inf) -> int:
         """Puts the newest whole checkpoint into the model.
@@ -501,6 +502,10 @@ def _replacing(file: pathlib.Path) -> AbstractContextManager[BinaryIO]:
     # Always the same name, so that a killed run's remains are overwritten.
     unfinished = file.with_suffix(".tmp")
     for path in (file, unfinished):
-        if os.path.lexists(path) and not path.is_file():
-            path.rename(path.with_name(f"{path.name}.{os.getpid()}.damaged"))
+        _move_aside_unless_file(path)
     return replacing(file, unfinished)
+
+
+def _move_aside_unless_file(path: pathlib.Path) -> None:
+    if os.path.lexists(path) and not path.is_file():
+        path.rename(path.with_name(f"{path.name}.{os.getpid()}.damaged"))

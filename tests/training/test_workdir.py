@@ -151,6 +151,20 @@ def test_damaged_best_checkpoint(tmp_path, damage):
     assert again.restore_best(model) == 0.4
 
 
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_old_checkpoint(tmp_path, damage):
+    """It is never read, but its turn to be deleted comes."""
+    model = make_plain(ema_momentum=None)
+    run = Workdir(tmp_path, {}, 2)
+    run.save(model, 1, {})
+    damage(*run._files())
+    run.save(model, 2, {})
+    run.save(model, 3, {})
+    assert [p.stem[-1] for p in run._files()] == ["2", "3"]
+    assert not (tmp_path / "checkpoints" / "0000000001.npz").exists()
+    assert run.restore(model) == 3
+
+
 def test_a_checkpoint_after_the_last_step_is_skipped(tmp_path):
     model = make_plain()
     run = Workdir(tmp_path, {})
