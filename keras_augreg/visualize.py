@@ -8,7 +8,6 @@ writes it. pyplot and its global state are not used.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
 from keras_augreg.features import FeatureExtractor
 from keras_augreg.output import subplots
 from keras_augreg.recipe import LEVELS, AugReg
+from keras_augreg.training.rundir import read_log
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
 from keras_augreg.vit import Block
@@ -632,7 +632,7 @@ def _points(run: Any) -> dict[str, list[tuple[float, float]]]:
             f"No such file: {file}. Expected the `--workdir` of a run whose "
             "first interval has ended."
         )
-    for logs in map(json.loads, file.read_text().splitlines()):
+    for logs in read_log(file):
         step = logs.pop("step")
         for key, value in logs.items():
             points.setdefault(key, []).append((step, value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from keras_augreg.recipe import AugReg, pretraining_warmup
 from keras_augreg.study.grid import Cell, Pretraining, Source
 from keras_augreg.study.verdict import CORRECT
 from keras_augreg.training import compile_finetuning, compile_pretraining
+from keras_augreg.training.rundir import read_log, replacing
 from keras_augreg.training.workdir import Workdir
 from keras_augreg.vision_transformer import VisionTransformer
 
@@ -101,11 +101,11 @@ def train(
         callbacks=[_Clock(cell.batch_size)],
         verbose=verbose,
     )
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    logs = [json.loads(line) for line in lines]
+    logs = read_log(folder / "metrics.jsonl")
     accuracy = [line["val_accuracy"] for line in logs]
     correct = _correct(model, test)
-    np.save(folder / CORRECT, correct)
+    with replacing(folder / CORRECT) as file:
+        np.save(file, correct)
     tested = float(correct.mean())
     result: dict[str, Any] = {
         "params": model.count_params(),

@@ -52,30 +52,43 @@ def collect(model: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write(file: Any, arrays: dict[str, Any], step: int, value: float) -> None:
-    """Writes what `collect` returned, and the monitored metric or NaN."""
-    content = {**arrays, "step": np.int64(step), "value": np.float64(value)}
+def write(
+    file: Any, arrays: dict[str, Any], step: int, value: float, goal: str
+) -> None:
+    """Writes what `collect` returned, and the monitored metric or NaN.
+
+    `goal` says what makes such a value the best, as "max val_accuracy".
+    """
+    content = {
+        **arrays,
+        "step": np.int64(step),
+        "value": np.float64(value),
+        "goal": np.frombuffer(goal.encode(), "uint8"),
+    }
     np.savez(file, **content, checksum=_checksum(content))
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """Reads what `write` wrote: arrays, and two numbers, "step" and "value".
+    """Reads what `write` wrote: arrays, and "step", "value" and "goal".
 
     Raises:
         DamagedError: It is anything else; the message says what.
+        PermissionError: This process may not read it.
     """
     if not file.is_file():  # Opening a FIFO would wait forever.
         raise DamagedError("not a regular file")
     try:
         with np.load(file) as archive:
             arrays: dict[str, Any] = {k: archive[k] for k in archive.files}
+    except PermissionError:
+        raise
     # Damage anywhere in a zip file raises nearly anything.
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise DamagedError(f"unreadable, {what}") from error
     checksum = arrays.pop("checksum", None)
-    if checksum is None or "step" not in arrays or "value" not in arrays:
-        raise DamagedError("it lacks its checksum, step or value")
+    if checksum is None or not {"step", "value", "goal"} <= set(arrays):
+        raise DamagedError("it lacks its checksum, step, value or goal")
     if checksum.tobytes() != _checksum(arrays).tobytes():
         raise DamagedError("its checksum does not match its content")
     step = arrays["step"]
@@ -85,7 +98,12 @@ def read(file: pathlib.Path) -> dict[str, Any]:
         raise DamagedError(f"its value is {arrays['value']!r}")
     if file.stem.isdecimal() and int(file.stem) != step:
         raise DamagedError(f"its name is not its step, {step}")
-    return {**arrays, "step": int(step), "value": float(arrays["value"])}
+    return {
+        **arrays,
+        "step": int(step),
+        "value": float(arrays["value"]),
+        "goal": arrays["goal"].tobytes().decode(errors="replace"),
+    }
 
 
 def assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:

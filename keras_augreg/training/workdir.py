@@ -16,6 +16,7 @@ start at any step, so nothing else is needed to resume bit for bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -23,20 +24,26 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any, BinaryIO
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_augreg import distribution
-from keras_augreg.atomic import replacing
+from keras_augreg import atomic, distribution
 from keras_augreg.checks import warn
 from keras_augreg.training import state
 from keras_augreg.training.progress import Progress
+from keras_augreg.training.rundir import (
+    locked,
+    move_aside_unless_file,
+    plain,
+    read_log,
+    read_settings,
+    replacing,
+    warn_of_damage,
+)
 from keras_augreg.trainstep import inner_optimizer, separate_averages
 
 # Batches that a pass offers beyond those trained on. Keras on TensorFlow looks
@@ -89,16 +96,23 @@ class Workdir:
             raise ValueError(
                 f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
             )
-        self.path = pathlib.Path(path).expanduser()
+        self.path = pathlib.Path(path).expanduser().absolute()
         self.keep = keep
         self.monitor = monitor
         self.mode = mode
         self.terminated = False
-        self._arrays: dict[str, Any] = {}
+        self._settings = plain(settings)
+        self._metrics: dict[str, Any] = {}
         self._damaged: set[pathlib.Path] = set()
         self._best_value: float | None = None
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self._check_settings(json.loads(json.dumps(settings)))
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} cannot be a run's directory: {error}. Use "
+                "another path, or get write access."
+            ) from error
+        self._check_settings()
 
     def fit(
         self,
@@ -119,7 +133,8 @@ class Workdir:
 
         With `ema_momentum`, the model ends with the averages, as after
         `model.fit`; add `keras.callbacks.SwapEMAWeights()` to validate with
-        them, too. A callback that sets `model.stop_training` ends the run.
+        them, too. A callback that sets `model.stop_training` ends the run;
+        started again, the run goes on.
 
         Args:
             model: Compiled and built, with the run's settings.
@@ -140,9 +155,15 @@ class Workdir:
             OSError: A checkpoint cannot be written; those before it stay.
             RuntimeError: Another process trains in this directory; the
                 message names its host and process id.
-            ValueError: `restore_best` without `monitor` in the logs, or
-                `SwapEMAWeights(swap_on_epoch=True)`.
+            ValueError: `restore_best` without `monitor` in the logs,
+                `SwapEMAWeights(swap_on_epoch=True)`, `total_steps` or
+                `interval` below 1, or the run is past `total_steps`.
         """
+        if min(total_steps, interval) < 1:
+            raise ValueError(
+                "`total_steps` and `interval` must be at least 1. Received: "
+                f"{total_steps=}, {interval=}"
+            )
         for callback in callbacks or []:
             if getattr(callback, "swap_on_epoch", False):
                 raise ValueError(
@@ -153,10 +174,16 @@ class Workdir:
         # them, and prefetching could exhaust a short pass.
         model.test_on_batch(*map(np.asarray, next(iter(train.at(0, 2)))[:2]))
         stopped = False
-        with self._locked(), self._heeding_sigterm():
-            self._best_value = self._read_best().get("value")
+        with locked(self.path), self._heeding_sigterm():
+            # Two processes may have been the first to write them.
+            self._check_settings()
+            if distribution.process()[0] == 0:
+                for left in (self.path / "checkpoints").glob("*.tmp"):
+                    move_aside_unless_file(left)
+                    left.unlink(missing_ok=True)
+            self._find_best()
             while (step := self.restore(model, total_steps)) < total_steps:
-                # First what an interruption left of an interval.
+                # First finish the interval that was interrupted.
                 steps, epochs = interval - step % interval, 1
                 if steps == interval and total_steps - step >= interval:
                     epochs = (total_steps - step) // interval
@@ -206,16 +233,15 @@ class Workdir:
         file = self.path / "checkpoints" / f"{step:010d}.npz"
         if logs:
             self._log({"step": step, **logs})
-        with _replacing(file) as f:
-            state.write(f, arrays, step, value)
+        with replacing(file) as f:
+            state.write(f, arrays, step, value, self._goal)
+            f.flush()
+            # Before the checkpoint has its name: a kill loses no best one.
+            self._keep_if_best(pathlib.Path(f.name), value)
         self._damaged.discard(file)
-        if self._is_best(value):
-            self._best_value = value
-            with _replacing(self.path / "best.npz") as f, file.open("rb") as g:
-                shutil.copyfileobj(g, f)
         good = [p for p in self._files() if p not in self._damaged]
         for old in [p for p in good if p <= file][: -self.keep]:
-            _move_aside_unless_file(old)
+            move_aside_unless_file(old)
             old.unlink(missing_ok=True)
 
     def restore(self, model: Any, total_steps: float = math.inf) -> int:
@@ -231,29 +257,39 @@ class Workdir:
             Batches trained on; 0 and an untouched model without a checkpoint.
 
         Raises:
-            ValueError: A checkpoint is of another model.
+            ValueError: A checkpoint is of another model, or all of them are
+                of later steps.
         """
+        later = 0
         for file in reversed(self._files()):
             if file in self._damaged:
                 continue
             try:
                 arrays = state.read(file)
-                if arrays["step"] > total_steps:
-                    raise state.DamagedError(
-                        f"its step is after total_steps={total_steps}"
-                    )
             except state.DamagedError as error:
                 self._damaged.add(file)
-                _warn_of_damage(file, error)
+                warn_of_damage(file, error)
+                continue
+            if arrays["step"] > total_steps:
+                later = later or arrays["step"]
+                warn(f"{file} is skipped: after total_steps={total_steps}")
                 continue
             state.assign(model, arrays, file)
-            self._arrays = arrays
+            self._metrics = {
+                k: v for k, v in arrays.items() if k.startswith("metrics/")
+            }
             return int(arrays["step"])
+        if later:
+            raise ValueError(
+                f"The run in {self.path} is at step {later} and has no "
+                f"checkpoint up to total_steps={total_steps}. Use at least "
+                f"total_steps={later}, or another directory."
+            )
         return 0
 
     def restore_metrics(self, model: Any) -> None:
         """Continues the means of an interval that was interrupted."""
-        state.assign_metrics(model, self._arrays)
+        state.assign_metrics(model, self._metrics)
 
     def restore_best(self, model: Any) -> float | None:
         """Puts the checkpoint with the best `monitor` into the model.
@@ -290,16 +326,18 @@ class Workdir:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+        if self.terminated and distribution.process()[1] == 1:
+            raise SystemExit(128 + signal.SIGTERM)  # after the last step
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        file = self.path / "settings.json"
+    def _check_settings(self) -> None:
+        file, settings = self.path / "settings.json", self._settings
         if not os.path.lexists(file):
             if distribution.process()[0] == 0:
                 text = json.dumps(settings, indent=2) + "\n"
-                with _replacing(file) as f:
+                with atomic.replacing(file) as f:
                     f.write(text.encode())
             return
-        before = _read_settings(file)
+        before = read_settings(file)
         changed = [
             f"  {key}: {before.get(key, 'not set')!r} before, "
             f"{settings.get(key, 'not set')!r} now"
@@ -321,8 +359,15 @@ class Workdir:
         return next(path for path in paths if not path.exists())
 
     def _files(self) -> list[pathlib.Path]:
-        files = (self.path / "checkpoints").glob("*.npz")
+        folder = self.path / "checkpoints"
+        # Unlike `glob`, `listdir` says if it is not allowed to look.
+        files = [folder / n for n in os.listdir(folder) if n.endswith(".npz")]
         return sorted(p for p in files if p.stem.isdecimal())
+
+    @property
+    def _goal(self) -> str:
+        """What "best" means."""
+        return f"{self.mode} {self.monitor}"
 
     def _is_best(self, value: float) -> bool:
         best = self._best_value
@@ -330,77 +375,50 @@ class Workdir:
             return not math.isnan(value)
         return value > best if self.mode == "max" else value < best
 
+    def _keep_if_best(self, file: pathlib.Path, value: float) -> None:
+        if self._is_best(value):
+            self._best_value = value
+            with replacing(self.path / "best.npz") as f, file.open("rb") as g:
+                shutil.copyfileobj(g, f)
+
+    def _find_best(self) -> None:
+        """Notes the best value; without its file, of the checkpoints."""
+        self._best_value = self._read_best().get("value")
+        if self._best_value is not None or distribution.process()[0] > 0:
+            return
+        for file in self._files():
+            with contextlib.suppress(state.DamagedError):  # `restore` warns.
+                arrays = state.read(file)
+                if arrays["goal"] == self._goal:
+                    self._keep_if_best(file, arrays["value"])
+
     def _read_best(self) -> dict[str, Any]:
         file = self.path / "best.npz"
         if not os.path.lexists(file):
             return {}
         try:
-            return state.read(file)
+            arrays = state.read(file)
         except state.DamagedError as error:
-            _warn_of_damage(file, error)
+            warn_of_damage(file, error)
             return {}
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps other processes from training in this directory.
-
-        The system frees the lock when a process ends, however it ends. The
-        processes of one run share the directory; only the first writes, so
-        only the first holds the lock.
-        """
-        if distribution.process()[0] > 0:
-            yield
-            return
-        import filelock  # Here: it imports asyncio.
-
-        file, holder = self.path / "lock", self.path / "lock.json"
-        if os.path.lexists(file) and not file.is_file():
-            raise ValueError(
-                f"{file} should be a file. Found: something else. Delete it."
-            )
-        lock = filelock.FileLock(file)
-        try:
-            lock.acquire(blocking=False)
-        except NotImplementedError:
+        if arrays["goal"] != self._goal:
             warn(
-                f"The file system of {self.path} has no locks. Make sure that "
-                "only one process trains there."
+                f"{file} is the best by {arrays['goal']!r} and will be "
+                f"replaced by the best by {self._goal!r}"
             )
-            yield
-            return
-        except filelock.Timeout as error:
-            try:
-                text = holder.read_text() if holder.is_file() else ""
-                by = "host {host}, process {pid}".format(**json.loads(text))
-            except (OSError, ValueError, LookupError, TypeError):
-                by = "unknown"
-            raise RuntimeError(
-                f"Another process trains in {self.path}: {by}. Wait for it, "
-                "stop it, or use another directory."
-            ) from error
-        try:
-            with _replacing(holder) as f:
-                who = {"host": socket.gethostname(), "pid": os.getpid()}
-                f.write(json.dumps(who).encode())
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            return {}
+        return arrays
 
     def _log(self, line: dict[str, Any]) -> None:
         """Adds a line; drops those that the run is about to repeat."""
         file = self.path / "metrics.jsonl"
-        kept = []
-        text = file.read_text(errors="replace") if file.is_file() else ""
-        for old in text.splitlines():
-            try:
-                if json.loads(old)["step"] < line["step"]:
-                    kept.append(old)
-            except (ValueError, KeyError, TypeError) as error:
-                _warn_of_damage(file, error)
-        text = "\n".join([*kept, json.dumps(line)]) + "\n"
-        with _replacing(file) as f:
-            f.write(text.encode())
+        kept = [old for old in read_log(file) if old["step"] < line["step"]]
+        # A callback's metrics may be NumPy's or a backend's.
+        dump = functools.partial(
+            json.dumps, default=lambda value: np.asarray(value).tolist()
+        )
+        with replacing(file) as f:
+            f.writelines(f"{dump(entry)}\n".encode() for entry in (*kept, line))
 
     def _stop(self, model: Any, step: int, what: str) -> None:
         good = [p for p in self._files() if p not in self._damaged]
@@ -472,40 +490,3 @@ class _Checkpoints(keras.callbacks.Callback):
         if self._bad:
             step, loss = self._bad
             self._run._stop(self.model, step, f"the loss is {loss}")
-
-
-def _read_settings(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        if not (file.is_file() or file.is_dir()):
-            raise OSError("not a regular file")  # Reading could wait forever.
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"{type(error).__name__}: {error}"
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"{file} should hold a JSON object with the run's settings. "
-            f"Found: {text[:80]!r}. Restore it from a copy; or delete it, if "
-            "you know that the run had the settings given now."
-        )
-    return settings
-
-
-def _warn_of_damage(file: pathlib.Path, error: Exception) -> None:
-    warn(f"{file} is damaged and is skipped: {error}")
-
-
-def _replacing(file: pathlib.Path) -> AbstractContextManager[BinaryIO]:
-    # Always the same name, so that a killed run's remains are overwritten.
-    unfinished = file.with_suffix(".tmp")
-    for path in (file, unfinished):
-        _move_aside_unless_file(path)
-    return replacing(file, unfinished)
-
-
-def _move_aside_unless_file(path: pathlib.Path) -> None:
-    if os.path.lexists(path) and not path.is_file():
-        path.rename(path.with_name(f"{path.name}.{os.getpid()}.damaged"))

@@ -15,7 +15,7 @@ ARRAYS = {"model/0/kernel": np.arange(6, dtype="float32").reshape(2, 3)}
 
 def whole(step=7):
     file = io.BytesIO()
-    state.write(file, ARRAYS, step, 0.5)
+    state.write(file, ARRAYS, step, 0.5, "min loss")
     return bytearray(file.getvalue())
 
 
@@ -28,6 +28,7 @@ def savez(**arrays):
 def with_step(step, value=0.5):
     """A checkpoint whose checksum is right and whose step or value is not."""
     content = {**ARRAYS, "step": np.asarray(step), "value": np.asarray(value)}
+    content["goal"] = np.zeros(3, "uint8")
     return savez(**content, checksum=state._checksum(content))
 
 
@@ -36,6 +37,7 @@ def test_round_trip(tmp_path):
     file.write_bytes(whole())
     arrays = state.read(file)
     assert (arrays.pop("step"), arrays.pop("value")) == (7, 0.5)
+    assert arrays.pop("goal") == "min loss"
     assert list(arrays) == list(ARRAYS)
     np.testing.assert_array_equal(arrays[key := "model/0/kernel"], ARRAYS[key])
 
@@ -50,7 +52,7 @@ def test_round_trip(tmp_path):
         (savez(step=np.int64(7)), "lacks its checksum"),
         (savez(checksum=np.zeros(32, "uint8")), "lacks its checksum"),
         (
-            savez(**ARRAYS, step=7, value=0.5, checksum=np.zeros(32, "uint8")),
+            savez(**ARRAYS, step=7, value=0.5, goal=0, checksum=np.zeros(32)),
             "checksum does not match",
         ),
         (with_step(-1), "its step is array"),

@@ -25,7 +25,7 @@ from _run import (
 )
 
 from keras_augreg.recipe import AugReg
-from keras_augreg.training import Workdir, state
+from keras_augreg.training import Workdir, rundir, state
 
 HERE = pathlib.Path(__file__).parent
 
@@ -143,7 +143,7 @@ def test_damaged_best_checkpoint(tmp_path, damage):
     run = Workdir(tmp_path, {})
     run.save(model, 1, {"val_accuracy": 0.5})
     damage(tmp_path / "best.npz")
-    with pytest.warns(UserWarning, match="best.npz is damaged"):
+    with pytest.warns(UserWarning, match=r"best\.npz is damaged"):
         assert run.restore_best(model) is None
     assert run.restore(model) == 1
     again = Workdir(tmp_path, {})
@@ -170,7 +170,7 @@ def test_a_checkpoint_after_the_last_step_is_skipped(tmp_path):
     run = Workdir(tmp_path, {})
     run.save(model, 3, {})
     run.save(model, 10**9, {})
-    with pytest.warns(UserWarning, match="step is after total_steps=20"):
+    with pytest.warns(UserWarning, match="skipped: after total_steps=20"):
         assert run.restore(model, 20) == 3
 
 
@@ -202,7 +202,7 @@ def test_damaged_newest_checkpoint(whole, stopped, tmp_path, damage):
     messages = [str(warning.message) for warning in seen]
     for name in ("0000000009", "0000000016", "9999999999"):
         assert any(f"{name}.npz is damaged" in text for text in messages)
-    assert any("metrics.jsonl is damaged" in text for text in messages)
+    assert any("jsonl: 2 damaged lines" in text for text in messages)
     assert_ends_as(whole, model, run)
 
 
@@ -319,15 +319,15 @@ def test_a_lock_that_is_no_file(tmp_path, make):
     make(tmp_path / "lock")
     with (
         pytest.raises(ValueError, match=r"lock should be a file\..*Delete it"),
-        Workdir(tmp_path, {})._locked(),
+        rundir.locked(tmp_path),
     ):
         pass
 
 
 HOLDS = """
-import sys, time
-from keras_augreg.training import Workdir
-with Workdir(sys.argv[1], {})._locked():
+import pathlib, sys, time
+from keras_augreg.training import rundir
+with rundir.locked(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -352,19 +352,129 @@ def test_two_processes_in_one_directory(tmp_path):
         finally:
             holder.kill()
     # The system has freed the lock.
-    with Workdir(tmp_path, {})._locked():
+    with rundir.locked(tmp_path):
         pass
     assert not (tmp_path / "lock.json").exists()
 
 
+@pytest.mark.once
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def acquire(*_, **__):
-        raise NotImplementedError
+        raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    run = Workdir(tmp_path, {})
-    with pytest.warns(UserWarning, match="has no locks"), run._locked():
+    for error in (NotImplementedError(), OSError(errno.ENOLCK, "no locks")):
+        with (
+            pytest.warns(UserWarning, match="has no locks"),
+            rundir.locked(tmp_path),
+        ):
+            pass
+    error = PermissionError(errno.EACCES, "not yours")
+    with pytest.raises(PermissionError), rundir.locked(tmp_path):
         pass
+
+
+@pytest.mark.once
+def test_best_checkpoints_of_another_goal(tmp_path):
+    """A best value of one metric says nothing about another's."""
+    model = make_plain(ema_momentum=None)
+    Workdir(tmp_path, {}).save(model, 1, {"val_accuracy": 0.9, "val_loss": 0.9})
+    run = Workdir(tmp_path, {}, monitor="val_loss", mode="min")
+    with pytest.warns(UserWarning, match="'max val_accuracy' and will be"):
+        run._find_best()
+    assert run._best_value is None
+    run.save(model, 2, {"val_accuracy": 0.5, "val_loss": 1.9})
+    assert run.restore_best(model) == 1.9
+
+
+@pytest.mark.once
+def test_a_best_checkpoint_that_is_lost_is_found_again(tmp_path):
+    model = make_plain(ema_momentum=None)
+    run = Workdir(tmp_path, {})
+    for step, value in ((1, 0.3), (2, 0.6), (3, 0.5)):
+        run.save(model, step, {"val_accuracy": value})
+    truncate(tmp_path / "best.npz")
+    again = Workdir(tmp_path, {})
+    with pytest.warns(UserWarning, match=r"best\.npz is damaged"):
+        again._find_best()
+    assert again._best_value == again.restore_best(model) == 0.6
+
+
+@pytest.mark.once
+def test_the_best_is_kept_before_its_checkpoint_has_its_name(
+    tmp_path, monkeypatch
+):
+    """A kill between the two would lose it, if only by the checkpoint."""
+    model = make_plain(ema_momentum=None)
+    run = Workdir(tmp_path, {})
+    names = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (names.append(b.name), replace(a, b))
+    )
+    run.save(model, 1, {"val_accuracy": 0.5})
+    assert names[-2:] == ["best.npz", "0000000001.npz"]
+
+
+@pytest.mark.once
+def test_metrics_of_any_library_are_logged(tmp_path):
+    logs = {
+        "f1": np.float32(0.5),
+        "each": np.arange(2),
+        "x": keras.ops.ones(()),
+    }
+    Workdir(tmp_path, {}).save(make_plain(), 1, logs)
+    (line,) = rundir.read_log(tmp_path / "metrics.jsonl")
+    assert line == {"step": 1, "f1": 0.5, "each": [0, 1], "x": 1.0}
+
+
+@pytest.mark.once
+def test_a_run_that_is_past_the_last_step_is_not_begun_again(tmp_path):
+    model = make_plain()
+    run = Workdir(tmp_path, {})
+    run.save(model, 30, {"loss": 1.0})
+    with (
+        pytest.warns(UserWarning, match="skipped: after total_steps=20"),
+        pytest.raises(ValueError, match=r"is at step 30 .* total_steps=30"),
+    ):
+        train(model, tmp_path, settings={})
+    assert rundir.read_log(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.once
+def test_what_an_unfinished_checkpoint_left_is_deleted(whole, tmp_path):
+    shutil.copytree(whole[1].path, tmp_path, dirs_exist_ok=True)
+    left = tmp_path / "checkpoints" / "0000000007.tmp"
+    left.write_bytes(b"half")
+    train(make_plain(), tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.once
+def test_directories_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="cannot be a run's directory"):
+            Workdir(path, {})
+    with pytest.raises(TypeError, match=r"JSON values.*float32"):
+        Workdir(tmp_path, {"learning_rate": np.float32(0.1)})
+
+
+@pytest.mark.once
+def test_the_working_directory_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Workdir(".", {"a": 1})
+    with pytest.raises(ValueError, match=f"such as {tmp_path}-2"):
+        Workdir(".", {"a": 2})
+
+
+@pytest.mark.once
+def test_sigterm_after_the_last_step(tmp_path):
+    """The script should not begin to evaluate."""
+    run = Workdir(tmp_path, {})
+    with pytest.raises(SystemExit) as exit_, run._heeding_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert exit_.value.code == 128 + signal.SIGTERM
 
 
 def test_refuses_a_checkpoint_of_another_model(whole):
@@ -446,6 +556,16 @@ def test_refuses_arguments(tmp_path, argument):
     ((name, value),) = argument.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*={value!r}"):
         Workdir(tmp_path, {}, **argument)
+    with pytest.raises(ValueError, match=r"at least 1\. Received: .*interval=0"):
+        Workdir(tmp_path, {}).fit(None, None, total_steps=1, interval=0)
+
+
+@pytest.mark.once
+def test_settings_of_two_processes_that_start_at_once(tmp_path):
+    run = Workdir(tmp_path, {"a": 1})
+    (tmp_path / "settings.json").write_text('{"a": 2}')
+    with pytest.raises(ValueError, match="another experiment"):
+        run.fit(make_plain(), digits(), total_steps=1, interval=1)
 
 
 @pytest.mark.once  # The tests above have the other backends.
