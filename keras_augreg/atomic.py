@@ -36,7 +36,8 @@ def replacing(
     if os.name == "posix":  # Elsewhere a folder cannot be opened.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # Some networks' refuse it.
+                os.fsync(folder)
         finally:
             os.close(folder)
 
@@ -59,4 +60,5 @@ def _remove_leftovers(unfinished: pathlib.Path) -> None:
             try:
                 os.kill(int(pid), 0)
             except ProcessLookupError:
-                file.unlink(missing_ok=True)
+                if not file.is_dir():
+                    file.unlink(missing_ok=True)

@@ -159,9 +159,11 @@ def _pixels(image: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     size = height, width
     if isinstance(image, pathlib.Path):
-        picture: Any = decode.Picture(
-            sources.read_file(str(image.parent), image.name), name
-        )
+        try:
+            content = sources.read_file(str(image.parent), image.name)
+        except OSError as error:
+            raise decode.ImageError(f"Cannot read {name!r}: {error}") from error
+        picture: Any = decode.Picture(content, name)
     elif image.shape == shape:
         return image
     elif image.shape[2] == 3:

@@ -40,23 +40,26 @@ _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", RESOLUTION, "Side in pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
 _CROP = flags.DEFINE_string("crop", None, "See `data.load`.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps data.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evaluate", "Output folder.")
 
 
 def main(argv: list[str]) -> None:
     """Predicts, compares, reports."""
     del argv
-    split = _SPLIT.value or data.evaluation_split(_DATASET.value)[1]
+    source, folder = _DATASET.value, _DATA_DIR.value
+    split = _SPLIT.value or data.evaluation_split(source, data_dir=folder)[1]
     test, info = data.load(
-        _DATASET.value,
+        source,
         split,
         image_size=_IMAGE_SIZE.value,
         batch_size=_BATCH_SIZE.value,
         training=False,
+        data_dir=folder,
         preprocess=_CROP.value,
         # ImageNet-ReaL's labels are vectors already.
         options=data.Options(
-            one_hot=not dataset_names.lookup(_DATASET.value, ["imagenet-real"]),
+            one_hot=not dataset_names.lookup(source, ["imagenet-real"]),
             pad=False,
         ),
     )

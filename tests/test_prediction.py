@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import keras
 import numpy as np
 import PIL.Image
@@ -97,7 +99,9 @@ def test_a_saved_model_and_one_with_logits(model, photos, tmp_path):
 
 @pytest.mark.once
 def test_errors(model, photos, tmp_path):
+    os.mkfifo(photos / "pipe.jpg")
     for images, message in (
+        (photos / "pipe.jpg", r"pipe\.jpg.*not a regular file"),
         ("nothing.jpg", "No such file or folder: 'nothing.jpg'"),
         (tmp_path, "No image files in the folder"),
         (photos / "notes0.txt", "Cannot read the image"),

@@ -61,7 +61,7 @@ try:
     print(huggingface_hub.hf_hub_download(
         repository, file, revision=revision or None
     ))
-except OSError as error:
+except Exception as error:
     print(error)
     sys.exit(1)
 """
@@ -183,8 +183,8 @@ def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
     url = files.url(path)
     target = files.cache_dir() / path
     part = target.with_name(target.name + ".part")
-    before = target.stat().st_mtime_ns if target.exists() else None
     try:
+        before = target.stat().st_mtime_ns if target.exists() else None
         target.parent.mkdir(parents=True, exist_ok=True)
         # The system frees it if this process is killed.
         lock = filelock.FileLock(target.with_name(target.name + ".lock"))
@@ -194,6 +194,8 @@ def _to_cache(path: str, timeout: float, retries: int, progress: bool) -> Path:
             waiting = f"Waiting for another process: {lock.lock_file}"
             print(waiting, file=sys.stderr)
             held = lock.acquire()
+        if part.is_fifo():  # Opening it would wait for a reader.
+            raise OSError(errno.EEXIST, f"{part} is not a file")
         with held:
             # Another process may have brought it in the meantime.
             after = target.stat().st_mtime_ns if target.exists() else None
@@ -225,7 +227,7 @@ def _receive(
         best = max(best, start)
         try:
             md5 = _attempt(url, part, start, timeout, progress)
-            damage = _damage(part, md5, url.endswith(".npz"))
+            damage = _damage(part, md5, Path(url).suffix)
             if damage is None:
                 break
             part.unlink()
@@ -309,7 +311,7 @@ def _announced(
     total: int | None
     if response.status == 206:
         content = headers.get("Content-Range", "")
-        match = re.fullmatch(rf"bytes {start}-[0-9]+/([0-9]+)", content)
+        match = re.fullmatch(rf"bytes {start}-[0-9]+/([0-9]{{1,15}})", content)
         if match is None:
             raise DownloadError(
                 f"{url}: asked for bytes {start}-, sent {content!a}."
@@ -425,13 +427,15 @@ def _open(
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # the part is not a prefix of this file
-            part.unlink()
+            part.unlink(missing_ok=True)
         answer = f"HTTP {error.code} {http.client.responses.get(error.code)}"
         if error.code not in (416, *_TRANSIENT):
             raise DownloadError(f"{url}: {answer}.") from None
         raise _TransientError(answer) from None
     except DownloadError:
         raise
+    except (ValueError, OverflowError) as error:  # of an address, redirected
+        raise DownloadError(f"{url}: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         watch.check()
         cause = getattr(error, "reason", error)
@@ -441,7 +445,9 @@ def _open(
                 f"{_WITHOUT_INTERNET}. {url}: the name {host} cannot be "
                 f"resolved ({cause.strerror})."
             ) from error
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(
+            cause, (ssl.SSLCertVerificationError, http.client.InvalidURL)
+        ):
             raise DownloadError(f"{url}: {cause}") from error
         raise _TransientError(f"no answer ({cause})") from error
     return response
@@ -465,14 +471,14 @@ def _size(*paths: Path) -> int:
     return size
 
 
-def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
-    """What is wrong with `part`, by the md5 or the checksums inside."""
+def _damage(part: Path, md5: str | None, suffix: str) -> str | None:
+    """What is wrong with `part`, by the md5 or by what is inside."""
     if md5 is not None:
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != md5:
             return f"its md5 is {found}, the server states {md5}"
-    elif is_archive:
+    elif suffix == ".npz":
         try:
             with zipfile.ZipFile(part) as archive:
                 member = archive.testzip()
@@ -480,6 +486,11 @@ def _damage(part: Path, md5: str | None, is_archive: bool) -> str | None:
             return repr(error)
         if member is not None:
             return f"the checksum of {member!a} is wrong"
+    if suffix == ".csv":  # A portal answers with a page of its own.
+        with part.open("rb") as file:
+            line = file.readline(10_000)
+        if b"adapt_filename" not in line:
+            return f"not the release's index, but {line[:80]!a}"
     return None
 
 

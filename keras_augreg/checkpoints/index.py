@@ -312,21 +312,31 @@ def _index(path: Path) -> dict[str, Checkpoint]:
     return _read(path, path.stat().st_mtime_ns)
 
 
+_AGAIN = "Fetch it again with keras_augreg.checkpoints.search(refresh=True)."
+
+
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, _modified: int) -> dict[str, Checkpoint]:
     rows: dict[str, Checkpoint] = {}
     unread = []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         if missing := _COLUMNS - set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path} is not the release's index: it lacks the columns "
-                f"{', '.join(sorted(missing))}. Fetch it again with "
-                f"keras_augreg.checkpoints.search(refresh=True)."
+                f"{', '.join(sorted(missing))}. {_AGAIN}"
             )
         for line in reader:
-            upstream = _figures(line, UPSTREAM)
-            adapted = upstream | _figures(line, _ADAPTED)
+            try:
+                upstream = _figures(line, UPSTREAM)
+                adapted = upstream | _figures(line, _ADAPTED)
+                if None in (line["filename"], line["adapt_filename"]):
+                    raise ValueError("it ends before its last column")
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is damaged in line {reader.line_num}: {error}. "
+                    f"{_AGAIN}"
+                ) from error
             for name, figures in (
                 (line["filename"], upstream),
                 (line["adapt_filename"], adapted),
@@ -341,8 +351,8 @@ def _read(path: Path, _modified: int) -> dict[str, Checkpoint]:
                     rows[name] = Checkpoint(name, fields, ("index",), figures)
     if unread:
         warnings.warn(
-            f"{path}: left out {len(unread):,} names that do not follow the "
-            f"release's rule as far as it is known, the first: {unread[0]!a}.",
+            f"{path}: left out {len(unread):,} names that do not match the "
+            f"known naming rule, for example {unread[0]!a}.",
             stacklevel=4,
         )
     return rows

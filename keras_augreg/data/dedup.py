@@ -135,10 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--train", required=True, help="a source of load: SOURCE[:SPLIT]")
     add("--against", required=True, action="append", help="SOURCE[:SPLIT]")
     add("--data_dir", help="where TFDS keeps data sets")
-    add("--distance", type=int, default=DISTANCE, help="bits that may differ")
+    add("--distance", type=int, default=DISTANCE, choices=range(8),
+        help="bits that may differ")  # fmt: skip
     add("--on_error", choices=ON_ERROR, default="raise", help="broken files")
     add("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args(arguments)
+    if not flags.out.parent.is_dir():
+        parser.error(f"--out={flags.out}: there is no such folder")
 
     def hashed(argument: str) -> tuple[list[str], np.ndarray]:
         # A path may have colons; a split follows the last one.

@@ -55,7 +55,7 @@ class Batches(keras.utils.PyDataset):
         self._length = feed.num_batches
         self.checked_classes = feed.num_classes
         threads = os.cpu_count() or 1
-        self._lock = threading.Lock()  # Keras may have several workers.
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
         _keep_blocks(2 * threads)
         # The pass that `fit` is in: its first step, its steps by the index
@@ -76,6 +76,20 @@ class Batches(keras.utils.PyDataset):
         # Threads and their jobs cannot be pickled.
         feed = dataclasses.replace(self._feed, first_step=self._first_step)
         return Batches, (feed,)
+
+    @property
+    def workers(self) -> int:
+        """Keras's workers: only one keeps the order of the batches."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        if value != 1:
+            raise ValueError(
+                "Batches are prepared by threads of their own, in an order "
+                f"that more workers of Keras would change. Received: {value} "
+                "workers. Leave it at 1."
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -112,13 +126,14 @@ class Batches(keras.utils.PyDataset):
             raise IndexError(
                 f"Batch {index} of a data set with {self._length} batches."
             )
-        again = index in self._steps
         with self._lock:
+            again = index in self._steps
             count = len(self._steps) if self._order.training else index
             step = self._steps.setdefault(index, self._begun + count)
+            last = len(self._steps) == self._length
         batch = self._batch(step, self._begun + self._length - 1, self._jobs)
         if not again:
-            self._delivered(step, last=len(self._steps) == self._length)
+            self._delivered(step, last)
         return batch
 
     def _delivered(self, step: int, last: bool) -> None:

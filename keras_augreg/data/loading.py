@@ -18,6 +18,7 @@ from keras_augreg.data.options import (
     Preprocess,
     check_seed,
     choose_engine,
+    is_weight,
 )
 from keras_augreg.data.report import Skipped
 
@@ -210,6 +211,8 @@ def _class_weights(
         counts = np.bincount(examples.labels, minlength=num_classes)
         weights = len(examples) / (num_classes * np.maximum(counts, 1))
         return weights.astype(np.float32)
+    if not isinstance(class_weight, Mapping):  # scikit-learn returns arrays.
+        class_weight = dict(enumerate(class_weight))
     unknown = [c for c in class_weight if c not in range(num_classes)]
     if unknown:
         raise ValueError(
@@ -219,4 +222,9 @@ def _class_weights(
     weights = np.ones(num_classes, np.float32)
     for label, weight in class_weight.items():
         weights[label] = weight
+    if not is_weight(weights).all():
+        raise ValueError(
+            "`class_weight` must be finite numbers of at least 0. Received: "
+            f"{class_weight}"
+        )
     return weights

@@ -13,7 +13,7 @@ import numpy as np
 from keras_augreg import dataset_names
 from keras_augreg.data import report, sources, tfds
 from keras_augreg.data.datasets import DATASETS, PaperDataset
-from keras_augreg.data.options import Options
+from keras_augreg.data.options import Options, is_weight
 from keras_augreg.data.sources import Examples
 from keras_augreg.data.tfds import Records
 from keras_augreg.labels import class_labels
@@ -61,10 +61,14 @@ class Location:
         if options.sample_weight is not None:
             weights = np.asarray(options.sample_weight)
             numbers = weights.dtype.kind in "fiub"
-            if not numbers or weights.shape != (len(found),):
+            if (
+                not numbers
+                or weights.shape != (len(found),)
+                or not is_weight(weights).all()
+            ):
                 raise ValueError(
-                    "`sample_weight` must have one number for each of the "
-                    f"{len(found)} examples. Received: "
+                    "`sample_weight` must have one finite number of at least "
+                    f"0 for each of the {len(found)} examples. Received: "
                     f"{options.sample_weight!r}"
                 )
             found.weights = weights.astype(np.float32)
@@ -181,20 +185,23 @@ def evaluation_split(
     ('train', 'test')
     """
     splits = locate(source, data_dir).splits()
-    known = {s.lower(): s for s in splits if s != train.partition("[")[0]}
+    parts = [part.partition("[")[0].strip() for part in train.split("+")]
+    known = {s.lower(): s for s in splits if s not in parts}
+    if "all" in parts:
+        known = {}  # It holds all of them.
     chosen = next((known[s] for s in sources.EVALUATION if s in known), None)
     if chosen is None:
-        if "[" in train:
+        if "[" in train or len(parts) > 1:
             raise ValueError(
                 f"{str(source)!r} has no split to evaluate on besides the "
-                f"part {train!r}. Train on a whole split, of which a tenth is "
+                f"{train!r}. Train on one whole split, of which a tenth is "
                 f"then held out. Splits: {splits}"
             )
         train, chosen = f"{train}[:90%]", f"{train}[90%:]"
     if chosen != "test":
         report.once(
-            f"{str(source)!r} has no test split: training on {train!r} and "
-            f"evaluating on {chosen!r}."
+            f"{str(source)!r}: {train!r} is for training, {chosen!r} for "
+            "evaluation."
         )
     return train, chosen
 

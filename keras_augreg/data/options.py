@@ -141,16 +141,17 @@ class Options:
         check_choice("engine", self.engine, ENGINES)
         check_seed("split_seed", self.split_seed)
         at_least(1, "shuffle_buffer", self.shuffle_buffer)
-        if not isinstance(self.exclude, (str, os.PathLike)):
-            # An iterator could be read only once.
-            object.__setattr__(self, "exclude", frozenset(self.exclude))
+        exclude: Any = self.exclude
+        if isinstance(exclude, (str, os.PathLike)):
+            exclude = read_names(exclude)
+        # Read once: an iterator is then empty, and a file may change.
+        object.__setattr__(self, "exclude", frozenset(exclude))
 
     @property
     def excluded(self) -> frozenset[str]:
-        """The names that `exclude` gives or that its file holds."""
-        if isinstance(self.exclude, (str, os.PathLike)):
-            return frozenset(read_names(self.exclude))
-        return frozenset(self.exclude)
+        """The names that `exclude` gave or that its file held."""
+        names: Any = self.exclude
+        return names
 
 
 def choose_engine(engine: str, kind: str, path: str) -> str:
@@ -196,6 +197,11 @@ def at_least(least: int, argument: str, value: Any) -> int:
             f"{argument}={value!r}"
         )
     return int(value)
+
+
+def is_weight(values: np.ndarray) -> np.ndarray:
+    """Which of the numbers can weigh an example."""
+    return np.isfinite(values) & (values >= 0)
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -265,7 +265,8 @@ def line_of(name: str) -> str:
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
     """Reads a list of names, one per line, which need not be UTF-8."""
-    text = pathlib.Path(path).read_bytes().decode("utf-8", "surrogateescape")
+    folder, name = os.path.split(path)
+    text = read_file(folder or ".", name).decode("utf-8", "surrogateescape")
     # `splitlines` would break at characters that names may hold.
     return [line.removesuffix("\r") for line in text.split("\n") if line]
 
@@ -361,14 +362,15 @@ def images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
+    seen = set()
     for where, folders, names in os.walk(path, onerror=fail, followlinks=True):
-        # Not `.ipynb_checkpoints`, which holds copies, nor a link to a folder
-        # that it is in.
         real = pathlib.Path(where).resolve()
-        inner = [(name, (real / name).resolve()) for name in folders]
-        folders[:] = [
-            n for n, p in inner if _wanted(n) and not real.is_relative_to(p)
-        ]
+        if real in seen:  # Links can lead to a folder again, and in circles.
+            folders.clear()
+            continue
+        seen.add(real)
+        # Not `.ipynb_checkpoints`, which holds copies.
+        folders[:] = sorted(filter(_wanted, folders))
         for name in filter(_wanted, names):
             if _is_image(name):
                 file = os.path.relpath(os.path.join(where, name), path)

@@ -8,11 +8,12 @@ al., arXiv 2102.11005).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -297,7 +298,8 @@ def _candidates(
 def _features(name: str, batches: Iterable[Any]) -> tuple[Any, Any]:
     """What a checkpoint's classifier would read, (N, D), and labels (N,)."""
     is_file = pathlib.Path(name).is_file()
-    contents = convert.inspect(name if is_file else release.download(name))
+    with _as_os_error():
+        contents = convert.inspect(name if is_file else release.download(name))
     model: Any = None
     features, labels = [], []
     for batch in batches:
@@ -310,7 +312,8 @@ def _features(name: str, batches: Iterable[Any]) -> tuple[Any, Any]:
                 include_top=False,
                 pooling="token" if contents.class_token else "avg",
             )
-            release.load(model, contents)
+            with _as_os_error():
+                release.load(model, contents)
         kept = weights[0] > 0 if weights else np.ones(len(truth), bool)
         if truth.ndim > 1:
             raise ValueError(
@@ -322,6 +325,15 @@ def _features(name: str, batches: Iterable[Any]) -> tuple[Any, Any]:
     if not features:
         raise ValueError("`batches` is empty, or can be read only once.")
     return np.concatenate(features), np.concatenate(labels)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """A damaged file is left out, as one that cannot be downloaded is."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
 def _places(rows: list[dict[str, Any]]) -> list[float]:

@@ -233,8 +233,8 @@ def _attempt(root: pathlib.Path, cell: Cell, train: Train) -> dict[str, Any]:
         record["traceback"] = traceback.format_exc()
     _record(root, cell, record)
     if _done(record):  # Only an unfinished cell needs these.
-        if (folder / "checkpoints").exists():
-            shutil.rmtree(folder / "checkpoints")
+        # A network's file system may still hold some of its files.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "best.npz").unlink(missing_ok=True)
     return record
 
@@ -248,10 +248,13 @@ def _read(root: pathlib.Path, name: str) -> dict[str, Any]:
     """A cell's record, empty if there is none."""
     path = root / "cells" / f"{name}.json"
     try:
-        return dict(json.loads(path.read_text()))
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError(f"not a JSON object: {record!r}")
+        return record
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"The record {path} is damaged ({error}). Delete it: the cell "
             "will be run again."

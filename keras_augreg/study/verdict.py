@@ -276,7 +276,10 @@ class _Runs:
             ]
             if not all(path.is_file() for path in paths):
                 return None
-            rows = [np.load(path) for path in paths]
+            try:
+                rows = [np.load(path) for path in paths]
+            except (OSError, ValueError, EOFError):
+                return None  # cut off: the seeds alone must do
             if len({len(row) for row in rows}) > 1:
                 return None
             found[setting] = np.array(rows)

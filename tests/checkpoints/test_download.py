@@ -332,6 +332,35 @@ def test_redirect(server):
     assert download(NAME).read_bytes() == BODY
 
 
+@pytest.mark.parametrize("location", ["http://[bad/", "http://127.0.0.1:80a/"])
+def test_a_redirect_to_no_address(server, waits, location):
+    server.always = {"status": 302, "location": location}
+    with pytest.raises(DownloadError):
+        download(NAME)
+    assert waits == []
+
+
+@pytest.mark.parametrize("stated", ["9" * 5000, "-1"])
+def test_a_length_that_is_none(server, part, stated):
+    _leave(part, BODY[:100])
+    content = f"bytes 100-200/{stated}"
+    server.always = {"headers": {"Content-Range": content}}
+    with pytest.raises(DownloadError, match="asked for bytes 100-"):
+        download(NAME)
+
+
+def test_416_without_a_part(server):
+    server.faults = [{"status": 416}]
+    assert download(NAME).read_bytes() == BODY
+
+
+def test_a_pipe_in_the_place_of_a_part(server, part):
+    part.parent.mkdir(parents=True)
+    os.mkfifo(part)
+    with pytest.raises(DownloadError, match="is not a file"):
+        download(NAME)
+
+
 def test_a_redirect_keeps_the_range(server, part):
     _leave(part, BODY[:HALF])
     server.files["/elsewhere"] = BODY

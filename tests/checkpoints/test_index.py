@@ -249,6 +249,27 @@ def test_a_mirror_directory_may_hold_the_index(monkeypatch, tmp_path):
     assert len(search()) == len(SOME)
 
 
+def test_a_page_in_the_place_of_the_index(server, indexed):
+    """As a portal sends; the index that is there stays."""
+    before = indexed.read_bytes()
+    server.files["/augreg/index.csv"] = b"<html>Please log in</html>"
+    with pytest.raises(DownloadError, match="not the release's index, but b'<"):
+        search(refresh=True)
+    assert indexed.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "number"])
+def test_a_damaged_index(indexed, damage):
+    text = write_index(SOME[:2]).rstrip()
+    if damage == "cut":
+        text = text.rpartition(",")[0].rpartition(",")[0]
+    else:
+        text = text.replace("0.", "o.")
+    indexed.write_text(text)
+    with pytest.raises(ValueError, match=r"damaged in line \d.*refresh=True"):
+        search()
+
+
 def test_a_failing_network_is_said(server):
     server.always = {"status": 403}
     with pytest.warns(
@@ -270,7 +291,7 @@ def test_names_that_are_not_understood_are_counted(indexed):
     line = {"filename": "B_16-jft", "adapt_filename": "../x"}
     indexed.write_text(write_index(SOME[:2], extra=[line, line]))
     with pytest.warns(
-        UserWarning, match=r"left out 4 names .* first: 'B_16-jft'"
+        UserWarning, match=r"left out 4 names .* example 'B_16-jft'"
     ):
         assert len(search()) == 2
 

@@ -96,6 +96,19 @@ def test_a_distance_out_of_range():
         dedup.near(none, none, 8)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--out=there", "--distance=8"], "invalid choice: 8"),
+        (["--out=no/there"], "no such folder"),
+    ],
+)
+def test_the_command_is_checked_first(capsys, more, message):
+    with pytest.raises(SystemExit):
+        dedup.main(["--train=digits", "--against=digits", *more])
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_writes_names_that_load_leaves_out(tmp_path, capsys):
     train, test = tmp_path / "train", tmp_path / "test"
     for i, name in enumerate(CLASSES):

@@ -333,6 +333,22 @@ def test_workers_get_all_batches(photos):
     keys = [{batch[0].tobytes() for batch in b} for b in (threaded, expected)]
     assert keys[0] == keys[1]
     assert len(keys[0]) == 18
+    # Of a training set, they would change the order.
+    train, _ = load(photos, engine="python")
+    with pytest.raises(
+        ValueError, match=r"Received: 4 workers\. Leave it at 1"
+    ):
+        train.workers = 4
+
+
+def test_a_pass_that_threads_share_counts_once(photos):
+    train, _ = load(photos, engine="python")
+    expected = read(train.at(2 * len(train)))
+    for _ in range(2):
+        assert train.num_batches == len(train)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(train.__getitem__, range(len(train))))
+    assert_equal(read(train), expected)
 
 
 def test_fit_may_shuffle_the_indices(photos):
@@ -404,7 +420,7 @@ def test_weights_and_vectors(photos, engine):
         "test",
         False,
         one_hot=True,
-        class_weight={2: 3.0},
+        class_weight=np.array([1.0, 1.0, 3.0]),  # as of scikit-learn
         sample_weight=np.arange(18) / 2,
         engine=engine,
     )
@@ -732,6 +748,9 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         ({"class_weight": {3: 1.0}}, "classes 0 to 2. Received: 3"),
         ({"sample_weight": [1.0]}, "each of the 18 examples"),
         ({"sample_weight": "weight"}, "each of the 18 examples"),
+        ({"sample_weight": [-1.0] * 18}, "at least 0 for each of the 18"),
+        ({"class_weight": [1, 1, 1, 2]}, "classes 0 to 2. Received: 3"),
+        ({"class_weight": {0: float("nan")}}, "finite numbers of at least 0"),
     ],
 )
 def test_wrong_arguments(photos, options, message):

@@ -65,6 +65,12 @@ def test_linked_folders_of_a_class_are_read(root, tmp_path_factory):
     names = find(root).names
     assert len(names) == before + 1
     assert "coffee/more/linked.jpg" in names
+    # Two classes that hold each other: every image once in each.
+    (folder / "tea").symlink_to(root / "train" / "astronaut")
+    (root / "train" / "astronaut" / "coffee").symlink_to(folder)
+    names = find(root).names
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("coffee/") for name in names) == 2 + 1 + 2
 
 
 def test_files_that_are_not_read_are_counted(root, caplog):
@@ -341,6 +347,12 @@ def test_excluded_names(root, tmp_path, caplog):
         assert len(found) == 5
         assert "coffee/00.jpg" not in found.names
         assert found.labels.tolist() == [0, 0, 1, 1, 2]
+    options = data.Options(exclude=file)
+    file.unlink()  # It has been read.
+    assert options.excluded == frozenset(names)
+    os.mkfifo(file)
+    with pytest.raises(OSError, match="not a regular file"):
+        find(root, exclude=file)
     assert not caplog.messages
     assert len(find(root, exclude=["/root/coffee/00.jpg"])) == 6
     (message,) = caplog.messages

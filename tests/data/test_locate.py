@@ -120,7 +120,7 @@ def test_a_paper_data_sets_splits_are_known_without_opening_it(monkeypatch):
 def test_the_split_to_evaluate_on(tmp_path, splits, expected, caplog):
     root = write_folder(tmp_path, 10, splits=splits)
     assert data.evaluation_split(root) == expected
-    said = [m for m in caplog.messages if "has no test split" in m]
+    said = [m for m in caplog.messages if "for evaluation" in m]
     assert len(said) == (expected[1] != "test")
     train, evaluation = (data.find(root, split) for split in expected)
     if expected[1] == "train[90%:]":
@@ -129,7 +129,7 @@ def test_the_split_to_evaluate_on(tmp_path, splits, expected, caplog):
 
 def test_the_split_to_evaluate_on_where_nothing_is_left(tmp_path):
     root = write_folder(tmp_path, 2, splits=("train",))
-    with pytest.raises(ValueError, match=r"besides the part 'train\[:50%\]'"):
+    with pytest.raises(ValueError, match=r"besides the 'train\[:50%\]'"):
         data.evaluation_split(root, "train[:50%]")
     # Folders without splits, and digits, are split by seed.
     assert data.evaluation_split(root / "train") == ("train", "test")
@@ -137,3 +137,16 @@ def test_the_split_to_evaluate_on_where_nothing_is_left(tmp_path):
         "train[:50%]",
         "test",
     )
+    # The whole holds the test images: not without a word.
+    for source in (root / "train", "digits"):
+        assert data.evaluation_split(source, "all") == (
+            "all[:90%]",
+            "all[90%:]",
+        )
+    assert len(data.find("digits", "all[90%:]")) > 100
+    with pytest.raises(ValueError, match=r"besides the 'all\[:50%\]'"):
+        data.evaluation_split("digits", "all[:50%]")
+    both = write_folder(tmp_path / "both", 2, splits=("train", "test", "val"))
+    assert data.evaluation_split(both, "train+test") == ("train+test", "val")
+    with pytest.raises(ValueError, match=r"besides the 'train\+val\+test'"):
+        data.evaluation_split(both, "train+val+test")

@@ -103,6 +103,13 @@ def test_a_sweeps_own_models(mirror, tmp_path):
     assert {row.name for row in found.rows} == {str(path), GOOD}
     by_name = {row.name: row for row in found.rows}
     assert by_name[str(path)].upstream is None
+    content = bytearray(path.read_bytes())
+    for start, what in ((0, path), (1000, path)):
+        content[start : start + 40] = bytes(40)
+        path.write_bytes(content)
+        found = rank_checkpoints(photos(), [what, GOOD], report=len)
+        assert [row.name for row in found.rows] == [GOOD]
+        assert str(path) in found.left_out
 
 
 @pytest.mark.once

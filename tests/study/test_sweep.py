@@ -208,7 +208,10 @@ def test_messages(tmp_path):
         sweep.run(GRID.cells(), tmp_path, pretend, shard=(2, 2))
     name = GRID.cells()[0].name
     (tmp_path / "cells").mkdir(exist_ok=True)
-    (tmp_path / f"cells/{name}.json").write_text("{")
+    for content in ("[1]", "null", "{"):
+        (tmp_path / f"cells/{name}.json").write_text(content)
+        with pytest.raises(ValueError, match=r"is damaged .* Delete it"):
+            sweep.run(GRID.cells(), tmp_path, pretend)
     with pytest.raises(ValueError, match=r"is damaged .* Delete it"):
         sweep.run(GRID.cells(), tmp_path, pretend)
 

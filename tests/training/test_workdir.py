@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import unittest.mock
 import warnings
 
 import filelock
@@ -359,18 +360,17 @@ def test_two_processes_in_one_directory(tmp_path):
 
 @pytest.mark.once
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def acquire(*_, **__):
-        raise error
+    def acquire(error):
+        fail = unittest.mock.Mock(side_effect=error)
+        monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+        return rundir.locked(tmp_path)
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    warns = pytest.warns(UserWarning, match="has no locks")
     for error in (NotImplementedError(), OSError(errno.ENOLCK, "no locks")):
-        with (
-            pytest.warns(UserWarning, match="has no locks"),
-            rundir.locked(tmp_path),
-        ):
+        with warns, acquire(error):
             pass
-    error = PermissionError(errno.EACCES, "not yours")
-    with pytest.raises(PermissionError), rundir.locked(tmp_path):
+    denied = PermissionError(errno.EACCES, "not yours")
+    with pytest.raises(PermissionError), acquire(denied):
         pass
 
 
@@ -556,7 +556,9 @@ def test_refuses_arguments(tmp_path, argument):
     ((name, value),) = argument.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*={value!r}"):
         Workdir(tmp_path, {}, **argument)
-    with pytest.raises(ValueError, match=r"at least 1\. Received: .*interval=0"):
+    with pytest.raises(
+        ValueError, match=r"at least 1\. Received: .*interval=0"
+    ):
         Workdir(tmp_path, {}).fit(None, None, total_steps=1, interval=0)
 
 
