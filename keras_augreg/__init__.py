@@ -50,7 +50,7 @@ from keras_augreg.models import (
     ViT_Ti16,
     ViT_Ti32,
 )
-from keras_augreg.prediction import predict
+from keras_augreg.prediction import predict, submission
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.recipe import AugReg
 from keras_augreg.serving import export
@@ -102,6 +102,7 @@ __all__ = [
     "predict",
     "preprocess_input",
     "study",
+    "submission",
     "training",
     "visualize",
 ]

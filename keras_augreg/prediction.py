@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import csv
+import io
 import pathlib
 import random
 from collections.abc import Iterator
@@ -12,12 +14,15 @@ import keras
 import numpy as np
 
 import keras_augreg.models as builders
+from keras_augreg.atomic import replacing
 from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.variants import match
 
 # Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
 GREY = np.array([0.299, 0.587, 0.114])
+# Number of views for each `tta`.
+VIEWS = {None: 1, "flip": 2, "crops": 10}
 
 
 class Prediction(NamedTuple):
@@ -32,7 +37,11 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Any, images: Any, top: int = 5, batch_size: int = 32
+    model: Any,
+    images: Any,
+    top: int = 5,
+    batch_size: int = 32,
+    tta: str | None = None,
 ) -> list[Prediction]:
     """Names what is in photos.
 
@@ -50,6 +59,11 @@ def predict(
             to 255, or a list of these.
         top: Number of classes to name, at least 1; all if there are fewer.
         batch_size: Images that the model gets at once.
+        tta: Views of each photo whose probabilities are averaged (test-time
+            augmentation): `"flip"` for the photo and its mirror image;
+            `"crops"` for the middle and four corners of the photo's central
+            square, also mirrored, which costs ten times as much. `None` for
+            only the photo.
 
     Returns:
         A `Prediction` for each image; those of a folder in the order of their
@@ -71,6 +85,10 @@ def predict(
     assert prediction.classes == [("cat", 0.5), ("dog", 0.5)]
     ```
     """
+    if tta not in VIEWS:
+        raise ValueError(
+            f"`tta` must be one of {(*VIEWS,)}. Received: tta={tta!r}"
+        )
     model = _model(model)
     if len(model.output_shape) != 2 or len(model.input_shape) != 4:
         raise ValueError(
@@ -84,15 +102,19 @@ def predict(
     named: list[Prediction] = []
     for start in range(0, len(found), batch_size):
         part = found[start : start + batch_size]
-        batch = np.stack([_pixels(image, name, shape) for name, image in part])
+        batch = np.concatenate(
+            [_views(image, name, shape, tta) for name, image in part]
+        )
         if start:  # The same shape again: nothing is compiled anew.
-            missing = batch_size - len(batch)
+            missing = batch_size * VIEWS[tta] - len(batch)
             batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
         if not getattr(model, "include_preprocessing", True):
             batch = keras.ops.convert_to_numpy(preprocess_input(batch))
-        scores = model.predict(batch, verbose=0)[: len(part)]
+        scores = model.predict(batch, batch_size, verbose=0)
         if getattr(model, "classifier_activation", "softmax") is None:
             scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
+        scores = scores[: len(part) * VIEWS[tta]]
+        scores = scores.reshape(len(part), VIEWS[tta], -1).mean(axis=1)
         names = getattr(model, "class_names", None)
         best = best_classes(scores, min(top, scores.shape[1]), names)
         named += [
@@ -100,6 +122,83 @@ def predict(
             for (name, _), row in zip(part, best, strict=True)
         ]
     return named
+
+
+def submission(
+    predictions: list[Prediction],
+    sample: str | pathlib.Path,
+    path: str | pathlib.Path = "submission.csv",
+    value: str | None = None,
+) -> pathlib.Path:
+    r"""Writes predictions in the form of a sample submission, as on Kaggle.
+
+    Args:
+        predictions: What `predict(..., top=...)` returned for the files that
+            the sample's first column names, with or without extension. `top`
+            must be the number of classes if probabilities are written.
+        sample: A CSV file, whose header and order of rows are kept. With one
+            column besides the first, it gets the name of the best class; with
+            several, each the probability of the class that it is called.
+        path: The file to write. One that exists is replaced.
+        value: The class whose probability the only column gets, instead of
+            the best class's name.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a row has no prediction, or a column is not a class.
+
+    Example:
+    ```python
+    import pathlib
+    from keras_augreg.prediction import Prediction, submission
+
+    pathlib.Path("sample.csv").write_text("id,label\na,?\n")
+    predictions = [Prediction("test/a.jpg", [("cat", 0.9), ("dog", 0.1)])]
+    path = submission(predictions, "sample.csv")
+    assert path.read_text().split() == ["id,label", "a,cat"]
+    ```
+    """
+    from keras_augreg.data import tables
+
+    where, cells = tables.read(sample)
+    header = list(cells)
+    if len(header) < 2:
+        raise ValueError(
+            f"{where} must have a column of image names and at least one for "
+            f"predictions. Received: columns={header}"
+        )
+    found = {}
+    for prediction in predictions:
+        file_name = pathlib.PurePath(prediction.image)
+        found[file_name.name] = found[file_name.stem] = prediction.classes
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    columns = header[1:] if value is None else [value]
+    for number, name in enumerate(cells[header[0]], 1):
+        if name not in found:
+            raise ValueError(
+                f"Row {number} of {where}: there is no prediction for "
+                f"{name!r} among those of {len(predictions)} images."
+            )
+        shares = dict(found[name])
+        if value is None and len(columns) == 1:
+            writer.writerow([name, next(iter(shares))])
+        elif shares.keys() >= {*columns}:
+            writer.writerow([name, *(f"{shares[c]:.7g}" for c in columns)])
+        else:
+            missing = [c for c in columns if c not in shares]
+            raise ValueError(
+                f"The predictions have no class {missing[0]!r}. Expected all "
+                f"of {columns}; pass `top` to `predict` to get more of them. "
+                f"Received: {list(shares)}"
+            )
+    path = pathlib.Path(path)
+    with replacing(path) as binary:
+        binary.write(text.getvalue().encode())
+    return path
 
 
 def _model(model: Any) -> Any:
@@ -151,8 +250,38 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
         yield from ((f"image {i}", image) for i, image in enumerate(images))
 
 
-def _pixels(image: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """The middle of an image, uint8 of a shape; arrays that fit stay."""
+def _views(
+    image: Any, name: str, shape: tuple[int, int, int], tta: str | None
+) -> np.ndarray:
+    """The views (n, *shape) of an image that `tta` asks for, uint8."""
+    height, width, channels = shape
+    if tta != "crops":
+        views = _pixels(image, name, shape)[None]
+    else:
+        # All of the square whose middle is otherwise read.
+        from keras_augreg.data.decode import SMALLER_SIDE
+
+        larger = (round(height * SMALLER_SIDE), round(width * SMALLER_SIDE))
+        whole = _pixels(image, name, (*larger, channels), inner=False)
+        down, right = larger[0] - height, larger[1] - width
+        corners = [(0, 0), (0, right), (down, 0), (down, right)]
+        corners.append((round(down / 2), round(right / 2)))
+        views = np.stack(
+            [whole[y : y + height, x : x + width] for y, x in corners]
+        )
+    if tta is not None:
+        views = np.concatenate([views, views[:, :, ::-1]])
+    return views
+
+
+def _pixels(
+    image: Any, name: str, shape: tuple[int, int, int], inner: bool = True
+) -> np.ndarray:
+    """The middle of an image, uint8 of a shape; arrays that fit stay.
+
+    Its smaller side is that of the shape unless only the `inner` part of it,
+    as in evaluations, is wanted.
+    """
     from keras_augreg.data import decode, loading, options, sources
     from keras_augreg.data.datasets import PaperDataset
 
@@ -177,7 +306,10 @@ def _pixels(image: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
     sides = picture.height, picture.width
     crop = "resize" if min(sides) <= loading.SMALL_SIDE else "resize_small"
     row = PaperDataset(name, None, {}, 0)  # Not one of the paper's
-    cropping = options.Preprocess(crop).cropping(size, False, row)
+    preprocess = options.Preprocess(crop)
+    if crop == "resize_small" and not inner:
+        preprocess = options.Preprocess(crop, smaller_side=min(size))
+    cropping = preprocess.cropping(size, False, row)
     window = cropping.window(*sides, random.Random(0))
     out = np.empty((*size, 3), np.uint8)
     decode.crop_and_resize(picture.pixels(window.box), window, cropping, out)

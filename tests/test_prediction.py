@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 import keras_augreg
+from keras_augreg import prediction
 
 NAMES = ["dark", "light"]
 
@@ -116,3 +117,73 @@ def test_errors(model, photos, tmp_path):
             keras.Model(model.input, model.get_layer("encoder_norm").output),
             photos,
         )
+
+
+# Test-time augmentation and submissions
+
+
+def share(prediction, name="light"):
+    return dict(prediction.classes)[name]
+
+
+def test_views_are_averaged(model):
+    """A scene whose left half is light: views see more or less of it."""
+    scene = np.zeros((64, 64, 3), "uint8")
+    scene[:, :32] = 255
+    rng = np.random.default_rng(0)
+    scene[rng.integers(0, 64, 300), rng.integers(0, 64, 300)] = 200
+    size, whole = 16, np.asarray(PIL.Image.fromarray(scene))
+    larger = prediction._pixels(whole, "", (18, 18, 3), inner=False)
+    views = [
+        larger[y : y + size, x : x + size]
+        for y, x in [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
+    ]
+    views += [view[:, ::-1] for view in views]
+    expected = [share(p) for p in keras_augreg.predict(model, views)]
+    assert np.ptp(expected) > 0
+    (found,) = keras_augreg.predict(model, scene, tta="crops")
+    assert share(found) == pytest.approx(np.mean(expected), abs=1e-5)
+    # Several photos, the last batch not full.
+    scenes = [scene, scene[:, ::-1], scene.transpose(1, 0, 2)]
+    found = keras_augreg.predict(model, scenes, tta="flip", batch_size=2)
+    for image, one in zip(scenes, found, strict=True):
+        both = keras_augreg.predict(model, [image, image[:, ::-1]])
+        mean = np.mean([share(p) for p in both])
+        assert share(one) == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.once
+def test_tta_that_is_none(model):
+    with pytest.raises(ValueError, match=r"`tta` must be one of \(None, 'flip"):
+        keras_augreg.predict(model, np.zeros((16, 16, 3), "uint8"), tta=True)
+
+
+@pytest.mark.once
+def test_submissions_have_the_form_of_the_sample(tmp_path):
+    predictions = [
+        prediction.Prediction(f"test/{name}.jpg", [(best, 0.75), (other, 0.25)])
+        for name, best, other in [
+            ("b", "dark", "light"),
+            ("a", "light", "dark"),
+            ("c", "dark", "light"),
+        ]
+    ]
+
+    def write(sample, **options):
+        (tmp_path / "sample.csv").write_text(sample)
+        path = keras_augreg.submission(
+            predictions, tmp_path / "sample.csv", tmp_path / "s.csv", **options
+        )
+        return path.read_text().splitlines()
+
+    one = "id,label\na,x\nb.jpg,x\n"
+    assert write(one) == ["id,label", "a,light", "b.jpg,dark"]
+    assert write(one, value="dark")[1:] == ["a,0.25", "b.jpg,0.75"]
+    assert write("id,light,dark\na,,\n") == ["id,light,dark", "a,0.75,0.25"]
+    with pytest.raises(ValueError, match=r"Row 1 of .*no prediction for 'd'"):
+        write("id,label\nd,\n")
+    with pytest.raises(ValueError, match="no class 'grey'"):
+        write("id,grey,dark\na,,\n")
+    with pytest.raises(ValueError, match="must have a column of image names"):
+        write("")
+    assert (tmp_path / "s.csv").read_text() == "id,light,dark\na,0.75,0.25\n"

@@ -55,7 +55,7 @@ class Info:
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: Any,
     split: str,
     *,
     image_size: int | tuple[int, int],
@@ -86,11 +86,15 @@ def load(
               first frame of GIF files. Grey, CMYK, 16-bit, rotated (EXIF) and
               transparent (on white) files become the RGB image that a person
               sees;
+            - a table, a `.csv` or `.tsv` file or a DataFrame of pandas, with
+              a row for each image of the folder `data_dir` (by default the
+              file's): `options.image` and `options.label` name its columns;
             - a data set of the paper or of VTAB-1k: see `data.DATASETS`;
             - a name of TensorFlow Datasets (prepared as `tfds.load` does), or
               a directory that it wrote, also on `gs://`.
         split: The folder of a split; `"train"`, `"test"` (a fifth of every
-            class) or `"all"` for digits and folders without splits; a split
+            class) or `"all"` for digits, tables and folders without splits;
+            `"train"` or `"validation"` with `options.folds`; a split
             of the paper's data set; or TFDS's split syntax. `"train[:10%]"`
             takes a part: of folders and digits, the same share of every
             class; of a paper's data set, of the row's split (which can differ
@@ -110,6 +114,7 @@ def load(
             weights).
         data_dir: TFDS's directory; with it, a name never means a folder. For
             `"imagenet-21k"`: its folder, or the directory that TFDS wrote.
+            For a table: the folder of its images.
         options: Further settings, as a `data.Options`.
 
     Returns:
@@ -170,7 +175,8 @@ def load(
             f"The labels of {str(source)!r} are vectors of several classes: "
             "`one_hot` and `class_weight` do not apply."
         )
-    if location.kind == "folder" and len(names) == 1 and class_names is None:
+    one = location.kind in ("folder", "table") and len(names) == 1
+    if one and class_names is None:
         raise ValueError(
             f"Found images of only one class, {names[0]!r}, in "
             f"{location.path!r}. Expected at least two class folders, or "

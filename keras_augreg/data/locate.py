@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_augreg import dataset_names
-from keras_augreg.data import report, sources, tfds
+from keras_augreg.data import folds, report, sources, tables, tfds
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.options import Options, is_weight
 from keras_augreg.data.sources import Examples
@@ -28,8 +28,9 @@ class Location:
 
     row: PaperDataset
     path: str  # a folder, or a name of TensorFlow Datasets
-    kind: str  # "bundled", "folder" or "tfds"
+    kind: str  # "bundled", "folder", "table" or "tfds"
     data_dir: str | None = None  # TFDS's directory, if the user named one
+    table: Any = None  # path of a CSV file, or a DataFrame
 
     def read(
         self, split: str, class_names: Sequence[str] | None, options: Options
@@ -38,18 +39,9 @@ class Location:
         if self.kind == "tfds":
             return self._records(split, options)
         name, percent = sources.part(split)
-        seed = options.split_seed
-        if self.kind == "bundled":
-            found = sources.digits(name, seed)
-        else:
-            if self.row.num_classes and class_names is None:
-                # The release's order.
-                class_names = [n for n, _ in class_labels(self.row.num_classes)]
-            found = sources.folder(
-                self.path, name, seed, class_names, options.on_error
-            )
+        found = self._list(name, class_names, options)
         if percent != (0, 100):
-            found = sources.take(found, percent, seed)
+            found = sources.take(found, percent, options.split_seed)
         if excluded := options.excluded:
             everything = len(found)
             names = enumerate(found.names)
@@ -76,6 +68,53 @@ class Location:
             found.read = sources.Cached(found.read)
         return found
 
+    def _list(
+        self, split: str, class_names: Sequence[str] | None, options: Options
+    ) -> Examples:
+        """Lists the examples of a whole split, or those of a fold."""
+        seed, groups = options.split_seed, None
+        if options.group is not None and self.kind != "table":
+            raise ValueError(
+                "`group` is a column of a table: a CSV file or a DataFrame. "
+                f"Received: group={options.group!r} for {self.path!r}"
+            )
+        listed = self._folded(split) if options.folds else split
+        if self.kind == "bundled":
+            found = sources.digits(listed, seed)
+        elif self.kind == "table":
+            found, groups = tables.table(
+                self.table, self.path, class_names, options
+            )
+            found = sources.split_by_seed(found, self.row.name, listed, seed)
+        else:
+            if self.row.num_classes and class_names is None:
+                # The release's order.
+                class_names = [n for n, _ in class_labels(self.row.num_classes)]
+            found = sources.folder(
+                self.path, listed, seed, class_names, options.on_error
+            )
+        if not options.folds or split not in ("train", "validation"):
+            return found
+        fold = folds.assign(found.labels, options.folds, seed, groups)
+        inside = (fold == options.fold) == (split == "validation")
+        return found.subset(np.flatnonzero(inside))
+
+    def _folded(self, split: str) -> str:
+        """The split that `split` with folds is a part of."""
+        whole = "all"
+        if self.kind == "folder":
+            root = sources.unwrapped(pathlib.Path(self.path))
+            if "train" in sources.split_folders(root):
+                whole = "train"
+        if split in ("train", "validation"):
+            return whole
+        if whole == "train" or split == "all":
+            return split
+        raise ValueError(
+            'With `folds`, the splits are "train", "validation" and "all": '
+            f"{self.path!r} has none of its own. Received: split={split!r}"
+        )
+
     def splits(self) -> list[str]:
         """Returns the names of the splits that can be read."""
         if self.kind == "folder":
@@ -90,6 +129,12 @@ class Location:
         return ["train", "test"]
 
     def _records(self, split: str, options: Options) -> Records:
+        if options.folds:
+            raise ValueError(
+                "Folds are for folders, tables and digits: the labels of "
+                "TFDS's data sets are in their files. Take parts of a split, "
+                f'such as "train[:80%]". Received: folds={options.folds}'
+            )
         builder = tfds.open_builder(self.path, self.data_dir)
         split = "+".join(self._in_tfds(builder, s) for s in split.split("+"))
         records = tfds.open_records(builder, split, self.row, options)
@@ -115,10 +160,14 @@ class Location:
         return tfds.part_of(builder, split, part) if bracket else split
 
 
-def locate(
-    source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
-) -> Location:
+def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
     """Finds a data set; the arguments are `load`'s."""
+    if tables.is_frame(source):
+        row = PaperDataset("DataFrame", None, {}, 0)
+        root = os.path.expanduser(data_dir or ".")
+        return Location(row, root, "table", table=source)
+    if os.path.splitext(str(source))[1].lower() in tables.SUFFIXES:
+        return _locate_table(os.path.expanduser(source), data_dir)
     is_folder = isinstance(source, os.PathLike)
     source = os.path.expanduser(source)
     if is_folder and "://" not in source:
@@ -159,6 +208,20 @@ def locate(
             f"dataset_info.json). Nearest names: {tfds.nearest(path)}"
         )
     return Location(row, path, "tfds", directory)
+
+
+def _locate_table(
+    path: str, data_dir: str | os.PathLike[str] | None
+) -> Location:
+    root = os.path.expanduser(data_dir or os.path.dirname(path) or ".")
+    for missing, what in [
+        (not os.path.isfile(path) and path, "file"),
+        (not os.path.isdir(root) and root, "folder of images"),
+    ]:
+        if missing:
+            raise ValueError(f"No such {what}: {missing!r} in {os.getcwd()!r}.")
+    row = PaperDataset(path, None, {}, 0)
+    return Location(row, root, "table", table=path)
 
 
 def evaluation_split(

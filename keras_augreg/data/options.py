@@ -117,6 +117,14 @@ class Options:
             where TensorFlow is not installed, and for digits where it is not
             the backend. Python is refused in the scope of a `tf.distribute`
             strategy.
+        image: The column of a table with the names of image files, relative
+            to `data_dir`, with or without extension; `None` for the first.
+        label: The column with the classes; `None` for the second.
+        group: A column; rows with the same value come into the same fold.
+        folds: Number of parts for cross-validation (not for TFDS), with the
+            same share of every class. The split "validation" is then the part
+            `fold`, "train" the others; `split_seed` seeds them.
+        fold: Which part, from 0 to `folds` - 1.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -135,8 +143,14 @@ class Options:
     pad: bool | None = None
     on_error: str = "raise"
     engine: str = "auto"
+    image: str | None = None
+    label: str | None = None
+    group: str | None = None
+    folds: int | None = None
+    fold: int = 0
 
     def __post_init__(self) -> None:
+        self._check_folds()
         check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("engine", self.engine, ENGINES)
         check_seed("split_seed", self.split_seed)
@@ -146,6 +160,18 @@ class Options:
             exclude = read_names(exclude)
         # Read once: an iterator is then empty, and a file may change.
         object.__setattr__(self, "exclude", frozenset(exclude))
+
+    def _check_folds(self) -> None:
+        at_least(0, "fold", self.fold)
+        if self.folds is not None:
+            at_least(2, "folds", self.folds)
+        last = (self.folds or 1) - 1
+        if self.fold > last or (self.group is not None and not last):
+            raise ValueError(
+                "`fold` and `group` require `folds`, and `fold` is less than "
+                f"that. Received: folds={self.folds}, fold={self.fold}, "
+                f"group={self.group!r}"
+            )
 
     @property
     def excluded(self) -> frozenset[str]:
@@ -160,7 +186,10 @@ def choose_engine(engine: str, kind: str, path: str) -> str:
     if engine == "auto":
         if kind == "tfds":
             return "tensorflow"
-        fits = kind == "folder" or keras.backend.backend() == "tensorflow"
+        fits = (
+            kind in ("folder", "table")
+            or keras.backend.backend() == "tensorflow"
+        )
         return "tensorflow" if installed and fits else "python"
     if engine == "python" and kind == "tfds":
         raise ValueError(

@@ -145,7 +145,7 @@ def digits(split: str, split_seed: int) -> Examples:
     read = dict(zip(names, images, strict=True)).__getitem__
     classes = [str(name) for name in bunch.target_names]
     everything = Examples(names, bunch.target.astype(np.int64), classes, read)
-    return _split(everything, "digits", split, split_seed)
+    return split_by_seed(everything, "digits", split, split_seed)
 
 
 def folder(
@@ -196,7 +196,7 @@ def folder(
     )
     if splits:
         return everything
-    return _split(everything, str(root), split, split_seed)
+    return split_by_seed(everything, str(root), split, split_seed)
 
 
 def split_folders(root: pathlib.Path) -> list[str]:
@@ -297,7 +297,7 @@ def take(examples: Examples, percent: tuple[int, int], seed: int) -> Examples:
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         first, last = (-(-p * len(members) // 100) for p in percent)
-        # A stream other than that of `_split`, which ordered them.
+        # A stream other than that of `split_by_seed`, which ordered them.
         rng = np.random.RandomState([seed, label, 1])
         taken.extend(rng.permutation(members)[first:last])
     if not taken:
@@ -380,7 +380,9 @@ def images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
     return sorted(found)
 
 
-def _split(examples: Examples, where: str, split: str, seed: int) -> Examples:
+def split_by_seed(
+    examples: Examples, where: str, split: str, seed: int
+) -> Examples:
     """Returns the train or test part, with the same share of every class."""
     if split == "all":
         return examples

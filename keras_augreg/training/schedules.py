@@ -46,6 +46,8 @@ def warmup_cosine(
             "`learning_rate` must be above 0. Received: "
             f"learning_rate={learning_rate}"
         )
+    # A data set's `cardinality()` may be a tensor, which is not saved.
+    total_steps, warmup_steps = int(total_steps), int(warmup_steps)
     if not warmup_steps:
         return keras.optimizers.schedules.CosineDecay(
             float(learning_rate), total_steps

@@ -75,6 +75,20 @@ model = keras_augreg.ViT_Ti16(
 model.get_layer("head").kernel.assign(np.eye(12, 2))
 model.save("photos.keras")
 """,
+    "kaggle.md": """
+import pathlib, shutil
+rows = ["id,breed,shoot"]
+for kind, split, count in [("train", "train", 8), ("test", "test", 2)]:
+    pathlib.Path(f"{kind}_images").mkdir()
+    for breed in ("chelsea", "coffee"):
+        for i in range(count):
+            name = f"{kind}_images/{breed}{i}.jpg"
+            shutil.copy(f"photos/{split}/{breed}/{i}.jpg", name)
+            if kind == "train":
+                rows.append(f"{breed}{i},{breed},{i // 2}")
+pathlib.Path("train.csv").write_text("\\n".join(rows))
+pathlib.Path("sample_submission.csv").write_text("id,breed\\ncoffee1,?")
+""",
     "study.md": """
 import json, pathlib, shutil
 pathlib.Path("runs/sweep").mkdir(parents=True)

@@ -34,3 +34,9 @@ def test_is_optax(warmup):
 def test_refuses(learning_rate, total, warmup, message):
     with pytest.raises(ValueError, match=message):
         warmup_cosine(learning_rate, total, warmup)
+
+
+def test_a_number_of_batches_may_be_a_tensor():
+    steps = keras.ops.convert_to_tensor(20)
+    config = warmup_cosine(0.05, steps, steps // 4).get_config()
+    assert config == warmup_cosine(0.05, 20, 5).get_config()

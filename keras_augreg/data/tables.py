@@ -1,0 +1,154 @@
+"""Examples that a table lists: a CSV file or a DataFrame of pandas."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_augreg.data.decode import extensions
+from keras_augreg.data.options import Options
+from keras_augreg.data.sources import Examples, read_file
+
+SUFFIXES = {".csv": ",", ".tsv": "\t"}
+
+
+def is_frame(source: Any) -> bool:
+    """Whether a source is a DataFrame, without importing pandas."""
+    return hasattr(source, "columns") and hasattr(source, "iloc")
+
+
+def read(source: Any) -> tuple[str, dict[str, list[Any]]]:
+    """The name of a table, and its columns."""
+    if is_frame(source):
+        columns = {str(name): source[name].tolist() for name in source.columns}
+        return "the DataFrame", columns
+    path = pathlib.Path(source)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=SUFFIXES[path.suffix.lower()])
+        header = next(reader, [])
+        rows = [row for row in reader if row]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(
+                f"Row {number} of {str(source)!r} has {len(row)} cells, the "
+                f"header {len(header)}. Received: {row}"
+            )
+    cells = zip(*rows, strict=True) if rows else [() for _ in header]
+    return repr(str(source)), dict(zip(header, map(list, cells), strict=True))
+
+
+def table(
+    source: Any,
+    root: str,
+    class_names: Sequence[str] | None,
+    options: Options,
+) -> tuple[Examples, list[Any] | None]:
+    """Lists the examples of a table, and their groups.
+
+    Args:
+        source: Path of a CSV file, or a DataFrame.
+        root: The folder that the names of images are relative to.
+        class_names: As in `load`.
+        options: As in `load`; its `image`, `label`, `group` and `on_error`.
+    """
+    where, columns = read(source)
+    names = _column(where, columns, "image", options.image, 0)
+    values = _column(where, columns, "label", options.label, 1)
+    groups = None
+    if options.group is not None:
+        groups = _column(where, columns, "group", options.group, 0)
+    texts = [_text(value) for value in values]
+    known = [str(name) for name in class_names or _classes(texts)]
+    number = {name: i for i, name in enumerate(known)}
+    find = functools.lru_cache(None)(functools.partial(_find, root))
+    kept: list[int] = []
+    files: list[str] = []
+    left_out = []
+    for i, (name, text) in enumerate(zip(names, texts, strict=True)):
+        file = find(_text(name))
+        problem = None
+        if file is None:
+            file = ""
+            problem = f"there is no image {_text(name)!r} in {root!r}"
+        elif text not in number:
+            problem = f"{_text(name)!r} has the label {text!r}, which " + (
+                "`class_names` does not name" if text else "is empty"
+            )
+        if problem is None:
+            kept.append(i)
+            files.append(file)
+            continue
+        if options.on_error == "raise":
+            raise ValueError(
+                f"Row {i + 1} of {where}: {problem}. Correct it, pass the "
+                "folder of the images as `data_dir`, or leave out such rows "
+                'with on_error="skip".'
+            )
+        left_out.append(_text(name))
+    if not kept:
+        raise ValueError(f"{where} lists no images in {root!r}.")
+    twice, times = collections.Counter(files).most_common(1)[0]
+    if times > 1:
+        raise ValueError(
+            f"{where} has {times} rows for the image {twice!r}. Expected one "
+            'for each image; class_weight="balanced" helps small classes.'
+        )
+    examples = Examples(
+        files,
+        np.array([number[texts[i]] for i in kept], np.int64),
+        known,
+        functools.partial(read_file, root),
+        root,
+        left_out,
+    )
+    return examples, None if groups is None else [groups[i] for i in kept]
+
+
+def _column(
+    where: str,
+    columns: dict[str, list[Any]],
+    argument: str,
+    name: str | None,
+    default: int,
+) -> list[Any]:
+    if name is None and len(columns) > default:
+        return list(columns.values())[default]
+    if name in columns:
+        return columns[name]
+    raise ValueError(
+        f"`{argument}` must be a column of {where}: "
+        f"{', '.join(map(repr, columns))}. Received: {argument}={name!r}"
+    )
+
+
+def _text(value: Any) -> str:
+    """A cell as text; empty where pandas has NaN or `None`."""
+    if value is None or value != value:
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
+def _classes(texts: list[str]) -> list[str]:
+    """All labels in order: as numbers if they are integers, else as text."""
+    found = {*texts} - {""}
+    try:
+        return sorted(found, key=int)
+    except ValueError:
+        return sorted(found)
+
+
+def _find(root: str, name: str) -> str | None:
+    """The name of an image file, which tables may give without extension."""
+    if os.path.isabs(name):
+        name = os.path.relpath(name, root)
+    endings = ("", *extensions(), *map(str.upper, extensions()))
+    files = (name + ending for ending in endings if name)
+    return next((f for f in files if os.path.isfile(f"{root}/{f}")), None)
