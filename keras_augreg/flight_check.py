@@ -72,7 +72,7 @@ def check(
     kind: str = "data",
     model_devices: int | None = None,
 ) -> dict[str, Any]:
-    """Compiles the step that `fit` runs for TPUs that need not be there.
+    """Compiles the step that `fit` runs for a TPU, without needing one.
 
     The cycles are the compiler's own estimate, **not a measurement**. They do
     not include waiting for other chips, nor for the host.
@@ -156,7 +156,7 @@ def check(
 def _check_model(model: Any) -> None:
     if keras.config.backend() != "jax":
         raise ImportError(
-            "Only JAX compiles for a TPU that is not there. Set "
+            "Only JAX can compile for an absent TPU. Set "
             "KERAS_BACKEND=jax before Python starts. Received: "
             f"{keras.config.backend()}"
         )

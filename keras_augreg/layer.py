@@ -83,8 +83,8 @@ def restore_layer_state(model: Any, state: dict[str, Any]) -> None:
 def freeze(model: Any, what: bool | str | int | Sequence[str]) -> None:
     """Freezes what `compile_finetuning(freeze=what)` describes.
 
-    What an earlier call froze is trained again first; what the user froze is
-    not, down to the parts of a block.
+    Unfreezes what an earlier call froze. Layers that the user froze stay
+    frozen, the parts of a block too.
     """
     chosen = _chosen(model, what)
     layers = dict(named_layers(model))

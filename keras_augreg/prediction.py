@@ -105,7 +105,7 @@ def predict(
         batch = np.concatenate(
             [_views(image, name, shape, tta) for name, image in part]
         )
-        if start:  # The same shape again: nothing is compiled anew.
+        if start:  # The same shape again: nothing is recompiled.
             missing = batch_size * VIEWS[tta] - len(batch)
             batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
         if not getattr(model, "include_preprocessing", True):

@@ -82,7 +82,7 @@ class Preprocessing(keras.layers.Layer):
 
 
 def first_images(data: Any, check: Callable[[Any], None]) -> Any:
-    """Shows a function the first images of data; use the data it returns.
+    """Calls `check` on the first images; use the data that it returns.
 
     All images of an array or tensor; the first batch of a generator or
     `PyDataset`; the first example of a PyTorch `DataLoader`, with a batch

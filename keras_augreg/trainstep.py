@@ -61,7 +61,7 @@ class Predictions(keras.layers.Activation):
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Options of `compile`, not in a dict, where Keras would track a layer."""
+    """Options of `compile`; in a dict, Keras would track the layer."""
 
     on_logits: bool = False  # whether loss and metrics get logits
     augment: Any = None  # layer: images, labels, step -> images, labels
@@ -292,7 +292,7 @@ class TrainStep(keras.Model):
         try:
             history = super().fit(x, **kwargs)
         finally:
-            # A step that failed may have taken the arrays with it.
+            # A step that failed may have deleted the arrays.
             with suppress(RuntimeError):
                 separate_averages(self)
         past = self._updates_past_schedule()
@@ -347,7 +347,7 @@ class TrainStep(keras.Model):
     def _state_kept(self) -> Iterator[None]:
         """Gives the variables their values back after any exception.
 
-        On JAX, Keras takes them away while it runs steps.
+        On JAX, Keras drops their values while steps run.
         """
         try:
             yield

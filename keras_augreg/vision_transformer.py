@@ -94,7 +94,7 @@ class VisionTransformer(TrainStep):
         dynamic_image_size: Whether the model takes images of any height and
             width that the stride divides, all of a batch of the same size. It
             resamples the position embedding of `input_shape` to them, as
-            loading a checkpoint does. Each size is compiled anew.
+            loading a checkpoint does. Each size is compiled separately.
 
     Raises:
         ValueError: If a size does not fit the others.

@@ -15,17 +15,23 @@ from keras_augreg.data.options import ON_ERROR
 FLAGS = flags.FLAGS
 flags.DEFINE_string("train_split", "train", "Or train[:10%].")
 flags.DEFINE_string("data_dir", None, "TFDS's directory; see `data.load`.")
-flags.DEFINE_enum("crop", None, CROPS, "Of training; by default the data's.")
+flags.DEFINE_enum(
+    "crop", None, CROPS, "In training; by default the data set's."
+)
 flags.DEFINE_bool("flip", None, "Mirror half of the images, or not.")
 flags.DEFINE_string("class_weight", None, "'balanced', or as '0=1,1=2.5'.")
 flags.DEFINE_enum("on_error", "raise", ON_ERROR, "skip: leave out bad images.")
-flags.DEFINE_integer("seed", 0, "Of weights, order, crops, augmentation.")
+flags.DEFINE_integer(
+    "seed", 0, "Seed of weights, order, crops and augmentation."
+)
 flags.DEFINE_string("dtype", "auto", "A dtype policy; see precision.py.")
 flags.DEFINE_integer("warmup_steps", None, "By default the study's.")
 flags.DEFINE_integer("accumulation", 1, "Parts of a batch, one at a time.")
 flags.DEFINE_float("ema", None, "Momentum of an average of the weights.")
 flags.DEFINE_bool("remat", False, "Less memory, a second forward pass.")
-flags.DEFINE_string("momentum_dtype", None, "Of the optimizer's momentum.")
+flags.DEFINE_string(
+    "momentum_dtype", None, "Dtype of the optimizer's momentum."
+)
 flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.")
 flags.DEFINE_bool("restore_best", False, "End with the best checkpoint.")
 flags.DEFINE_string("distribute", "auto", "See `distribute`.")

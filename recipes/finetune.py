@@ -42,7 +42,7 @@ _STUDY = flags.DEFINE_enum(
     "study",
     None,
     [f"{name}-{n}" for name, runs in FINETUNING_RUNS.items() for n in runs[0]],
-    "A paper's run.",
+    "One of the paper's runs.",
 )
 _DATASET = flags.DEFINE_string("dataset", None, "See `data.load`.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "File or alias.", required=True)

@@ -59,7 +59,9 @@ _OPTIONS = flags.DEFINE_string(
     '\'{"remat": true, "gradient_accumulation_steps": 4}\'.',
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Generation and chips.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1024, "Of all chips.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 1024, "Images per step, of all chips."
+)
 _KINDS = flags.DEFINE_list("distribute", "data", "data, fsdp, model.")
 _DEVICES = flags.DEFINE_integer("model_devices", None, "See `distribute`.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/flight_check", "Output folder.")

@@ -38,11 +38,15 @@ from keras_augreg.recipe import (
 )
 from keras_augreg.training.fewshot import FewShot
 
-_STUDY = flags.DEFINE_enum("study", None, PRETRAINING_RUNS, "A paper's run.")
+_STUDY = flags.DEFINE_enum(
+    "study", None, PRETRAINING_RUNS, "One of the paper's runs."
+)
 _DATASET = flags.DEFINE_string("dataset", "digits", "See `data.load`.")
 _MODEL = flags.DEFINE_string("model", "ViT_Ti16", "As 'B/16' or 'ViT_B16'.")
 _RECIPE = flags.DEFINE_string("recipe", "none", "none, light1, ... heavy2.")
-_DROPOUT = flags.DEFINE_float("dropout", 0.0, "Also of stochastic depth.")
+_DROPOUT = flags.DEFINE_float(
+    "dropout", 0.0, "Rate of dropout and stochastic depth."
+)
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "As in the paper.")
 _AUGMENT_ON = flags.DEFINE_enum(
     "augment_on", "auto", ["auto", "device", "host"], "Where a recipe runs."

@@ -15,6 +15,7 @@ from absl import app, flags
 from keras_augreg import atomic, visualize
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.training import Workdir
+from keras_augreg.training.fewshot import real_examples
 from keras_augreg.variants import find
 
 # absl's scripts would show JAX's list of devices that a machine lacks.
@@ -134,14 +135,11 @@ def _sample(test: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     batches = int(test.cardinality())
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    for i, batch in enumerate(test):
+    for i, (batch, names) in enumerate(real_examples(test)):
         first, last = (count * k // batches for k in (i, i + 1))
-        arrays = [np.asarray(x) for x in batch]
-        if len(arrays) > 2:  # Padding has weight 0.
-            arrays = [x[arrays[2] > 0] for x in arrays]
-        here = len(arrays[0])
+        here = len(batch)
         some = np.unique(np.arange(last - first) * here // (last - first or 1))
         some = some[:here]
-        images.extend(arrays[0][some])
-        labels.extend(arrays[1][some])
+        images.extend(batch[some])
+        labels.extend(names[some])
     return np.stack(images), np.stack(labels)

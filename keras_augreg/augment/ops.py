@@ -47,7 +47,7 @@ _INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 _VALUES = np.arange(256)
 
 
-def _split(x: Any) -> tuple[Any, Any]:
+def _high_and_low(x: Any) -> tuple[Any, Any]:
     """float32 `x` as high + low, each of at most 12 significant bits."""
     x = np.float32(x)
     high = (x.view(np.int32) & ~0xFFF).view(np.float32)
@@ -55,7 +55,7 @@ def _split(x: Any) -> tuple[Any, Any]:
 
 
 def _product(integers: Any, factor: tuple[Any, ...]) -> Any:
-    """float32 integers (below 4,096) times a `_split` factor, rounded once.
+    """float32 integers below 4,096 times a `_high_and_low` factor, rounded.
 
     Both partial products are exact, so the result does not depend on whether
     the compiler fuses one of them with the sum; and a later addition comes
@@ -237,7 +237,7 @@ def _look_up(xp: Any, images: Any, tables: Any) -> Any:
 
 
 # 255 / range for each range, by which AutoContrast multiplies.
-_SCALES = _split(
+_SCALES = _high_and_low(
     np.divide(255, _VALUES, where=_VALUES > 0, out=np.zeros(256), dtype="f")
 )
 
@@ -285,7 +285,10 @@ def _grey(xp: Any, shares: Any) -> Any:
 
 
 # The smoothing kernel of PIL, [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13.
-_EDGE, _CENTER = _split(1 / np.float32(13)), _split(5 / np.float32(13))
+_EDGE, _CENTER = (
+    _high_and_low(1 / np.float32(13)),
+    _high_and_low(5 / np.float32(13)),
+)
 
 
 def _smooth(xp: Any, images: Any) -> Any:
@@ -328,7 +331,7 @@ def _smooth(xp: Any, images: Any) -> Any:
 
 def _blend_images(xp: Any, low: Any, images: Any, lookups: Lookups) -> Any:
     """`low` + factor * (`images` - `low`), truncated: float32."""
-    difference = _product(images - low, _split(lookups.factor))
+    difference = _product(images - low, _high_and_low(lookups.factor))
     return xp.floor(xp.clip(low + difference, 0.0, 255.0))
 
 

@@ -330,7 +330,7 @@ class _Watch:
     """Calls `stop` if less than 1 KiB/s has come over a `timeout`.
 
     The timeout of a socket limits each read: a server that sends a byte of a
-    header now and then, or `100 Continue` for ever, never exceeds it.
+    header now and then, or `100 Continue` forever, never exceeds it.
     """
 
     def __init__(self, timeout: float, received: Callable[[], int]) -> None:

@@ -66,7 +66,7 @@ class Feed:
 
     @property
     def num_classes(self) -> int:
-        """Both engines check labels by it; `checked_classes` tells `fit` so."""
+        """Both engines check labels against it; `fit` then need not."""
         return len(self.examples.class_names)
 
     @property

@@ -263,16 +263,15 @@ def part_of(builder: Any, split: str, part: str) -> str:
             f"'train[100:200]', within {total}{unit}. Received: "
             f"[{part} of {split!r}"
         )
-    parts, before = [], 0
-    for name, start, stop in pieces:
-        count = stop - start
-        if unit:
-            low, high = (count * p // 100 for p in (first, last))
-        else:
-            low, high = (min(max(p - before, 0), count) for p in (first, last))
-        if high > low:
-            parts.append(f"{name}[{start + low}:{start + high}]")
-        before += count
+    lengths = [(name, start, stop - start) for name, start, stop in pieces]
+    if unit:
+        shares = []
+        for piece in lengths:
+            ends = (piece[2] * percent // 100 for percent in (first, last))
+            shares += _range([piece], *ends)
+    else:
+        shares = _range(lengths, first, last)
+    parts = [f"{name}[{low}:{low + count}]" for name, low, count in shares]
     if not parts:
         raise ValueError(
             f"[{part} of {split!r} is empty. Choose a larger part."
@@ -404,7 +403,11 @@ def _keys(tfds: Any, builder: Any) -> tuple[str, str | None]:
 def _share(parts: list[Part], index: int, count: int) -> list[Part]:
     """Returns the parts that one of `count` shards reads, in order."""
     total = sum(length for _, _, length in parts)
-    start, stop = total * index // count, total * (index + 1) // count
+    return _range(parts, total * index // count, total * (index + 1) // count)
+
+
+def _range(parts: list[Part], start: int, stop: int) -> list[Part]:
+    """Returns examples `start` to `stop` of the parts."""
     share, before = [], 0
     for path, first, length in parts:
         low, high = (min(max(x - before, 0), length) for x in (start, stop))

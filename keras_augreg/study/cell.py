@@ -102,35 +102,41 @@ def train(
         verbose=verbose,
     )
     logs = read_log(folder / "metrics.jsonl")
-    accuracy = [line["val_accuracy"] for line in logs]
     correct = _correct(model, test)
     with replacing(folder / CORRECT) as file:
         np.save(file, correct)
-    tested = float(correct.mean())
-    result: dict[str, Any] = {
+    if isinstance(cell, Pretraining):
+        checkpoints.to_npz(model, folder / "model.npz")
+    result = {
         "params": model.count_params(),
         "infer_samples_per_sec": _speed(model, test),
         "backend": keras.config.backend(),
     }
+    tested = float(correct.mean())
+    return result | _figures(cell, logs, tested, info.num_examples)
+
+
+def _figures(
+    cell: Cell, logs: list[dict[str, Any]], tested: float, num_examples: int
+) -> dict[str, Any]:
+    """The columns of the table that depend on the kind of the cell."""
+    accuracy = [line["val_accuracy"] for line in logs]
     seconds = sum(line["seconds"] for line in logs)
     if isinstance(cell, Pretraining):
-        result |= {
+        return {
             "best_val": max(accuracy),
             "final_val": accuracy[-1],
             "final_test": tested,
-            "num_examples": info.num_examples,
+            "num_examples": num_examples,
             "train_seconds": seconds,
             "train_samples_per_sec": max(line["speed"] for line in logs),
         }
-        checkpoints.to_npz(model, folder / "model.npz")
-    else:
-        result |= {
-            "adapt_final_val": accuracy[-1],
-            "adapt_final_test": tested,
-            "adapt_num_examples": info.num_examples,
-            "adapt_seconds": seconds,
-        }
-    return result
+    return {
+        "adapt_final_val": accuracy[-1],
+        "adapt_final_test": tested,
+        "adapt_num_examples": num_examples,
+        "adapt_seconds": seconds,
+    }
 
 
 def hold_out(

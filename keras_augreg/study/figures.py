@@ -48,7 +48,7 @@ def data_or_augreg(table: pandas.DataFrame) -> Drawn:
     """4.1, Figure 1: AugReg beside more training images.
 
     A line for each model along the sizes of the training set, each without
-    and with AugReg; the length of the pre-training is the best. Of the
+    and with AugReg, at the best length of pre-training. Of the
     paper's points only the last two are printed (Table 3: the checkpoints
     chosen by ImageNetV2, and JFT-300M).
     """
@@ -244,7 +244,7 @@ def augmentation(table: pandas.DataFrame) -> Drawn:
 def regularisation(table: pandas.DataFrame) -> Drawn:
     """Appendix D, Figure 7: accuracy with minus without regularisation.
 
-    Of each level of augmentation, by upstream validation; see Figure 4.
+    For each level of augmentation, by upstream validation; see Figure 4.
     """
     printed = _printed(table, "figure 7")
     numbers, names = _recipes(table)

@@ -105,7 +105,7 @@ def verdicts(
     Every difference is between test accuracies of settings that validation
     chose. The interval's ends are percentiles of bootstrap draws, widened by
     sqrt(n / (n - 1)) for n seeds, as so few understate their spread; two or
-    three seeds remain a rough guide. With a single seed nothing is told.
+    three seeds remain a rough guide. A single seed gives no verdict.
 
     Args:
         table: From `read`.
@@ -340,7 +340,9 @@ def _groups(
         yield group
 
 
-def _split(rows: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+def _without_and_with(
+    rows: pandas.DataFrame,
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Those with AugReg, and those without, which are known to be so."""
     plain = (rows["aug"] == "none") & (rows["do"] == 0)
     return rows[rows["aug"].notna() & ~plain], rows[plain]
@@ -351,7 +353,7 @@ def _more_images(
 ) -> Iterator[tuple[pandas.DataFrame, pandas.DataFrame]]:
     """Settings with fewer images, and with the next larger number.
 
-    Of one data set, or of ImageNet-1k and ImageNet-21k.
+    Within one data set, or from ImageNet-1k to ImageNet-21k.
     """
     names = select.canonical_names(rows["dataset"])
     both = names.str.startswith("imagenet") & (rows["kind"] == "tuned")
@@ -367,7 +369,9 @@ def _instead_of_data(settings: pandas.DataFrame) -> Iterator[Comparison]:
     rows = settings[own | (settings["target"] == select.IMAGENET)]
     keys = ["kind", "name", "resolution", "adapt_resolution"]
     for few, many in _more_images(rows, keys):
-        yield from _difference(_split(few)[0], _split(many)[1], "upstream")
+        yield from _difference(
+            _without_and_with(few)[0], _without_and_with(many)[1], "upstream"
+        )
 
 
 def _transfer(settings: pandas.DataFrame) -> Iterator[Comparison]:
@@ -389,7 +393,7 @@ def _own(settings: pandas.DataFrame) -> Iterator[pandas.DataFrame]:
 
 def _augreg(settings: pandas.DataFrame) -> Iterator[Comparison]:
     for group in _own(settings):
-        yield from _difference(*_split(group))
+        yield from _difference(*_without_and_with(group))
 
 
 def _augreg_grows(settings: pandas.DataFrame, by: str) -> Iterator[Comparison]:
@@ -402,7 +406,7 @@ def _augreg_grows(settings: pandas.DataFrame, by: str) -> Iterator[Comparison]:
         ends = group[by].min(), group[by].max()
         if ends[0] < ends[1]:
             short, long = (
-                list(_difference(*_split(group[group[by] == end])))
+                list(_difference(*_without_and_with(group[group[by] == end])))
                 for end in ends
             )
             for (a, b), (c, d) in zip(long, short, strict=False):

@@ -140,7 +140,7 @@ class FewShot(keras.callbacks.Callback):
 
     def _features(self, batches: Iterable[Any]) -> tuple[Any, Any]:
         features, labels = [], []
-        for images, truth in _real(batches):
+        for images, truth in real_examples(batches):
             features.append(self._body.predict_on_batch(images))
             labels.append(truth)
         return np.concatenate(features), np.concatenate(labels)
@@ -151,7 +151,7 @@ def features_model(model: Any) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer("head").input)
 
 
-def _real(batches: Iterable[Any]) -> Any:
+def real_examples(batches: Iterable[Any]) -> Any:
     """Images and labels of each batch, without padding (weight 0)."""
     for batch in batches:
         images, labels, *weights = map(np.asarray, batch)
@@ -163,7 +163,7 @@ def _real(batches: Iterable[Any]) -> Any:
 def _first_of_each(batches: Iterable[Any], shots: int) -> Any:
     """The same batches with the first `shots` examples of each class."""
     seen: collections.Counter[int] = collections.Counter()
-    for images, labels in _real(batches):
+    for images, labels in real_examples(batches):
         kept = []
         for i, label in enumerate(labels.tolist()):
             seen[label] += 1

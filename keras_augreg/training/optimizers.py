@@ -1,6 +1,6 @@
 """The optimizers of the study, with the arithmetic of optax.
 
-Keras's own differ where it moves weights: its Adam adds epsilon to the
+Keras's own change the weights in other ways: its Adam adds epsilon to the
 uncorrected root, its SGD stores learning rate times gradient in the momentum,
 it clips before the sum over replicas under TensorFlow's strategies,
 its schedules and moving averages count batches instead of weight updates
