@@ -1,10 +1,9 @@
 """Makes the site's pages and tables whose source is elsewhere.
 
 README.md, CONTRIBUTING.md and CHANGELOG.md become pages, and so do the
-notebooks. With the environment variable EXECUTE_NOTEBOOKS=1 these are executed
-first, which takes minutes, and shown with their outputs. `<!-- sizes -->`,
-`<!-- weights -->` and `<!-- checkpoints -->` become tables of the package's
-own data.
+notebooks, with the outputs that are in their files; one becomes a part of a
+guide. `<!-- sizes -->`, `<!-- weights -->` and `<!-- checkpoints -->` become
+tables of the package's own data.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ import importlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import griffe
 import nbformat
 from mkdocs.structure.files import File, Files
-from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 # Keras takes TensorFlow otherwise, which may not be installed.
@@ -37,6 +34,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+# Notebooks that are a part of a guide, at the mark `<!-- NAME.ipynb -->`.
+PARTS = {"finetune": "guides/finetune"}
 
 
 class Api(griffe.Extension):
@@ -70,8 +69,17 @@ def on_files(files: Files, *, config: Any) -> Files:
         text = _local(text.replace("(docs/", "("))
         files.append(File.generated(config, page, content=text))
     for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
-        for file in _pages(notebook, config):
-            files.append(file)
+        for name, content in _rendered(notebook).items():
+            if notebook.stem in PARTS and name.endswith(".md"):
+                guide = files.src_uris[name]
+                mark = f"<!-- {notebook.name} -->"
+                content = guide.content_string.replace(mark, content)
+                files.remove(guide)
+            files.append(File.generated(config, name, content=content))
+    for name, page in PARTS.items():  # Where it was before.
+        to = f'<meta http-equiv="refresh" content="0; url=../{page}.html">'
+        old = f"notebooks/{name}.html"
+        files.append(File.generated(config, old, content=to))
     return files
 
 
@@ -89,23 +97,31 @@ def _local(text: str) -> str:
 
     Badges are pictures on another server.
     """
+    text = re.sub(
+        r"\[!\[(.*?)\]\(.*?\)\](\(.*?\))\n(?=\[!)", r"[\1]\2 · ", text
+    )
     text = re.sub(r"\[!\[(.*?)\]\(.*?\)\]", r"[\1]", text)
+    for name, page in PARTS.items():  # From the first page, or a notebook's.
+        text = text.replace(f"](notebooks/{name}.ipynb)", f"]({page}.md)")
+        text = text.replace(f"]({name}.ipynb)", f"](../{page}.md)")
     return re.sub(r"\]\((?!https:)([^)]*)\.ipynb\)", r"](\1.md)", text)
 
 
-def _pages(path: pathlib.Path, config: Any) -> Iterable[File]:
-    """A notebook as a page, and the pictures in its outputs."""
+def _rendered(path: pathlib.Path) -> dict[str, str | bytes]:
+    """{file on the site: content} of a notebook: a page, and its pictures."""
+    page = PARTS.get(path.stem, f"notebooks/{path.stem}")
     notebook = nbformat.read(path, as_version=4)
-    if os.environ.get("EXECUTE_NOTEBOOKS") == "1":
-        NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
-    exporter = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(
+    if path.stem in PARTS:  # The guide has a title.
+        first = notebook.cells[0]
+        first.source = first.source.partition("\n")[2]
+    text, resources = MarkdownExporter().from_notebook_node(
         notebook, {"output_files_dir": path.stem}
     )
-    text = _local(text)
-    yield File.generated(config, f"notebooks/{path.stem}.md", content=text)
-    for name, content in resources["outputs"].items():
-        yield File.generated(config, f"notebooks/{name}", content=content)
+    folder = page.rpartition("/")[0]
+    outputs = resources["outputs"].items()
+    return {f"{page}.md": _local(text)} | {
+        f"{folder}/{name}": content for name, content in outputs
+    }
 
 
 def _sizes() -> str:

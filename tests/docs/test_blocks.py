@@ -52,7 +52,6 @@ PIL.Image.fromarray(skimage.data.chelsea()).save("{}")
 """
 GIVEN = {
     "README.md": PHOTO.format("cat.jpg"),
-    "finetune.md": PHOTO.format("new.jpg"),
     "augmentation.md": """
 import tensorflow as tf
 images, labels, iterations, first_step = pixels(8), np.arange(8), 0, 0

@@ -52,7 +52,6 @@ def site(tmp_path_factory):
     """{file: Page} of the site, which is built here."""
     folder = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("EXECUTE_NOTEBOOKS", None)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mkdocs", "build"),
@@ -133,7 +132,21 @@ def test_tables_and_notebooks_are_there(site):
     # Top-1 and images/s of B/16 in google-research's README.
     assert "85.49" in row
     assert "138" in row
-    assert "Open in Colab" in text_of(site, "notebooks/quickstart")
+    quickstart = text_of(site, "notebooks/quickstart")
+    assert "Open in Colab · Open in Kaggle" in quickstart
+    assert "Training a small model" in quickstart  # Printed by a cell.
+
+
+def test_one_page_on_fine_tuning(site):
+    """The guide has the notebook in it, and the old address leads there."""
+    text = text_of(site, "guides/finetune")
+    assert "python recipes/finetune.py" in text
+    assert "using handwritten digits" in text  # Printed by a cell.
+    assert text.index("Save, and name a new") < text.index("What to set")
+    (page,) = (f for f in site if f.as_posix().endswith("guides/finetune.html"))
+    assert any(x.startswith("finetune/") for x in site[page].fetched)
+    old = page.parents[1] / "notebooks" / "finetune.html"
+    assert "url=../guides/finetune.html" in old.read_text(encoding="utf-8")
 
 
 def test_first_page_shows_pictures_before_tables(site):
