@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,11 @@ from keras_augreg.initialization import random_weights
 class Layer(keras.layers.Layer):
     """A layer whose attributes hold its constructor's arguments.
 
-    `get_config` finds them there by name.
+    `get_config` finds them there by name, and adds the state of its parts,
+    which `restore_parts` restores at the end of `build`.
     """
+
+    _parts: Any = None  # state of parts that are not built yet
 
     def weight(
         self,
@@ -35,7 +38,21 @@ class Layer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         names = inspect.getfullargspec(type(self).__init__).args[1:]
         own = {name: getattr(self, name) for name in names}
-        return {**own, **super().get_config()}
+        state = layer_state(self)
+        parts = {"layer_state": state} if state else {}
+        return {**own, **super().get_config(), **parts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        state = config.get("layer_state")
+        layer = cls(**{k: v for k, v in config.items() if k != "layer_state"})
+        layer._parts = state
+        return layer
+
+    def restore_parts(self) -> None:
+        """Brings the parts into the state that the config had."""
+        if self._parts:
+            restore_layer_state(self, self._parts)
 
 
 def named_layers(parent: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -46,12 +63,15 @@ def named_layers(parent: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def layer_state(model: Any) -> dict[str, Any]:
-    """What users change in layers after a model is built, as JSON values."""
+    """What users change in layers after a model is built, as JSON values.
+
+    Of all layers inside a layer or model.
+    """
     layers = dict(named_layers(model))
     serialize = keras.saving.serialize_keras_object
     state: dict[str, Any] = {
         "frozen": [n for n, layer in layers.items() if not layer.trainable],
-        "frozen_by_compile": list(model.frozen_by_compile),
+        "frozen_by_compile": list(getattr(model, "frozen_by_compile", ())),
         "quantized": {
             name: [layer.quantization_mode, serialize(config)]
             for name, layer in layers.items()
@@ -75,9 +95,18 @@ def restore_layer_state(model: Any, state: dict[str, Any]) -> None:
         layers[name].quantize(mode, config=config)
     for name, (rank, alpha) in state.get("lora", {}).items():
         layers[name].enable_lora(rank, lora_alpha=alpha)
-    for name in state.get("frozen", ()):
-        layers[name].trainable = False
-    model.frozen_by_compile = tuple(state.get("frozen_by_compile", ()))
+    set_frozen(model, state.get("frozen", ()))
+    if "frozen_by_compile" in state:
+        model.frozen_by_compile = tuple(state["frozen_by_compile"])
+
+
+def set_frozen(model: Any, names: Collection[str]) -> None:
+    """Freezes the layers of these paths, and no others, inside a model."""
+    # Parents first: a layer's flag is set for its parts too. Only what
+    # changes: the flag is set for weights that the layer itself has frozen.
+    for name, layer in named_layers(model):
+        if layer.trainable == (name in names):
+            layer.trainable = name not in names
 
 
 def freeze(model: Any, what: bool | str | int | Sequence[str]) -> None:
@@ -88,20 +117,14 @@ def freeze(model: Any, what: bool | str | int | Sequence[str]) -> None:
     """
     chosen = _chosen(model, what)
     layers = dict(named_layers(model))
-    before = model.frozen_by_compile
-    frozen = [n for n, layer in layers.items() if not layer.trainable]
-    for name in before:
-        layers[name].trainable = True
-    for name in frozen:
-        if name not in before:
-            layers[name].trainable = False
+    frozen = {n for n, layer in layers.items() if not layer.trainable}
+    frozen -= set(model.frozen_by_compile)
     model.frozen_by_compile = tuple(
         name
-        for name, layer in layers.items()
-        if layer.trainable and name.split("/")[0] in chosen
+        for name in layers
+        if name not in frozen and name.split("/")[0] in chosen
     )
-    for name in chosen:
-        layers[name].trainable = False
+    set_frozen(model, frozen.union(model.frozen_by_compile))
     if not model.trainable_variables:
         raise ValueError(
             "There is nothing to train: every layer is frozen. Set "

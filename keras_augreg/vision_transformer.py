@@ -6,19 +6,31 @@ import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
+from keras_augreg.checkpoints import lora
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.features import Blocks, FeatureExtractor
-from keras_augreg.layer import layer_state, restore_layer_state
+from keras_augreg.layer import (
+    layer_state,
+    named_layers,
+    restore_layer_state,
+    set_frozen,
+)
 from keras_augreg.preprocessing import (
     Preprocessing,
     first_images,
     only,
     warn_if_scaled,
+)
+from keras_augreg.projection import (
+    check_not_quantized,
+    projections,
 )
 from keras_augreg.recipe import (
     PRETRAINING_RESOLUTION,
@@ -29,6 +41,7 @@ from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import Sizes
 from keras_augreg.vit import (
+    TARGETS,
     Block,
     PatchEmbedding,
     Pool,
@@ -273,6 +286,154 @@ class VisionTransformer(TrainStep):
     ) -> FeatureExtractor:
         """Cached with the `state` of layers: what is compiled depends on it."""
         return FeatureExtractor(self, blocks, grid, norm)
+
+    def enable_lora(
+        self,
+        rank: int,
+        targets: str | Sequence[str] = TARGETS,
+        alpha: float | None = None,
+    ) -> None:
+        """Freezes the model but for adapters of its kernels, and the head.
+
+        To each target's product with a kernel W, x W, an adapter (LoRA,
+        arXiv 2106.09685) adds (alpha / rank) x A B. B starts at zero: at
+        first the model computes what it did. Compile the model after it.
+        Calling `model.trainable = True` trains everything again.
+
+        Args:
+            rank: Columns of A and rows of B, from 1 to `width`.
+            targets: Which kernels of every block: one or more of `"qkv"`
+                (query, key and value as one product), `"out"` (the
+                attention's output), `"mlp1"` and `"mlp2"`. Defaults to all.
+            alpha: Scale of what is added, times `rank`. Defaults to `rank`.
+
+        Raises:
+            ValueError: If an argument is out of range, or LoRA is enabled.
+
+        Example:
+        ```python
+        model = keras_augreg.ViT_Ti16(weights=None, classes=10)
+        model.enable_lora(rank=8)
+        keras_augreg.compile_finetuning(
+            model, total_steps=100, learning_rate=0.003
+        )
+        # model.fit(...)
+        model.save_lora_weights("adapters.safetensors")
+        ```
+        """
+        chosen = [targets] if isinstance(targets, str) else list(targets)
+        if not chosen or not set(chosen) <= set(TARGETS):
+            raise ValueError(
+                f"`targets` must be one or more of {', '.join(TARGETS)}. "
+                f"Received: targets={targets!r}"
+            )
+        if not isinstance(rank, int) or not 1 <= rank <= self.sizes.width:
+            raise ValueError(
+                "`rank` must be an integer from 1 to the model's width, "
+                f"{self.sizes.width}. Received: rank={rank!r}"
+            )
+        if alpha is not None and not alpha > 0:
+            raise ValueError(
+                f"`alpha` must be a number above 0. Received: alpha={alpha!r}"
+            )
+        adapted = {
+            name: projection
+            for name, projection in projections(self).items()
+            if projection.name in chosen
+        }
+        # Before any has changed.
+        for projection in projections(self).values():
+            projection.check_lora()
+        for projection in adapted.values():
+            projection.enable_lora(rank, alpha)
+        layers = dict(named_layers(self))
+        frozen = {n for n, layer in layers.items() if not layer.trainable}
+        others = layers.keys() - adapted.keys() - {"head"}
+        set_frozen(self, (frozen - adapted.keys()) | others)
+        self._forget_functions()
+
+    def merge_lora(self) -> None:
+        """Adds the adapters to the kernels and removes them.
+
+        The logits stay the same up to rounding, and cost what they did
+        without adapters. Exports of weights (`checkpoints.to_npz` and others)
+        merge by themselves. What was frozen stays so.
+
+        Raises:
+            ValueError: If there are no adapters, or the model is quantized.
+        """
+        check_not_quantized(self)
+        for projection in lora.adapters(self).values():
+            projection.merge_lora()
+        self._forget_functions()
+
+    def save_lora_weights(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Writes the adapters and the head into a small file.
+
+        Args:
+            path: The file, which ends in `.safetensors`. One that exists is
+                replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If there are no adapters, or `path` ends otherwise.
+            FileNotFoundError: If the folder of `path` does not exist.
+        """
+        return lora.save(self, path)
+
+    def load_lora_weights(self, path: str | pathlib.Path) -> None:
+        """Reads what `save_lora_weights` wrote into the same base model.
+
+        Args:
+            path: The file. The model needs the saved one's `enable_lora`.
+
+        Raises:
+            ValueError: If the file's rank, targets, alpha, sizes or classes
+                are not the model's. The model is unchanged then.
+            FileNotFoundError: If there is no such file.
+        """
+        lora.load(self, path)
+
+    def quantize(
+        self, mode: Any = None, config: Any = None, filters: Any = None
+    ) -> None:
+        """Quantizes the kernels of blocks, patch embedding and head.
+
+        As `keras.Model.quantize`. Norms, biases, embeddings and a ResNet stem
+        stay as they are. Export to other formats before it.
+
+        Args:
+            mode: `"int8"`; `"int4"`; `"float8"` for training.
+            config: A `keras.quantizers.QuantizationConfig`, which sets the
+                mode if it is `None`: for example weights only,
+                `Int8QuantizationConfig(activation_quantizer=None)`.
+            filters: Regular expressions of layers' names (`"qkv"`, `"out"`,
+                `"mlp1"`, `"mlp2"`, `"projection"` of the patch embedding,
+                `"head"`), or a function of the layer. `None` for all.
+
+        Raises:
+            ValueError: If Keras has no such mode for this model, or it is
+                already quantized.
+
+        Example:
+        ```python
+        model = keras_augreg.ViT_Ti16(weights=None, classes=10)
+        model.quantize("int8")
+        model.save("small.keras")
+        ```
+        """
+        for projection in projections(self).values():
+            projection.check_mode(getattr(config, "mode", mode))
+        with warnings.catch_warnings():
+            # Of layers that have no kernel.
+            warnings.filterwarnings("ignore", ".*have a `quantize` method")
+            super().quantize(mode, config=config, filters=filters)
+
+    def _forget_functions(self) -> None:
+        """Makes Keras trace anew: the model computes with other weights."""
+        self.train_function = self.test_function = self.predict_function = None
 
     def get_config(self) -> dict[str, Any]:
         same = (

@@ -585,7 +585,7 @@ def _check_model(model: Any) -> None:
 def _softmax(block: Block, tokens: Any) -> np.ndarray:
     attention = block.attention
     x = ops.cast(block.norm1(tokens), "float32")
-    kernel = ops.cast(attention.qkv_kernel, "float32")  # (W, 3, H, D)
+    kernel = attention.qkv.merged()  # (W, 3, H, D)
     bias = ops.cast(attention.qkv_bias, "float32")  # (3, H, D)
     query, key = (
         ops.einsum("btw,whd->bhtd", y, kernel[:, i]) + bias[i][:, None]

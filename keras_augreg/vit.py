@@ -25,6 +25,7 @@ from keras import ops
 from keras_augreg import distribution
 from keras_augreg.layer import Layer
 from keras_augreg.positions import resample_positions
+from keras_augreg.projection import Projection
 
 Shape = tuple[Any, ...]  # with a batch axis, which may be None
 
@@ -32,6 +33,9 @@ Shape = tuple[Any, ...]  # with a batch axis, which may be None
 # Set by `products`.
 _products = contextvars.ContextVar("products", default="auto")
 PRODUCTS = ("auto", "batched", "flat")
+
+# Projections of a block that LoRA can adapt.
+TARGETS = ("qkv", "out", "mlp1", "mlp2")
 
 
 @contextlib.contextmanager
@@ -109,6 +113,14 @@ def dense(x: Any, kernel: Any, bias: Any) -> Any:
 
         return torch.addmm(bias, x, kernel)
     return ops.add(ops.matmul(x, kernel), bias)
+
+
+def project(x: Any, projection: Projection, bias: Any) -> Any:
+    """`dense` with the kernel of a projection, adapted and quantized or not."""
+    if projection.quantization_mode is not None:
+        return ops.add(projection(x), ops.reshape(bias, (-1,)))
+    y = dense(x, projection.weight, bias)
+    return ops.add(y, projection(x)) if projection.lora_enabled else y
 
 
 def flatten(x: Any) -> Any:
@@ -199,6 +211,8 @@ class PatchEmbedding(Layer):
         shape = (p, p, input_shape[-1], self.width)
         self.kernel = self.weight("kernel", shape, "lecun_normal")
         self.bias = self.weight("bias", (self.width,))
+        self.projection = Projection(self, "kernel", 3, "projection")
+        self.restore_parts()
 
     def call(self, x: Any) -> Any:
         p = self.patch_size
@@ -209,14 +223,14 @@ class PatchEmbedding(Layer):
                 f"resize the images. Received: shape={tuple(x.shape)}"
             )
         rows, columns = height // p, width // p
-        if batched():
+        if batched() and not self.projection.adapted:
             x = ops.conv(x, ops.convert_to_tensor(self.kernel), p, "valid")
             x = ops.reshape(x, (-1, rows * columns, self.width))
             return ops.add(x, self.bias)
         x = ops.reshape(x, (-1, rows, p, columns, p, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
         x = ops.reshape(x, (-1, p * p * channels))
-        x = dense(x, self.kernel, self.bias)
+        x = project(x, self.projection, self.bias)
         return ops.reshape(x, (-1, rows * columns, self.width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -354,28 +368,46 @@ class Attention(Layer):
             "out_kernel", (heads, size, width), uniform.clone()
         )
         self.out_bias = self.weight("out_bias", (width,))
+        self.qkv = Projection(self, "qkv_kernel", 1, "qkv")
+        self.out = Projection(self, "out_kernel", 2, "out")
+        self.restore_parts()
 
     def call(self, x: Any, all_tokens: bool = False) -> Any:
+        if self.queries is None or all_tokens:
+            query, key, value = self._project(x)
+        else:
+            (query,) = self._project(x[:, : self.queries], slice(0, 1))
+            key, value = self._project(x, slice(1, 3))
+        x = attention(query, key, value)
+        if batched() and not self.out.adapted:
+            x = ops.einsum("bthd,hdw->btw", x, self.out_kernel)
+            return ops.add(x, self.out_bias)
+        x = ops.reshape(x, (-1, self.out.inputs))
+        x = project(x, self.out, self.out_bias)
+        return ops.reshape(x, (-1, ops.shape(query)[1], self.out.units))
+
+    def _project(self, x: Any, parts: slice | None = None) -> list[Any]:
+        """Query, key and value of `x`, or some of them: (B, T, H, D) each."""
+        if self.qkv.quantization_mode is not None:
+            y = project(flatten(x), self.qkv, self.qkv_bias)
+            return self._heads(y, x)[parts or slice(3)]
         kernel, bias = map(
             ops.convert_to_tensor, (self.qkv_kernel, self.qkv_bias)
         )
-        if self.queries is None or all_tokens:
-            query, key, value = self._project(x, kernel, bias)
-        else:
-            (query,) = self._project(
-                x[:, : self.queries], kernel[:, :1], bias[:1]
-            )
-            key, value = self._project(x, kernel[:, 1:], bias[1:])
-        x = attention(query, key, value)
-        width = kernel.shape[0]
-        if batched():
-            x = ops.einsum("bthd,hdw->btw", x, self.out_kernel)
-            return ops.add(x, self.out_bias)
-        x = ops.reshape(x, (-1, width))
-        x = dense(x, self.out_kernel, self.out_bias)
-        return ops.reshape(x, (-1, ops.shape(query)[1], width))
+        if parts is not None:
+            kernel, bias = kernel[:, parts], bias[parts]
+        products = self._products(x, kernel, bias)
+        if not self.qkv.lora_enabled:
+            return products
+        added = self._heads(self.qkv(flatten(x)), x)[parts or slice(3)]
+        return list(map(ops.add, products, added))
 
-    def _project(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
+    def _heads(self, y: Any, x: Any) -> list[Any]:
+        """(..., 3 W) to query, key and value of the tokens `x`."""
+        shape = (-1, ops.shape(x)[1], *self.qkv_bias.shape[1:])
+        return [ops.reshape(part, shape) for part in ops.split(y, 3, axis=-1)]
+
+    def _products(self, x: Any, kernel: Any, bias: Any) -> list[Any]:
         """Products of `x` with each of n (W, H, D) kernels: (B, T, H, D)."""
         _, n, heads, size = kernel.shape
         if batched():
@@ -457,6 +489,9 @@ class Block(Layer):
         self.mlp_bias1 = self.weight("mlp_bias1", (hidden,), normal(0, 1e-6))
         self.mlp_kernel2 = self.weight("mlp_kernel2", (hidden, width), glorot)
         self.mlp_bias2 = self.weight("mlp_bias2", (width,), normal(0, 1e-6))
+        self.mlp1 = Projection(self, "mlp_kernel1", 1, "mlp1")
+        self.mlp2 = Projection(self, "mlp_kernel2", 1, "mlp2")
+        self.restore_parts()
 
     def call(
         self,
@@ -480,9 +515,9 @@ class Block(Layer):
         # batch for a bias.
         x = x + dropout(y, depth_rate, seed, axes=1)
 
-        y = dense(flatten(self.norm2(x)), self.mlp_kernel1, self.mlp_bias1)
+        y = project(flatten(self.norm2(x)), self.mlp1, self.mlp_bias1)
         y = dropout(ops.gelu(y, approximate=True), rate, seed)
-        y = dense(y, self.mlp_kernel2, self.mlp_bias2)
+        y = project(y, self.mlp2, self.mlp_bias2)
         y = ops.reshape(dropout(y, rate, seed), (-1, *ops.shape(x)[1:]))
         return x + dropout(y, depth_rate, seed, axes=1)
 
@@ -505,12 +540,14 @@ class Block(Layer):
         Both passes draw from the same seed state, which is advanced by `draws`
         afterwards.
         """
-        weights = self.trainable_variables
+        # Not `trainable_variables`, which has no adapters of a frozen block.
+        weights = [v for v in self.variables if v.trainable]
         # Copy the seed: PyTorch and TensorFlow assign to it in place.
         seeds = self.seed_generator.state
         state = [
             (v, ops.copy(v) if v is seeds else ops.convert_to_tensor(v))
-            for v in self.non_trainable_variables
+            for v in self.variables
+            if not v.trainable
         ]
 
         def pure(x: Any, *values: Any) -> Any:

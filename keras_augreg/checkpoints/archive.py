@@ -44,6 +44,7 @@ _MAX_AXES = 32
 
 # Keys of the metadata.
 CLASS_NAMES, PATCH_GRID = "class_names", "patch_grid"
+LORA_ALPHA = "lora_alpha"  # only of adapters
 _H5_GRID = f"layers/position_embedding/vars/{PATCH_GRID}"
 
 # bfloat16 is unknown to NumPy: `numpy.savez` stores it as raw 2-byte values.
@@ -83,7 +84,7 @@ class Archive:
     kind: str  # "npz", "safetensors" or "h5"
     headers: dict[str, Header]
     fetch: Callable[[str], np.ndarray]  # the array of a name, as it is stored
-    metadata: Mapping[str, Any]  # `CLASS_NAMES` and `PATCH_GRID`, unchecked
+    metadata: Mapping[str, Any]  # by the keys above, unchecked
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -296,7 +297,7 @@ def _open_safetensors(path: pathlib.Path) -> Archive:
     with _explained(path, "its metadata"):
         metadata = {
             key: json.loads(stated[key])
-            for key in (CLASS_NAMES, PATCH_GRID)
+            for key in (CLASS_NAMES, PATCH_GRID, LORA_ALPHA)
             if key in stated
         }
     start = 8 + length

@@ -26,6 +26,7 @@ import numpy as np
 from keras_augreg.atomic import replacing
 from keras_augreg.checkpoints import convert
 from keras_augreg.checkpoints.archive import CLASS_NAMES, PATCH_GRID
+from keras_augreg.projection import check_not_quantized, projections
 from keras_augreg.variants import Sizes, identify
 
 # timm's names of our variants, of other plain ViTs, and of hybrids by stages.
@@ -74,8 +75,8 @@ def to_npz(model: Any, path: str | pathlib.Path) -> pathlib.Path:
     again = keras_augreg.ViT_Ti16(weights="mine.npz")
     ```
     """
-    _check(model)
-    path = _check_path(path, ".npz")
+    check_model(model)
+    path = check_path(path, ".npz")
     rows, columns = model.patch_grid
     if rows != columns:
         warnings.warn(
@@ -136,9 +137,9 @@ def to_timm(
     )
     ```
     """
-    _check(model)
+    check_model(model)
     if path is not None:
-        path = _check_path(path, ".safetensors")
+        path = check_path(path, ".safetensors")
     arrays = {
         row[2]: np.ascontiguousarray(convert.as_timm(row[0], weight))
         for row, weight in _weights(model)
@@ -149,7 +150,7 @@ def to_timm(
             metadata[CLASS_NAMES] = model.class_names
         if model.patch_grid[0] != model.patch_grid[1]:
             metadata[PATCH_GRID] = model.patch_grid
-        _write_safetensors(path, arrays, metadata)
+        write_safetensors(path, arrays, metadata)
     return arrays
 
 
@@ -181,7 +182,7 @@ def to_hf(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
     # hf upload OWNER/cats-and-dogs cats-and-dogs
     ```
     """
-    _check(model)
+    check_model(model)
     config = json.dumps(_config(model), indent=2) + "\n"
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +224,7 @@ def to_keras_hub(model: Any) -> Any:
     task.save_to_preset("mine")
     ```
     """
-    _check(model)
+    check_model(model)
     sizes = model.sizes
     if sizes.stages is not None:
         raise ValueError(
@@ -263,7 +264,7 @@ def to_keras_hub(model: Any) -> Any:
     return hub
 
 
-def _check(model: Any) -> None:
+def check_model(model: Any) -> None:
     """Raises a `ValueError` unless it is a VisionTransformer."""
     if isinstance(getattr(model, "sizes", None), Sizes):
         return
@@ -276,7 +277,8 @@ def _check(model: Any) -> None:
     )
 
 
-def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+def check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    """Checks the name and the folder of a file to be written."""
     path = pathlib.Path(path).expanduser()
     if path.suffix != suffix:
         raise ValueError(
@@ -292,16 +294,24 @@ def _check_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def _weights(model: Any) -> Iterator[tuple[convert.Row, np.ndarray]]:
-    """Rows of `convert`'s table with a model's weights in float32."""
+    """Rows of `convert`'s table with a model's weights, merged, in float32.
+
+    Raises:
+        ValueError: If the model is quantized.
+    """
+    check_not_quantized(model)
+    adapters = {
+        id(projection.weight): projection
+        for projection in projections(model).values()
+        if projection.lora_enabled
+    }
+    to_numpy = keras.ops.convert_to_numpy
     for row, weight in convert.variables(model, model.include_top):
-        dtype = keras.backend.standardize_dtype(weight.dtype)
-        if "float" not in dtype:
-            raise ValueError(
-                f"The weight {row[0]!r} has dtype {dtype}: other formats hold "
-                "floating-point weights. Export before model.quantize()."
-            )
         # A copy: PyTorch's would change with the model.
-        yield row, np.array(keras.ops.convert_to_numpy(weight), np.float32)
+        array = np.array(to_numpy(weight), np.float32)
+        if id(weight) in adapters:
+            array += to_numpy(adapters[id(weight)].delta())
+        yield row, array
 
 
 def _release(row: convert.Row, weight: np.ndarray) -> dict[str, np.ndarray]:
@@ -368,9 +378,10 @@ def _release_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield PATCH_GRID, np.array(model.patch_grid)
 
 
-def _write_safetensors(
+def write_safetensors(
     path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> None:
+    """Writes float32 arrays, and metadata as JSON, to a safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for key, value in metadata.items():
         header["__metadata__"][key] = json.dumps(value, ensure_ascii=False)

@@ -591,7 +591,7 @@ def test_an_unknown_grid(tmp_path, suffix):
     save(tiny(input_shape=(16, 40, 3)), path)  # 2 x 5 patches
     if suffix == ".safetensors":
         arrays = export.to_timm(tiny(input_shape=(16, 40, 3)))
-        export._write_safetensors(path, arrays, {})
+        export.write_safetensors(path, arrays, {})
     else:
         with h5py.File(path, "r+") as file:
             del file["layers/position_embedding/vars/patch_grid"]
