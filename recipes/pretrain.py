@@ -3,7 +3,7 @@ r"""Trains a Vision Transformer from scratch, the AugReg way.
     python recipes/pretrain.py
 
 trains ViT-Ti/16 on scikit-learn's real handwritten digits, upscaled: 2 CPU
-cores, some minutes, at least 96% of the test digits (docs/results.md). The
+cores, a minute or two, at least 96% of the test digits (docs/results.md). The
 settings are the study's (arXiv 2106.10270, section 3) except for the length
 of the run, its peak learning rate and the loss: Adam, warm-up and cosine,
 clipping at 1, decoupled decay of kernels. The study's own kind of run:
@@ -56,7 +56,7 @@ _PATCH_SIZE = flags.DEFINE_integer(
     "patch_size", 0, "Side in pixels; 0: the model's."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.")
-_EPOCHS = flags.DEFINE_float("epochs", 20, "Passes over the training set.")
+_EPOCHS = flags.DEFINE_float("epochs", 10, "Passes over the training set.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-4, "Peak.")
 _LOSS = flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid"], "Loss.")
 _FEWSHOT = flags.DEFINE_integer(
