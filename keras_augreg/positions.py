@@ -45,8 +45,9 @@ def resample_positions(
         share = ops.reshape(share, [-1 if i == axis else 1 for i in range(3)])
         start = ops.take(x, low, axis)
         after = ops.take(x, ops.minimum(low + 1, last), axis)
-        # In this form equal neighbours give exactly their value.
-        return start + share * (after - start)
+        # In this form equal neighbours give exactly their value. Functions
+        # promote half precision, which TensorFlow's operators refuse to.
+        return ops.add(start, ops.multiply(share, ops.subtract(after, start)))
 
     width = positions.shape[-1]
     cells = ops.reshape(positions[0, prefix:], (*old, width))

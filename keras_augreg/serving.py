@@ -73,6 +73,8 @@ tf2onnx |
         model: A model of images, such as a `VisionTransformer`, or the path of
             a `.keras` file. Layers of your own must be importable and
             registered (`keras.saving.register_keras_serializable`).
+            One with `dynamic_image_size=True` is written for any size, but
+            through PyTorch ("onnx", "torch") for its `image_shape` only.
         path: The folder, which must not exist; it appears once it is complete.
         format: One of the above.
 
@@ -186,6 +188,8 @@ def convert(source: str, folder: str, format: str) -> None:
     """Exports a `.keras` file with this process's backend."""
     model = keras.saving.load_model(source, compile=False)
     shape = model.input_shape
+    if keras.backend.backend() == "torch" and None in shape[1:]:
+        shape = (None, *model.image_shape)  # `dynamic_image_size=True`
     images = keras.Input(shape[1:], dtype="uint8", name="image")
     scaled = getattr(model, "include_preprocessing", True)
     x = images if scaled else Preprocessing()(images)

@@ -84,10 +84,12 @@ def test_extractor_trains_its_model(model):
     whole = keras.Model(extractor.input, head)
     whole.compile("sgd", "mse")
     block = model.get_layer("encoderblock_1")
+    block.remat = True  # as `compile(remat=True)` sets it
     before = np.array(keras.ops.convert_to_numpy(block.mlp_kernel1))
     whole.fit(IMAGES, np.ones((2, 4, 6, 1)), verbose=0)
     after = keras.ops.convert_to_numpy(block.mlp_kernel1)
     assert (before != after).any()
+    block.remat = False
     freeze(model, False)
 
 

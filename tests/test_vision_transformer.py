@@ -58,6 +58,16 @@ def test_logits_at_any_size_are_those_of_a_model_of_that_size(kind, folder):
     close(logits(dynamic, images), expected)
 
 
+def test_half_precision_at_another_size(folder):
+    whole = loaded(folder, "plain", dynamic_image_size=True)
+    half = loaded(
+        folder, "plain", dynamic_image_size=True, dtype="mixed_bfloat16"
+    )
+    images = _checkpoints.images((8, 20, 3))
+    found, expected = (model.features(images, 0) for model in (half, whole))
+    np.testing.assert_allclose(found, expected, atol=0.2, rtol=0.05)
+
+
 def test_model_and_extractor_are_loaded_elsewhere(folder, tmp_path):
     model = loaded(folder, "plain", dynamic_image_size=True)
     keras_augreg.compile_finetuning(model, total_steps=4, learning_rate=0.1)
@@ -102,6 +112,17 @@ def test_model_and_extractor_are_loaded_elsewhere(folder, tmp_path):
         model.export(tmp_path / "exported", verbose=False)
         served = tf.saved_model.load(tmp_path / "exported")
         close(served.serve(images), expected)
+
+
+@pytest.mark.once
+def test_export_through_torch_has_the_native_size(folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    model = loaded(folder, "plain", dynamic_image_size=True)
+    path = keras_augreg.export(model, tmp_path / "served", "torch")
+    images = np.zeros((3, 16, 16, 3), "uint8")
+    found = torch.export.load(path).module()(torch.tensor(images))
+    scaled = keras_augreg.preprocess_input(images)
+    close(found.detach().numpy(), logits(model, scaled))
 
 
 @pytest.mark.once
