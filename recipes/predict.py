@@ -7,13 +7,15 @@ an architecture with its released weights (downloaded once):
 
     python recipes/predict.py ViT_B16 photo.jpg
 
-Prints one line for each photo. Hardware: any. In Python:
-`keras_augreg.predict`.
+Prints one line for each photo; `--sample=sample_submission.csv` writes
+`submission.csv` in its form instead. Hardware: any. In Python:
+`keras_augreg.predict`, `keras_augreg.submission`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -23,6 +25,12 @@ import keras_augreg
 
 _TOP = flags.DEFINE_integer("top", 5, "Classes to name, at least 1.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.")
+_TTA = flags.DEFINE_enum(
+    "tta", None, ["flip", "crops"], "Views of a photo to average."
+)
+_SAMPLE = flags.DEFINE_string(
+    "sample", None, "A competition's sample submission; all classes are used."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -31,9 +39,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("Pass a model and at least one photo or folder.")
     _, model, *images = argv
     try:
+        top = sys.maxsize if _SAMPLE.value else _TOP.value
         predictions = keras_augreg.predict(
-            model, images, _TOP.value, _BATCH_SIZE.value
+            model, images, top, _BATCH_SIZE.value, _TTA.value
         )
+        if _SAMPLE.value:
+            print(keras_augreg.submission(predictions, _SAMPLE.value))
+            return
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     for prediction in predictions:

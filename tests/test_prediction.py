@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -187,3 +189,21 @@ def test_submissions_have_the_form_of_the_sample(tmp_path):
     with pytest.raises(ValueError, match="must have a column of image names"):
         write("")
     assert (tmp_path / "s.csv").read_text() == "id,light,dark\na,0.75,0.25\n"
+
+
+@pytest.mark.once
+def test_command_that_writes_a_submission(model, photos, tmp_path):
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "sample.csv").write_text("id,label\nb,\na,\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_augreg", "predict", "--tta=flip",
+         "--sample=sample.csv", "model.keras",
+         str(photos / "a.jpg"), str(photos / "b.PNG")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "submission.csv").read_text().splitlines()
+    assert (header, rows) == ("id,label", ["b,light", "a,dark"])
