@@ -82,8 +82,9 @@ def load(
             - `"digits"`: scikit-learn's handwritten digits;
             - a folder with one folder of images per class, or with one such
               folder per split (`train/CLASS/x.jpg`, `test/CLASS/...`; a
-              `pathlib.Path` is always a folder): JPEG, PNG, WebP, BMP and the
-              first frame of GIF files. Grey, CMYK, 16-bit, rotated (EXIF) and
+              `pathlib.Path` is always a folder): JPEG, PNG, WebP, BMP, TIFF,
+              the first frame of GIF files, and what else Pillow reads
+              (docs/data.md). Grey, CMYK, 16-bit, rotated (EXIF) and
               transparent (on white) files become the RGB image that a person
               sees;
             - a table, a `.csv` or `.tsv` file or a DataFrame of pandas, with

@@ -51,7 +51,7 @@ import skimage.data
 PIL.Image.fromarray(skimage.data.chelsea()).save("{}")
 """
 GIVEN = {
-    "README.md": PHOTO.format("cat.jpg"),
+    "README.md": PHOTO.format("cat.jpg") + PHOTO.format("new.jpg"),
     "augmentation.md": """
 import tensorflow as tf
 images, labels, iterations, first_step = pixels(8), np.arange(8), 0, 0
