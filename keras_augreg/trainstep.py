@@ -6,22 +6,25 @@ with it. Everything runs inside Keras's own compiled step.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
 import sys
 import threading
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_augreg import distribution
-from keras_augreg.checks import check_labels, warn
+from keras_augreg.batch_labels import (
+    check_batch_labels,
+    checked_data,
+    is_dataset,
+    labels_of,
+)
+from keras_augreg.checks import warn
 from keras_augreg.preprocessing import only
 
 # Read now: programs may replace `fit` by a function of (*args, **kwargs).
@@ -205,11 +208,11 @@ class TrainStep(keras.Model):
             yield x
             return
         classes = classes if self._takes_numbers() else None
-        check = functools.partial(_check_labels, classes, unlabelled)
+        check = functools.partial(check_batch_labels, classes, unlabelled)
         check(only(y))
         found: list[Exception] = []
         try:
-            yield _checked(x, check, found)
+            yield checked_data(x, check, found)
         except Exception:
             if found:  # without the traceback of the library that read it
                 raise found[0] from None
@@ -222,7 +225,7 @@ class TrainStep(keras.Model):
         """
         if keras.backend.backend() != "tensorflow":
             return
-        labels = _labels(x.element_spec) if _is_dataset(x) else only(y)
+        labels = labels_of(x.element_spec) if is_dataset(x) else only(y)
         shape = getattr(labels, "shape", None)
         if shape is None or getattr(shape, "rank", 0) is None:
             return
@@ -263,7 +266,7 @@ class TrainStep(keras.Model):
         given = {name: bound.arguments[name] for name in names}
         validation = given.get("validation_data")
         arrays = isinstance(validation, (tuple, list))
-        labels = _labels(validation) if arrays else None
+        labels = labels_of(validation) if arrays else None
         with (
             self._entered(given.get("x"), given.get("y")) as x,
             self._labels_checked(validation, labels, True) as validation,
@@ -280,7 +283,7 @@ class TrainStep(keras.Model):
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
         _check_callbacks(callbacks)
-        self._augment_where(_is_dataset(x) and distribution.augments_on_host())
+        self._augment_where(is_dataset(x) and distribution.augments_on_host())
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
@@ -400,7 +403,7 @@ class TrainStep(keras.Model):
 
     def _augmented_dataset(self, dataset: Any) -> tuple[Any, Any]:
         """The data set, augmented, and the callback that counts for it."""
-        if not _is_dataset(dataset):
+        if not is_dataset(dataset):
             raise TypeError(
                 "With augment_on='host', `fit` expects a `tf.data.Dataset` of "
                 "batches of images and labels. Received: x of type "
@@ -451,129 +454,6 @@ class TrainStep(keras.Model):
             return super().get_metrics_result()
 
 
-def _check_labels(classes: int | None, unlabelled: bool, y: Any) -> None:
-    """Refuses labels, of any library, that are not numbers of classes.
-
-    Where `classes` is `None`, only a batch to train on that has no examples.
-    """
-    # An array of several hosts is not all here.
-    if y is None or not getattr(y, "is_fully_addressable", True):
-        return
-    shape = tuple(getattr(y, "shape", ()))
-    if shape[:1] == (0,) and not unlabelled:
-        raise ValueError(
-            "Expected batches of one or more images to train on. Received: a "
-            f"batch without examples (labels of shape {shape})."
-        )
-    if classes is None:
-        return
-    if keras.ops.is_tensor(y):
-        y = keras.ops.convert_to_numpy(y)
-    check_labels(y, classes, unlabelled=unlabelled)
-
-
-def _labels(batch: Any) -> Any:
-    """The labels of (images, labels, ...), or `None`."""
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return only(batch[1])
-    return None
-
-
-def _checked(
-    data: Any, check: Callable[[Any], None], found: list[Exception]
-) -> Any:
-    """The same data, whose labels are checked as they pass.
-
-    What is found wrong is added to `found`, as other libraries wrap errors in
-    theirs.
-    """
-    torch = sys.modules.get("torch")
-
-    def noting(labels: Any) -> np.int32:
-        try:
-            check(labels)
-        except ValueError as error:
-            found.append(error)
-            raise
-        return np.int32(0)
-
-    if isinstance(data, types.GeneratorType):
-        return _checked_generator(data, noting)
-    if _is_dataset(data):
-        return _checked_dataset(data, noting)
-    if torch is not None and isinstance(data, torch.utils.data.DataLoader):
-        data = copy.copy(data)
-        data.collate_fn = _CheckedCollate(data.collate_fn, check)
-    elif isinstance(data, keras.utils.PyDataset):
-        data = _CheckedPyDataset(data, check)
-    return data
-
-
-def _checked_generator(data: Any, check: Callable[[Any], Any]) -> Iterator[Any]:
-    for batch in data:
-        check(_labels(batch))
-        yield batch
-
-
-def _checked_dataset(dataset: Any, check: Callable[[Any], Any]) -> Any:
-    tf = sys.modules["tensorflow"]
-    spec = _labels(dataset.element_spec)
-    if not isinstance(spec, tf.TensorSpec) or not (
-        spec.dtype.is_integer or spec.dtype.is_floating
-    ):
-        return dataset
-    soft = spec.shape.rank == 2 and spec.shape[1] not in (None, 1)
-    if soft and spec.shape[0] is not None:
-        return dataset
-
-    def watch(*batch: Any) -> Any:
-        labels = _labels(batch)
-        labels = labels[:1] if soft else labels  # Is there an example?
-        tf.numpy_function(check, [labels], "int32")
-        return batch
-
-    return dataset.map(watch)
-
-
-class _CheckedCollate:
-    """A `collate_fn` that checks labels; a class, as workers unpickle it."""
-
-    def __init__(self, collate: Any, check: Callable[[Any], None]) -> None:
-        self.collate = collate
-        self.check = check
-
-    def __call__(self, examples: Any) -> Any:
-        batch = self.collate(examples)
-        self.check(_labels(batch))
-        return batch
-
-
-class _CheckedPyDataset(keras.utils.PyDataset):
-    """A `PyDataset` that checks the labels of each batch."""
-
-    def __init__(self, data: Any, check: Callable[[Any], None]) -> None:
-        super().__init__(
-            data.workers, data.use_multiprocessing, data.max_queue_size
-        )
-        self.data = data
-        self.check = check
-
-    def __getitem__(self, index: int) -> Any:
-        batch = self.data[index]
-        self.check(_labels(batch))
-        return batch
-
-    @property
-    def num_batches(self) -> int | None:
-        return self.data.num_batches
-
-    def on_epoch_begin(self) -> None:
-        self.data.on_epoch_begin()
-
-    def on_epoch_end(self) -> None:
-        self.data.on_epoch_end()
-
-
 def _warn_of_schedule(what: str) -> None:
     warn(
         f"{what}: all `total_steps` weight updates are done, and the learning "
@@ -615,8 +495,3 @@ def _check_callbacks(callbacks: Any) -> None:
                 "restore the others. Put SwapEMAWeights(swap_on_epoch=True) "
                 "before it in `callbacks`."
             )
-
-
-def _is_dataset(x: Any) -> bool:
-    tf = sys.modules.get("tensorflow")
-    return tf is not None and isinstance(x, tf.data.Dataset)
