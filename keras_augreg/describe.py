@@ -38,6 +38,8 @@ class Description:
     batch_size: int  # that the memory is for
     inference_bytes: int
     training_bytes: int
+    lora_bytes: int  # of training with `enable_lora(lora_rank)`
+    lora_rank: int
     checkpoint: str | None = None  # full name of the released one
     recipe: AugReg | None = None  # of its pre-training
     # The checkpoint's `figures` in the release's index.
@@ -57,6 +59,7 @@ class Description:
             "inference": f"about {_bytes(self.inference_bytes)} ({setting})",
             "training": f"about {_bytes(self.training_bytes)} ({setting}, "
             "Adam)",
+            "LoRA": f"about {_bytes(self.lora_bytes)} (rank {self.lora_rank})",
             "recipe": self.recipe and str(self.recipe),
             "published": ", ".join(figures),
         }
@@ -71,6 +74,7 @@ def describe(
     input_shape: tuple[int, int, int] | None = None,
     batch_size: int = 1,
     dtype: str | None = None,
+    lora_rank: int = 8,
 ) -> Description:
     """Tells what a model costs, where it came from and how well it does.
 
@@ -85,7 +89,8 @@ def describe(
     report on a CPU (0.4 to 0.9 times for JAX in mixed precision, whose CPU
     backend computes bfloat16 in float32): weights, images and activations,
     attention scores included, although fused kernels do not store them; in
-    training also gradients and Adam's two moments.
+    training also gradients and Adam's two moments, with LoRA only those of the
+    adapters and the head.
 
     Args:
         model: A `keras_augreg.VisionTransformer`; an architecture in any
@@ -97,6 +102,7 @@ def describe(
         dtype: A dtype policy: `"float32"`, `"mixed_bfloat16"`, `"bfloat16"`,
             `"mixed_float16"` or `"float16"`. Defaults to the model's, or to
             Keras's global policy.
+        lora_rank: Rank of the adapters, at least 1, on all kernels of blocks.
 
     Returns:
         A `Description`, which prints as a table.
@@ -152,14 +158,19 @@ def describe(
     variant = identify(sizes)
     costs = _Costs(sizes, *shape, **top)
     policy = keras.dtype_policies.get(dtype)
-    inference, training = costs.memory(batch_size, policy)
+    if not isinstance(lora_rank, int) or lora_rank < 1:
+        raise ValueError(
+            f"`lora_rank` is a positive integer. Received: {lora_rank!r}"
+        )
+    memory = costs.memory(batch_size, policy, lora_rank)
     return Description(
         name=name, architecture=variant.name if variant else None,
         input_shape=shape, classes=costs.classes,
         tokens=costs.tokens, parameters=costs.parameters(),
         flops=2 * costs.multiply_adds(), dtype=policy.name,
-        batch_size=batch_size, inference_bytes=inference,
-        training_bytes=training, **release,
+        batch_size=batch_size, inference_bytes=memory[0],
+        training_bytes=memory[1], lora_bytes=memory[2], lora_rank=lora_rank,
+        **release,
     )  # fmt: skip
 
 
@@ -267,8 +278,8 @@ class _Costs:
             + w * (self.classes or 0)
         )
 
-    def memory(self, batch: int, policy: Any) -> tuple[int, int]:
-        """Estimates of bytes for inference and for training."""
+    def memory(self, batch: int, policy: Any, rank: int) -> list[int]:
+        """Estimates of bytes for inference, training, and with LoRA."""
         s, t = self.sizes, self.tokens
         w, m = s.width, s.mlp_dim
         variable, compute = (
@@ -293,8 +304,13 @@ class _Costs:
         if compute != variable:
             shared += weights * compute
         inference = shared + weights * variable + batch * alive * compute
-        training = shared + 4 * weights * variable + batch * kept * compute
-        return math.ceil(inference / 8), math.ceil(training / 8)
+        shared += weights * variable + batch * kept * compute
+        adapters = s.depth * rank * (4 * w + 2 * w + 2 * (w + m))
+        head = (w + 1) * (self.classes or 0)
+        # A weight's gradient and two moments; an adapter is in float32.
+        training = shared + 3 * weights * variable
+        with_lora = shared + 4 * adapters * 32 + 3 * head * variable
+        return [math.ceil(n / 8) for n in (inference, training, with_lora)]
 
 
 def _bytes(count: int) -> str:

@@ -218,6 +218,21 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
     assert two.dtype == keras.config.dtype_policy().name
 
 
+def test_memory_with_lora():
+    """Neither gradients nor moments of what is frozen."""
+    model = small()
+    full, found = model.count_params(), describe(model, lora_rank=4)
+    model.enable_lora(4)
+    trained = sum(math.prod(v.shape) for v in model.trainable_variables)
+    adapters = model.count_params() - full
+    assert found.training_bytes - found.lora_bytes == (
+        12 * full - 12 * trained - 4 * adapters
+    )
+    assert "LoRA          about" in str(found)
+    with pytest.raises(ValueError, match="`lora_rank` is a positive integer"):
+        describe(model, lora_rank=0)
+
+
 def test_a_checkpoint_has_a_recipe_and_figures():
     found = describe(NAME)
     assert found.architecture == "ViT_Ti16"
@@ -245,6 +260,7 @@ def test_it_prints_as_a_table():
         "forward",
         "inference",
         "training",
+        "LoRA",
         "recipe",
         "published",
     ]
