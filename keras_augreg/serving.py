@@ -48,13 +48,17 @@ FORMATS: dict[str, tuple[str, tuple[Converter, ...]]] = {
 }
 
 
+HALF = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+
+
 def export(
     model: Any, path: str | os.PathLike[str], format: str
 ) -> pathlib.Path:
     """Writes a folder with a model that runs without Keras.
 
     The exported model takes pixels, uint8 (batch, height, width, 3) with a
-    batch of any size, scales them itself, and returns what `model` returns.
+    batch of any size, scales them itself, and returns what `model` returns,
+    computed in float32 also where the model computes in mixed precision.
     The names of its classes are beside it, in order, in `class_names.json`.
 
     The export runs in a fresh process, on the CPU, with the Keras backend that
@@ -187,6 +191,10 @@ def _run(
 def convert(source: str, folder: str, format: str) -> None:
     """Exports a `.keras` file with this process's backend."""
     model = keras.saving.load_model(source, compile=False)
+    for layer in model._flatten_layers():
+        # Few programs that run these files compute in mixed precision.
+        if layer.dtype_policy.name in HALF:
+            layer.dtype_policy = "float32"
     shape = model.input_shape
     if keras.backend.backend() == "torch" and None in shape[1:]:
         shape = (None, *model.image_shape)  # `dynamic_image_size=True`

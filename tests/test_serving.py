@@ -111,7 +111,9 @@ def model():
 @pytest.mark.parametrize("format", CONVERTED)
 def test_conversion(format, model, tmp_path):
     """What the other process does; `benchmarks/exports.py` tries more."""
-    model.save(tmp_path / "model.keras")
+    mixed = tiny(depth=1, class_names=NAMES, dtype="mixed_bfloat16")
+    mixed.set_weights(model.get_weights())
+    mixed.save(tmp_path / "model.keras")  # It is exported in float32.
     folder = tmp_path / "served"
     serving.convert(str(tmp_path / "model.keras"), str(folder), format)
     file = folder / serving.FORMATS[format][0]
