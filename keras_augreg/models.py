@@ -192,12 +192,12 @@ def _builder(name: str) -> Builder:
                 head, classes = "keep", _kept_classes(checkpoint)
                 class_names = checkpoint.class_names
             if input_shape is None and checkpoint.patch_grid is not None:
-                rows, columns = checkpoint.patch_grid
-                stride = variant.sizes.stride
                 channels = checkpoint.channels
                 if input_tensor is not None:
                     channels = input_tensor.shape[-1]
-                input_shape = (rows * stride, columns * stride, channels)
+                stride = variant.sizes.stride
+                rows, columns = (n * stride for n in checkpoint.patch_grid)
+                input_shape = (rows, columns, channels)
         # The model is built on a plain input, and called on any other tensor.
         derived = input_tensor is not None and not isinstance(
             input_tensor._keras_history.operation, keras.layers.InputLayer
@@ -222,14 +222,7 @@ def _builder(name: str) -> Builder:
             )
         if checkpoint is not None:
             load(model, checkpoint, head)
-        if not derived:
-            return model
-        sources = keras.utils.get_source_inputs(input_tensor)
-        return keras.Model(
-            sources if len(sources) > 1 else sources[0],
-            model(input_tensor),
-            name=model.name,
-        )
+        return _called_on(input_tensor, model) if derived else model
 
     builder.__doc__ = _docstring(variant, default_weights)
     builder.__name__ = builder.__qualname__ = variant.name
@@ -274,6 +267,16 @@ def _tensor_shape(
             f"says {tuple(input_shape)}. Pass one of them."
         )
     return shape
+
+
+def _called_on(tensor: Any, model: keras.Model) -> keras.Model:
+    """The model from what the tensor was computed from."""
+    sources = keras.utils.get_source_inputs(tensor)
+    return keras.Model(
+        sources if len(sources) > 1 else sources[0],
+        model(tensor),
+        name=model.name,
+    )
 
 
 def _checkpoint(

@@ -170,10 +170,7 @@ class VisionTransformer(TrainStep):
         # themselves: Keras's way fails in TensorFlow's graphs
         # (keras-team/keras 21207).
         with keras.RematScope(mode=None):
-            inputs = input_tensor
-            if inputs is None:
-                shape = (None, None) if dynamic_image_size else input_shape[:2]
-                inputs = keras.Input((*shape, input_shape[2]), name="image")
+            inputs = _input(input_tensor, input_shape, dynamic_image_size)
             x = _embed(inputs, sizes, include_preprocessing, policy)
             x = PositionEmbedding(
                 class_token,
@@ -485,6 +482,13 @@ class VisionTransformer(TrainStep):
         inputs = only(inputs)
         with self._watched(inputs):
             return super().__call__(inputs, *args, **kwargs)
+
+
+def _input(tensor: Any, shape: tuple[int, int, int], any_size: bool) -> Any:
+    if tensor is not None:
+        return tensor
+    sides = (None, None) if any_size else shape[:2]
+    return keras.Input((*sides, shape[2]), name="image")
 
 
 def _embed(
