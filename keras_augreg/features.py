@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_augreg.jax_state import KeepsState
 from keras_augreg.layer import Layer
 from keras_augreg.variants import Sizes
 
@@ -46,7 +47,7 @@ class Grid(Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class FeatureExtractor(keras.Model):
+class FeatureExtractor(KeepsState):
     """A model that returns what blocks of a `VisionTransformer` compute.
 
     It shares the layers of `model`, preprocessing included: training one
@@ -87,6 +88,8 @@ class FeatureExtractor(keras.Model):
     ```
     """
 
+    _traced: Any = None  # identities of the variables of the last trace
+
     def __init__(
         self,
         model: Any,
@@ -118,6 +121,23 @@ class FeatureExtractor(keras.Model):
         self.norm = norm
         # Behind a function, or Keras would take the head for a layer of this.
         self._source = lambda: model
+
+    @property
+    def include_preprocessing(self) -> bool:
+        """Whether it takes pixels from 0 to 255."""
+        return bool(self._source().include_preprocessing)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the position embeddings are for."""
+        shape: tuple[int, int, int] = self._source().image_shape
+        return shape
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Traces again if adapters came or went: TensorFlow would not."""
+        now = [*map(id, self.variables)]
+        force, self._traced = force or now != self._traced, now
+        return super().make_predict_function(force)
 
     def get_config(self) -> dict[str, Any]:
         model = keras.saving.serialize_keras_object(self._source())
@@ -159,5 +179,6 @@ def _output(model: Any, name: str, grid: bool, norm: bool) -> Any:
         x = model.get_layer("encoder_norm")(x)
     if grid and len(x.shape) == 3:
         prefix = int(model.class_token and name != "embedding")
-        x = Grid(model.sizes.stride, prefix)(x, model.input)
+        grid_layer = Grid(model.sizes.stride, prefix, dtype=model.dtype_policy)
+        x = grid_layer(x, model.input)
     return x

@@ -209,7 +209,7 @@ def _builder(name: str) -> Builder:
                 input_tensor=None if derived else input_tensor,
                 input_shape=input_shape,
                 pooling=pooling,
-                classes=classes or DEFAULT_CLASSES,
+                classes=DEFAULT_CLASSES if classes is None else classes,
                 classifier_activation=classifier_activation,
                 include_preprocessing=include_preprocessing,
                 class_token=checkpoint.class_token if checkpoint else True,

@@ -169,10 +169,20 @@ def submission(
             f"{where} must have a column of image names and at least one for "
             f"predictions. Received: columns={header}"
         )
-    found = {}
+    if value is not None and len(header) != 2:
+        raise ValueError(
+            "`value` is for a sample with one column besides the first. "
+            f"Received: value={value!r}, columns={header}"
+        )
+    found: dict[str, Any] = {}
+    several = set()
     for prediction in predictions:
-        file_name = pathlib.PurePath(prediction.image)
-        found[file_name.name] = found[file_name.stem] = prediction.classes
+        parts = pathlib.PurePath(prediction.image).parts
+        for i in range(len(parts)):
+            file = pathlib.PurePath(*parts[i:])
+            for key in {file.as_posix(), file.with_suffix("").as_posix()}:
+                several |= {key} & found.keys()
+                found[key] = prediction.classes
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -182,6 +192,10 @@ def submission(
             raise ValueError(
                 f"Row {number} of {where}: there is no prediction for "
                 f"{name!r} among those of {len(predictions)} images."
+            )
+        if name in several:
+            raise ValueError(
+                f"Row {number} of {where}: several images are called {name!r}."
             )
         shares = dict(found[name])
         if value is None and len(columns) == 1:
@@ -195,7 +209,7 @@ def submission(
                 f"of {columns}; pass `top` to `predict` to get more of them. "
                 f"Received: {list(shares)}"
             )
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     with replacing(path) as binary:
         binary.write(text.getvalue().encode())
     return path
@@ -206,7 +220,7 @@ def _model(model: Any) -> Any:
         return model
     path = pathlib.Path(model).expanduser()
     if path.exists():
-        return keras.saving.load_model(path)
+        return keras.saving.load_model(path, compile=False)
     if variant := match(str(model)):
         return getattr(builders, variant.name)()
     raise ValueError(

@@ -17,6 +17,7 @@ import keras
 from keras_augreg.atomic import owner
 from keras_augreg.labels import class_labels
 from keras_augreg.preprocessing import Preprocessing
+from keras_augreg.projection import projections
 
 
 class Converter(NamedTuple):
@@ -193,8 +194,17 @@ def convert(source: str, folder: str, format: str) -> None:
     model = keras.saving.load_model(source, compile=False)
     for layer in model._flatten_layers():
         # Few programs that run these files compute in mixed precision.
-        if layer.dtype_policy.name in HALF:
-            layer.dtype_policy = "float32"
+        name = layer.dtype_policy.name  # or "int8_from_mixed_bfloat16"
+        base = name.rpartition("_from_")[2]
+        if base in HALF:
+            policy = keras.dtype_policies.get(
+                name.removesuffix(base) + "float32"
+            )
+            policy._variable_dtype = layer.variable_dtype  # They are cast.
+            layer.dtype_policy = policy
+    for projection in projections(model).values():
+        if projection.lora_enabled and projection.quantization_mode is None:
+            projection.merge_lora()
     shape = model.input_shape
     if keras.backend.backend() == "torch" and None in shape[1:]:
         shape = (None, *model.image_shape)  # `dynamic_image_size=True`

@@ -25,20 +25,11 @@ from keras_augreg.batch_labels import (
     labels_of,
 )
 from keras_augreg.checks import warn
+from keras_augreg.jax_state import KeepsState
 from keras_augreg.preprocessing import only
 
 # Read now: programs may replace `fit` by a function of (*args, **kwargs).
 _FIT = inspect.signature(keras.Model.fit)
-
-# What steps of training, testing and prediction take and return on JAX.
-_JAX_STATES = {
-    len(names): [f"{name}_variables" for name in names]
-    for names in (
-        ("trainable", "non_trainable", "optimizer", "metrics"),
-        ("trainable", "non_trainable", "metrics"),
-        ("trainable", "non_trainable"),
-    )
-}
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
 _scope = threading.local()
@@ -104,11 +95,10 @@ class _LossWithOptions(keras.losses.Loss):
         return cls(**own)
 
 
-class TrainStep(keras.Model):
+class TrainStep(KeepsState):
     """A model whose `compile` takes options on logits and augmentation."""
 
     _options = _Options()
-    _jax_state: Any
     _traced_for: Any = None  # the shape of one example's label, on TensorFlow
     _on_host = False  # Where `fit` augments; with "auto", decided per call.
 
@@ -251,9 +241,8 @@ class TrainStep(keras.Model):
     def _entered(
         self, x: Any, y: Any = None, unlabelled: bool = False
     ) -> Iterator[Any]:
-        """Yields data that is checked; the model survives exceptions."""
+        """Yields data that is checked."""
         with (
-            self._state_kept(),
             self._watched(x) as x,
             self._labels_checked(x, y, unlabelled) as x,
         ):
@@ -337,56 +326,14 @@ class TrainStep(keras.Model):
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._state_kept(), self._watched(x) as x:
+        with self._watched(x) as x:
             if getattr(only(x), "shape", (None,))[0] == 0:
                 return self.predict_on_batch(only(x))  # Keras needs a batch.
             return super().predict(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        with self._state_kept(), self._watched(x):
+        with self._watched(x):
             return super().predict_on_batch(x)
-
-    @contextmanager
-    def _state_kept(self) -> Iterator[None]:
-        """Gives the variables their values back after any exception.
-
-        On JAX, Keras drops their values while steps run.
-        """
-        try:
-            yield
-        except BaseException:
-            if keras.backend.backend() == "jax":
-                self.jax_state_sync()
-                self._jax_state = None
-            raise
-
-    def _get_jax_state(
-        self, purge_model_variables: bool = False, **kwargs: Any
-    ) -> Any:
-        # Noted before the first step, and after each of several, for Keras
-        # does so only when all of one execution are done.
-        state = super()._get_jax_state(**kwargs)
-        self._note_state(state)
-        if purge_model_variables:
-            self._purge_model_variables(**kwargs)
-        return state
-
-    def _make_function(
-        self, step_function: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        if keras.backend.backend() != "jax":
-            return super()._make_function(step_function, *args, **kwargs)
-
-        def noting(state: Any, data: Any) -> Any:
-            outputs, state = step_function(state, data)
-            self._note_state(state)
-            return outputs, state
-
-        return super()._make_function(noting, *args, **kwargs)
-
-    def _note_state(self, state: Any) -> None:
-        self._jax_state = dict(zip(_JAX_STATES[len(state)], state, strict=True))
-        self._jax_state_synced = False
 
     def _augment_where(self, host: bool) -> None:
         """Decides `augment_on="auto"`; the compiled step depends on it."""

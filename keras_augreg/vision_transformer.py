@@ -159,10 +159,11 @@ class VisionTransformer(TrainStep):
         dropout, stochastic_depth = _rates(recipe, dropout, stochastic_depth)
         if input_tensor is not None:
             _check_dtype(input_tensor, include_preprocessing)
-            if not dynamic_image_size:
-                input_shape = tuple(input_tensor.shape[1:])
+            input_shape = _shape_of(
+                input_tensor, input_shape, dynamic_image_size
+            )
         input_shape = check_input_shape(input_shape, sizes)
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        policy = _policy(dtype)
         blocks = _blocks(
             sizes, reads == "token", dropout, stochastic_depth, seed, policy
         )
@@ -345,6 +346,10 @@ class VisionTransformer(TrainStep):
             projection.enable_lora(rank, alpha)
         layers = dict(named_layers(self))
         frozen = {n for n, layer in layers.items() if not layer.trainable}
+        # What a call of `compile_finetuning` froze is not the user's choice;
+        # the next call must not train the kernels again.
+        frozen -= set(self.frozen_by_compile)
+        self.frozen_by_compile = ()
         others = layers.keys() - adapted.keys() - {"head"}
         set_frozen(self, (frozen - adapted.keys()) | others)
         self._forget_functions()
@@ -427,10 +432,12 @@ class VisionTransformer(TrainStep):
             # Of layers that have no kernel.
             warnings.filterwarnings("ignore", ".*have a `quantize` method")
             super().quantize(mode, config=config, filters=filters)
+        self._forget_functions()
 
     def _forget_functions(self) -> None:
         """Makes Keras trace anew: the model computes with other weights."""
         self.train_function = self.test_function = self.predict_function = None
+        self._extractor.cache_clear()
 
     def get_config(self) -> dict[str, Any]:
         same = (
@@ -482,6 +489,33 @@ class VisionTransformer(TrainStep):
         inputs = only(inputs)
         with self._watched(inputs):
             return super().__call__(inputs, *args, **kwargs)
+
+
+def _policy(dtype: Any) -> Any:
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    if policy.quantization_mode is not None:
+        raise ValueError(
+            "Build the model in floating point, then call model.quantize(). "
+            f"Received: dtype={policy.name!r}"
+        )
+    return policy
+
+
+def _shape_of(
+    tensor: Any, shape: tuple[int, int, int] | None, any_size: bool
+) -> tuple[int, int, int]:
+    """The shape of an input tensor's images; the positions' if of any size."""
+    if not any_size:
+        return tuple(tensor.shape[1:])
+    channels = tensor.shape[-1]
+    sides = (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
+    shape = tuple(shape or (*sides, channels))
+    if shape[-1] != channels:
+        raise ValueError(
+            f"`input_tensor` has images of {channels} channels, `input_shape` "
+            f"says {shape}."
+        )
+    return shape
 
 
 def _input(tensor: Any, shape: tuple[int, int, int], any_size: bool) -> Any:

@@ -20,6 +20,7 @@ from keras import ops
 from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
 from keras_augreg.features import FeatureExtractor
 from keras_augreg.output import subplots
+from keras_augreg.projection import check_not_quantized
 from keras_augreg.recipe import LEVELS, AugReg
 from keras_augreg.training.rundir import read_log
 from keras_augreg.training.workdir import Workdir
@@ -346,6 +347,7 @@ def plot_filters(model: VisionTransformer, count: int = 28) -> Figure:
     ```
     """
     _check_model(model)
+    check_not_quantized(model)
     hybrid = model.sizes.stages is not None
     layer = (
         model.get_layer("root").conv if hybrid else model.get_layer("embedding")
@@ -583,6 +585,7 @@ def _check_model(model: Any) -> None:
 
 
 def _softmax(block: Block, tokens: Any) -> np.ndarray:
+    check_not_quantized(block)
     attention = block.attention
     x = ops.cast(block.norm1(tokens), "float32")
     kernel = attention.qkv.merged()  # (W, 3, H, D)

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     _, model, folder = argv
     try:
         print(keras_augreg.export(model, folder, _FORMAT.value))
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise app.UsageError(str(error)) from error
 
 

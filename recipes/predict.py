@@ -22,6 +22,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from absl import app, flags
 
 import keras_augreg
+from keras_augreg.data import tables
 
 _TOP = flags.DEFINE_integer("top", 5, "Classes to name, at least 1.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.")
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("Pass a model and at least one photo or folder.")
     _, model, *images = argv
     try:
+        if _SAMPLE.value:
+            tables.read(_SAMPLE.value)  # Before all is predicted.
         top = sys.maxsize if _SAMPLE.value else _TOP.value
         predictions = keras_augreg.predict(
             model, images, top, _BATCH_SIZE.value, _TTA.value
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> None:
         if _SAMPLE.value:
             print(keras_augreg.submission(predictions, _SAMPLE.value))
             return
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise app.UsageError(str(error)) from error
     for prediction in predictions:
         print(prediction)

@@ -9,6 +9,7 @@ from _timm import import_timm
 import keras_augreg
 from keras_augreg import FeatureExtractor, checkpoints
 from keras_augreg.layer import freeze
+from keras_augreg.projection import projections
 
 IMAGES = _checkpoints.images((16, 24, 3))
 
@@ -91,6 +92,49 @@ def test_extractor_trains_its_model(model):
     assert (before != after).any()
     block.remat = False
     freeze(model, False)
+
+
+def test_the_model_survives_a_broken_data_set(model):
+    """On JAX, Keras drops the weights while its steps run."""
+
+    def broken():
+        yield IMAGES
+        raise OSError("a broken image")
+
+    expected = model.predict(IMAGES, verbose=0)
+    extractor = FeatureExtractor(model)
+    for compute in (extractor.predict, model.features):
+        with pytest.raises(OSError, match="a broken image"):
+            compute(broken())
+    close(model.predict(IMAGES, verbose=0), expected)
+
+
+def test_adapters_come_and_go():
+    """TensorFlow would go on with what it traced before."""
+    model = _checkpoints.tiny(input_shape=(16, 24, 3))
+    extractor = FeatureExtractor(model)
+    found = [extractor.predict(IMAGES, verbose=0)]
+    model.enable_lora(2)
+    for projection in projections(model).values():
+        if projection.lora_enabled:
+            adapter = projection.lora_kernel_b
+            adapter.assign(np.ones(adapter.shape))
+    found.append(extractor.predict(IMAGES, verbose=0))
+    close(model.features(IMAGES), found[1])
+    model.merge_lora()
+    found.append(extractor.predict(IMAGES, verbose=0))
+    close(model.features(IMAGES), found[2])
+    assert np.abs(found[1] - found[0]).max() > 0.1
+    close(found[2], found[1])
+
+
+@pytest.mark.once
+def test_maps_have_the_models_precision():
+    model = _checkpoints.tiny(dtype="bfloat16", include_preprocessing=False)
+    extractor = FeatureExtractor(model, grid=True)
+    assert extractor.output.dtype == "bfloat16"
+    assert extractor.image_shape == model.image_shape
+    assert not extractor.include_preprocessing  # `export` then adds it.
 
 
 @pytest.mark.once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -184,11 +185,31 @@ def test_submissions_have_the_form_of_the_sample(tmp_path):
     assert write("id,light,dark\na,,\n") == ["id,light,dark", "a,0.75,0.25"]
     with pytest.raises(ValueError, match=r"Row 1 of .*no prediction for 'd'"):
         write("id,label\nd,\n")
+    with pytest.raises(ValueError, match="one column besides the first"):
+        write("id,light,dark\na,,\n", value="dark")
     with pytest.raises(ValueError, match="no class 'grey'"):
         write("id,grey,dark\na,,\n")
     with pytest.raises(ValueError, match="must have a column of image names"):
         write("")
     assert (tmp_path / "s.csv").read_text() == "id,light,dark\na,0.75,0.25\n"
+
+
+@pytest.mark.once
+def test_images_of_the_same_name_in_submissions(tmp_path):
+    (tmp_path / "sample.csv").write_text("id,label\nb/1.jpg,\na/1,\n")
+    both = [
+        prediction.Prediction(f"test/{n}/1.jpg", [(n, 1.0)]) for n in ("a", "b")
+    ]
+    write = functools.partial(
+        keras_augreg.submission,
+        both,
+        tmp_path / "sample.csv",
+        tmp_path / "out.csv",
+    )
+    assert write().read_text().split() == ["id,label", "b/1.jpg,b", "a/1,a"]
+    (tmp_path / "sample.csv").write_text("id,label\n1.jpg,\n")
+    with pytest.raises(ValueError, match=r"several images are called '1\.jpg'"):
+        write()
 
 
 @pytest.mark.once

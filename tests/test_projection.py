@@ -80,6 +80,19 @@ def test_only_adapters_and_head_train():
     }
 
 
+def test_adapters_after_a_linear_probe():
+    """What `compile_finetuning` froze for the probe stays frozen."""
+    model = build()
+    keras_augreg.compile_finetuning(
+        model, total_steps=2, learning_rate=0.01, freeze="backbone"
+    )
+    model.enable_lora(2)
+    keras_augreg.compile_finetuning(model, total_steps=2, learning_rate=0.01)
+    trained = {v.path.split("/")[-1] for v in model.trainable_variables}
+    assert trained == {"lora_kernel_a", "lora_kernel_b", "kernel", "bias"}
+    assert model.get_layer("embedding").trainable_variables == []
+
+
 def test_adapters_in_files(tmp_path):
     """In Keras's, ours and the release's, and in clones; merged."""
     model = adapted()
@@ -151,6 +164,7 @@ def test_other_adapters_are_refused(tmp_path):
         model.load_lora_weights(tmp_path / "b.safetensors")
 
 
+@pytest.mark.once
 def test_wrong_arguments():
     model = build()
     for arguments, message in {
@@ -210,6 +224,17 @@ def test_quantized(tmp_path, mode, tolerance, recwarn):
     train(model, BACKEND == "tensorflow" and mode != "float8")
     trained = logits(model)
     assert np.abs(trained - found).max() > 0
+    if mode == "int8":  # The head's bias is trained, too.
+        file = model.save_lora_weights(tmp_path / "a.safetensors")
+        head = model.get_layer("head")
+        bias = keras.ops.convert_to_numpy(head.bias)
+        head.bias.assign(bias + 1)
+        model.load_lora_weights(file)
+        np.testing.assert_array_equal(head.bias, bias)
+        with pytest.raises(ValueError, match="peft keeps the head as a whole"):
+            checkpoints.to_peft(model, tmp_path / "peft")
+        with pytest.raises(ValueError, match="is quantized"):
+            checkpoints.load(model, tmp_path / "no.npz")
     model.save(tmp_path / "a.keras")
     again = keras.saving.load_model(tmp_path / "a.keras")
     np.testing.assert_array_equal(logits(again), trained)

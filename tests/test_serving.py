@@ -109,10 +109,16 @@ def model():
 
 
 @pytest.mark.parametrize("format", CONVERTED)
-def test_conversion(format, model, tmp_path):
+def test_conversion(format, tmp_path):
     """What the other process does; `benchmarks/exports.py` tries more."""
-    mixed = tiny(depth=1, class_names=NAMES, dtype="mixed_bfloat16")
-    mixed.set_weights(model.get_weights())
+    model, mixed = (
+        tiny(depth=1, class_names=NAMES, dtype=dtype)
+        for dtype in ("float32", "mixed_bfloat16")
+    )
+    for each in (model, mixed):
+        each.enable_lora(2)  # It is merged.
+        each.trainable = True
+    mixed.set_weights(random(model).get_weights())
     mixed.save(tmp_path / "model.keras")  # It is exported in float32.
     folder = tmp_path / "served"
     serving.convert(str(tmp_path / "model.keras"), str(folder), format)

@@ -259,3 +259,26 @@ def test_pictures_of_models_of_other_channels():
     model = _checkpoints.tiny(input_shape=(16, 16, 4))
     keras_augreg.visualize.plot_filters(model, count=5)
     keras_augreg.visualize.plot_rollout(model, np.zeros((1, 16, 16, 4)))
+
+
+@pytest.mark.once
+def test_an_input_tensor_of_any_size_has_its_channels():
+    grey = keras.Input((None, None, 1))
+    build = _builder("ViT_Ti32")
+    model = build(weights=None, input_tensor=grey, dynamic_image_size=True)
+    assert model.image_shape == (224, 224, 1)
+    with pytest.raises(ValueError, match="images of 1 channels, `input_shape`"):
+        build(
+            weights=None,
+            input_tensor=grey,
+            input_shape=(96, 96, 3),
+            dynamic_image_size=True,
+        )
+
+
+@pytest.mark.once
+def test_models_are_built_in_floating_point():
+    with pytest.raises(ValueError, match=r"then call model\.quantize"):
+        _checkpoints.tiny(dtype="int8_from_float32")
+    with pytest.raises(ValueError, match="classes"):
+        _builder("ViT_Ti32")(weights=None, classes=0)

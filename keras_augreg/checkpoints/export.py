@@ -184,7 +184,7 @@ def to_hf(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
     """
     check_model(model)
     config = json.dumps(_config(model), indent=2) + "\n"
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     to_timm(model, folder / "model.safetensors")
     texts = {"config.json": config}

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_augreg.checkpoints import convert, names
 from keras_augreg.checkpoints.download import download
+from keras_augreg.projection import check_not_quantized
 from keras_augreg.variants import Variant
 
 FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
@@ -68,6 +69,7 @@ def load(
             f"`head` is 'keep' (load the file's classifier) or 'new' (keep the "
             f"model's). Received: head={head!r}"
         )
+    check_not_quantized(model)
     contents = path
     if not isinstance(contents, convert.Contents):
         contents = convert.inspect(contents)

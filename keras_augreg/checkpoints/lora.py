@@ -100,19 +100,24 @@ def to_peft(model: Any, folder: str | pathlib.Path) -> pathlib.Path:
     found = adapters(model)
     timm = _timm_names(model)
     rank, alpha = _rank_and_alpha(model)
-    head = ["head"] if _head(model) else []
+    if model.include_top and model.get_layer("head").quantization_mode:
+        raise ValueError(
+            "peft keeps the head as a whole, in floating point, and the "
+            "model's is quantized. Call enable_lora on the model in floating "
+            "point, or quantize without the head (`filters`)."
+        )
     config = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
         # "attn.qkv" for "blocks.0.attn.qkv"
         "target_modules": sorted({timm[n].split(".", 2)[2] for n in found}),
-        "modules_to_save": head or None,
+        "modules_to_save": ["head"] if model.include_top else None,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / "adapter_model.safetensors")
     with replacing(folder / "adapter_config.json") as file:
@@ -149,16 +154,12 @@ def _weights(model: Any) -> dict[str, Any]:
         module = _PREFIX + timm[name]
         weights[f"{module}.lora_A.weight"] = projection.lora_kernel_a
         weights[f"{module}.lora_B.weight"] = projection.lora_kernel_b
-    if head := _head(model):
-        weights[f"{_PREFIX}head.weight"] = head.kernel
+    if model.include_top:
+        head = model.get_layer("head")
+        if not head.quantization_mode:  # Otherwise only its bias is trained.
+            weights[f"{_PREFIX}head.weight"] = head.kernel
         weights[f"{_PREFIX}head.bias"] = head.bias
     return weights
-
-
-def _head(model: Any) -> Any:
-    """The classifier, if there is one that is trained as a whole."""
-    head = model.get_layer("head") if model.include_top else None
-    return None if head is None or head.quantization_mode else head
 
 
 def _timm_names(model: Any) -> dict[str, str]:

@@ -180,9 +180,13 @@ def load(
     if one and class_names is None:
         raise ValueError(
             f"Found images of only one class, {names[0]!r}, in "
-            f"{location.path!r}. Expected at least two class folders, or "
-            "folders of splits that hold them. If there is only one class, "
-            f"pass class_names={names}."
+            f"{location.path!r}. Expected at least two "
+            + (
+                "in the column of labels"
+                if location.kind == "table"
+                else "class folders, or folders of splits that hold them"
+            )
+            + f". If there is only one class, pass class_names={names}."
         )
     skip = options.on_error == "skip"
     skipped = Skipped(examples.left_out) if skip else None

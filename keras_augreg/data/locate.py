@@ -36,6 +36,13 @@ class Location:
         self, split: str, class_names: Sequence[str] | None, options: Options
     ) -> Examples | Records:
         """Lists the examples of a split; the arguments are `load`'s."""
+        for column in ("image", "label", "group"):
+            name = getattr(options, column)
+            if self.kind != "table" and name is not None:
+                raise ValueError(
+                    f"`{column}` is a column of a table: a CSV file or a "
+                    f"DataFrame. Received: {column}={name!r} for {self.path!r}"
+                )
         if self.kind == "tfds":
             return self._records(split, options)
         name, percent = sources.part(split)
@@ -73,11 +80,6 @@ class Location:
     ) -> Examples:
         """Lists the examples of a whole split, or those of a fold."""
         seed, groups = options.split_seed, None
-        if options.group is not None and self.kind != "table":
-            raise ValueError(
-                "`group` is a column of a table: a CSV file or a DataFrame. "
-                f"Received: group={options.group!r} for {self.path!r}"
-            )
         listed = self._folded(split) if options.folds else split
         if self.kind == "bundled":
             found = sources.digits(listed, seed)

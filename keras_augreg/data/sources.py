@@ -171,11 +171,7 @@ def folder(
             f"{str(root)!r} has no split {split!r} with class folders in it. "
             f"It has: {inside}"
         )
-    if class_names is not None and len(set(class_names)) < len(class_names):
-        raise ValueError(
-            "`class_names` must not repeat a class. Received: class_names="
-            f"{list(class_names)}"
-        )
+    check_once(class_names or ())
     of_train = root / splits[0] if splits else root
     found, unread = _images_of_classes(top)
     report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
@@ -197,6 +193,15 @@ def folder(
     if splits:
         return everything
     return split_by_seed(everything, str(root), split, split_seed)
+
+
+def check_once(class_names: Sequence[str]) -> None:
+    """Raises a `ValueError` if a name of a class is there twice."""
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(
+            "`class_names` must not repeat a class. Received: class_names="
+            f"{list(class_names)}"
+        )
 
 
 def split_folders(root: pathlib.Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import functools
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from keras_augreg.data.decode import extensions
 from keras_augreg.data.options import Options
-from keras_augreg.data.sources import Examples, read_file
+from keras_augreg.data.sources import Examples, check_once, read_file
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
 
@@ -27,13 +28,26 @@ def is_frame(source: Any) -> bool:
 def read(source: Any) -> tuple[str, dict[str, list[Any]]]:
     """The name of a table, and its columns."""
     if is_frame(source):
+        _check_header("The DataFrame", [str(name) for name in source.columns])
         columns = {str(name): source[name].tolist() for name in source.columns}
         return "the DataFrame", columns
-    path = pathlib.Path(source)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=SUFFIXES[path.suffix.lower()])
-        header = next(reader, [])
-        rows = [row for row in reader if row]
+    path = pathlib.Path(source).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"A table ends in {' or '.join(SUFFIXES)}. Received: "
+            f"{str(source)!r}"
+        )
+    try:
+        text = read_file(str(path.parent), path.name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(source)!r} is not UTF-8 text ({error}). Save it as UTF-8."
+        ) from error
+    delimiter = SUFFIXES[path.suffix.lower()]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header = next(reader, [])
+    _check_header(repr(str(source)), header)
+    rows = [row for row in reader if row]
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise ValueError(
@@ -42,6 +56,11 @@ def read(source: Any) -> tuple[str, dict[str, list[Any]]]:
             )
     cells = zip(*rows, strict=True) if rows else [() for _ in header]
     return repr(str(source)), dict(zip(header, map(list, cells), strict=True))
+
+
+def _check_header(where: str, header: list[str]) -> None:
+    if len(set(header)) < len(header):
+        raise ValueError(f"{where} repeats a column. Received: {header}")
 
 
 def table(
@@ -64,8 +83,10 @@ def table(
     groups = None
     if options.group is not None:
         groups = _column(where, columns, "group", options.group, 0)
+        groups = [_text(group) for group in groups]
     texts = [_text(value) for value in values]
     known = [str(name) for name in class_names or _classes(texts)]
+    check_once(known)
     number = {name: i for i, name in enumerate(known)}
     find = functools.lru_cache(None)(functools.partial(_find, root))
     kept: list[int] = []
@@ -81,6 +102,8 @@ def table(
             problem = f"{_text(name)!r} has the label {text!r}, which " + (
                 "`class_names` does not name" if text else "is empty"
             )
+        elif groups is not None and not groups[i]:
+            problem = f"{_text(name)!r} has no {options.group!r}"
         if problem is None:
             kept.append(i)
             files.append(file)
@@ -130,7 +153,8 @@ def _column(
 
 def _text(value: Any) -> str:
     """A cell as text; empty where pandas has NaN or `None`."""
-    if value is None or value != value:
+    missing = value is None or type(value).__name__ == "NAType"  # pandas's
+    if missing or value != value:
         return ""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if whole else value)
@@ -140,7 +164,7 @@ def _classes(texts: list[str]) -> list[str]:
     """All labels in order: as numbers if they are integers, else as text."""
     found = {*texts} - {""}
     try:
-        return sorted(found, key=int)
+        return sorted(found, key=lambda text: (int(text), text))
     except ValueError:
         return sorted(found)
 

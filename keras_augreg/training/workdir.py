@@ -403,8 +403,8 @@ class Workdir:
             return {}
         if arrays["goal"] != self._goal:
             warn(
-                f"{file} is the best by {arrays['goal']!r} and will be "
-                f"replaced by the best by {self._goal!r}"
+                f"{file} is the best by {arrays['goal']!r}, not by "
+                f"{self._goal!r}, and is not used"
             )
             return {}
         return arrays

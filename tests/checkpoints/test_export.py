@@ -207,6 +207,7 @@ def test_safetensors_reads_what_we_write(tmp_path):
 # timm
 
 
+@pytest.mark.once  # Each backend writes the same arrays, as tested above.
 @pytest.mark.parametrize("kind", KINDS)
 def test_timm_computes_the_same_from_a_folder(tmp_path, kind):
     timm, torch = import_timm(), pytest.importorskip("torch")

@@ -446,6 +446,7 @@ def timm_models(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once  # The backends agree on the golden files.
 @pytest.mark.parametrize("name", TIMM)
 def test_models_made_by_timm(timm_models, name):
     model = getattr(keras_augreg, TIMM[name])(

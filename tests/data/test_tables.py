@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from keras_augreg import data
-from keras_augreg.data import folds
+from keras_augreg.data import folds, tables
 from keras_augreg.data.options import Options
 
 pytestmark = pytest.mark.once
@@ -189,6 +189,32 @@ def test_rows_that_are_wrong_are_named(table, rows, tmp_path):
     (tmp_path / "empty.csv").touch()
     with pytest.raises(ValueError, match="`image` must be a column"):
         data.find(tmp_path / "empty.csv", "all")
+
+
+@pytest.mark.once
+def test_tables_that_cannot_be_read(table, tmp_path):
+    other = tmp_path / "other.csv"
+    text = table.read_text()
+    for content, message in (
+        (text.encode("utf-16"), "is not UTF-8 text"),
+        (b"id,id\n1,2\n", r"repeats a column\. Received: \['id', 'id'\]"),
+    ):
+        other.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            tables.read(other)
+    with pytest.raises(ValueError, match=r"ends in \.csv or \.tsv"):
+        tables.read(tmp_path / "sample.zip")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": ["a", None]}, dtype="string")
+    assert [tables._text(v) for v in frame["id"]] == ["a", ""]
+    frame.columns = ["id"]
+    frame = pandas.concat([frame, frame], axis=1)
+    with pytest.raises(ValueError, match="repeats a column"):
+        tables.read(frame)
+    assert tables._classes(["01", "1", "0"]) == ["0", "01", "1"]
+    for column in ("image", "label"):
+        with pytest.raises(ValueError, match=f"`{column}` is a column of a ta"):
+            data.find("digits", "train", options=Options(**{column: "x"}))
 
 
 def test_wrong_folds():

@@ -422,6 +422,9 @@ def test_labels_of_another_shape():
     images, labels = batch()
     soft = np.eye(CLASSES, dtype="float32")[labels]
     model = pretrain(build(), "light2")
+    for y in (labels, labels[:, None], soft):
+        model.fit(images, y, validation_data=(images, y), verbose=0)
+    model = pretrain(build(), "none")
     for y in (labels, labels[:, None], soft, labels):
         model.train_on_batch(images, y)
         model.fit(images, y, validation_data=(images, y), verbose=0)

@@ -380,7 +380,7 @@ def test_best_checkpoints_of_another_goal(tmp_path):
     model = make_plain(ema_momentum=None)
     Workdir(tmp_path, {}).save(model, 1, {"val_accuracy": 0.9, "val_loss": 0.9})
     run = Workdir(tmp_path, {}, monitor="val_loss", mode="min")
-    with pytest.warns(UserWarning, match="'max val_accuracy' and will be"):
+    with pytest.warns(UserWarning, match="'max val_accuracy', not by"):
         run._find_best()
     assert run._best_value is None
     run.save(model, 2, {"val_accuracy": 0.5, "val_loss": 1.9})

@@ -1,0 +1,84 @@
+"""Models that survive exceptions on JAX, where Keras drops their weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+# What steps of training, testing and prediction take and return on JAX.
+_JAX_STATES = {
+    len(names): [f"{name}_variables" for name in names]
+    for names in (
+        ("trainable", "non_trainable", "optimizer", "metrics"),
+        ("trainable", "non_trainable", "metrics"),
+        ("trainable", "non_trainable"),
+    )
+}
+
+
+def _keeping(name: str) -> Any:
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._state_kept():
+            return getattr(super(KeepsState, self), name)(*args, **kwargs)
+
+    return method
+
+
+class KeepsState(keras.Model):
+    """A model whose variables have values after any exception."""
+
+    _jax_state: Any
+
+    fit = _keeping("fit")
+    evaluate = _keeping("evaluate")
+    predict = _keeping("predict")
+    train_on_batch = _keeping("train_on_batch")
+    test_on_batch = _keeping("test_on_batch")
+    predict_on_batch = _keeping("predict_on_batch")
+
+    @contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """Gives the variables their values back after any exception.
+
+        On JAX, Keras drops their values while steps run.
+        """
+        try:
+            yield
+        except BaseException:
+            if keras.backend.backend() == "jax":
+                self.jax_state_sync()
+                self._jax_state = None
+            raise
+
+    def _get_jax_state(
+        self, purge_model_variables: bool = False, **kwargs: Any
+    ) -> Any:
+        # Noted before the first step, and after each of several, for Keras
+        # does so only when all of one execution are done.
+        state = super()._get_jax_state(**kwargs)
+        self._note_state(state)
+        if purge_model_variables:
+            self._purge_model_variables(**kwargs)
+        return state
+
+    def _make_function(
+        self, step_function: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if keras.backend.backend() != "jax":
+            return super()._make_function(step_function, *args, **kwargs)
+
+        def noting(state: Any, data: Any) -> Any:
+            outputs, state = step_function(state, data)
+            self._note_state(state)
+            return outputs, state
+
+        return super()._make_function(noting, *args, **kwargs)
+
+    def _note_state(self, state: Any) -> None:
+        self._jax_state = dict(zip(_JAX_STATES[len(state)], state, strict=True))
+        self._jax_state_synced = False
