@@ -17,7 +17,7 @@ import keras
 from keras_augreg.atomic import owner
 from keras_augreg.labels import class_labels
 from keras_augreg.preprocessing import Preprocessing
-from keras_augreg.projection import projections
+from keras_augreg.projection import check_not_quantized, projections
 
 
 class Converter(NamedTuple):
@@ -80,6 +80,7 @@ tf2onnx |
             registered (`keras.saving.register_keras_serializable`).
             One with `dynamic_image_size=True` is written for any size, but
             through PyTorch ("onnx", "torch") for its `image_shape` only.
+            Adapters of `enable_lora` are merged.
         path: The folder, which must not exist; it appears once it is complete.
         format: One of the above.
 
@@ -90,7 +91,8 @@ tf2onnx |
         FileExistsError: If `path` exists.
         ImportError: If what the format needs is not installed.
         RuntimeError: If the other process fails; with its last words.
-        ValueError: If `format` is unknown or `model` takes no images.
+        ValueError: If `format` is unknown, `model` takes no images, or is
+            quantized and `format` is not `"tf_saved_model"`.
 
     Example:
     ```python
@@ -124,6 +126,8 @@ tf2onnx |
             "Expected a model of images (batch, height, width, 3). Received: "
             f"{model.name!r}, whose input_shape={model.input_shape}"
         )
+    if format != "tf_saved_model":
+        check_not_quantized(model)  # Others fail, or compute something else.
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{owner()}.part")
     try:

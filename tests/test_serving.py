@@ -168,6 +168,10 @@ def test_refusals(model, tmp_path, monkeypatch):
     dense = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="a model of images"):
         keras_augreg.export(dense, tmp_path / "a", format="torch")
+    small = tiny(depth=1)
+    small.quantize("int8")
+    with pytest.raises(ValueError, match=r"quantized \(int8\).*before model"):
+        keras_augreg.export(small, tmp_path / "a", format="litert")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ImportError,
