@@ -19,9 +19,9 @@ from keras_augreg.initialization import zero_weights
 from keras_augreg.recipe import AugReg
 from keras_augreg.variants import VARIANTS, Variant
 from keras_augreg.vision_transformer import (
-    DEFAULT_CLASSES,
     VisionTransformer,
     check_input_shape,
+    number_of_classes,
 )
 
 
@@ -167,7 +167,7 @@ def _builder(name: str) -> Builder:
         dynamic_image_size: bool = False,
     ) -> keras.Model:
         if class_names is not None:
-            classes = _number(class_names, classes)
+            classes = number_of_classes(class_names, classes)
         if not include_top and classes is not None:
             raise ValueError(
                 "A model without classifier has no `classes`. Pass "
@@ -209,7 +209,7 @@ def _builder(name: str) -> Builder:
                 input_tensor=None if derived else input_tensor,
                 input_shape=input_shape,
                 pooling=pooling,
-                classes=DEFAULT_CLASSES if classes is None else classes,
+                classes=classes,
                 classifier_activation=classifier_activation,
                 include_preprocessing=include_preprocessing,
                 class_token=checkpoint.class_token if checkpoint else True,
@@ -289,16 +289,6 @@ def _checkpoint(
     checkpoint = find(weights, variant, resolution)
     checkpoint.require(variant.sizes)
     return checkpoint
-
-
-def _number(class_names: Sequence[str], classes: int | None) -> int:
-    if isinstance(class_names, str) or classes not in (None, len(class_names)):
-        raise ValueError(
-            "`class_names` must be a list of strings, one for each of the "
-            f"`classes`. Received: class_names={str(class_names)[:80]}, "
-            f"classes={classes}"
-        )
-    return len(class_names)
 
 
 def _kept_classes(checkpoint: Contents) -> int:

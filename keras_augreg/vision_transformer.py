@@ -82,7 +82,8 @@ class VisionTransformer(TrainStep):
         pooling: With `include_top=False`: `None` for all tokens (B, T, width),
             `"token"` for the class token (B, width), `"avg"` or `"max"` for
             the mean or the maximum of the patch tokens (B, width).
-        classes: Units of the classifier, whose weights start at zero.
+        classes: Units of the classifier, whose weights start at zero. `None`
+            for the number of `class_names` or, without them, 1,000.
         classifier_activation: Activation of the classifier; `None` for
             logits.
         include_preprocessing: Whether the model scales its images. `False`
@@ -138,7 +139,7 @@ class VisionTransformer(TrainStep):
         input_tensor: Any = None,
         input_shape: tuple[int, int, int] | None = None,
         pooling: str | None = None,
-        classes: int = DEFAULT_CLASSES,
+        classes: int | None = None,
         classifier_activation: str | None = "softmax",
         include_preprocessing: bool = True,
         class_token: bool = True,
@@ -155,6 +156,10 @@ class VisionTransformer(TrainStep):
         stages = None if stages is None else tuple(stages)
         sizes = Sizes(patch_size, width, depth, num_heads, mlp_dim, stages)
         _check_sizes(sizes)
+        if class_names is not None and include_top:
+            classes = number_of_classes(class_names, classes)
+        elif classes is None:
+            classes = DEFAULT_CLASSES
         reads = _reads(include_top, pooling, class_token, classes)
         dropout, stochastic_depth = _rates(recipe, dropout, stochastic_depth)
         if input_tensor is not None:
@@ -666,6 +671,17 @@ def _rates(
                 f"Received: {argument}={rate}"
             )
     return dropout, stochastic_depth
+
+
+def number_of_classes(class_names: Sequence[str], classes: int | None) -> int:
+    """Checks that the names are as many as the classes, if they are given."""
+    if isinstance(class_names, str) or classes not in (None, len(class_names)):
+        raise ValueError(
+            "`class_names` must be a list of strings, one for each of the "
+            f"`classes`. Received: class_names={str(class_names)[:80]}, "
+            f"classes={classes}"
+        )
+    return len(class_names)
 
 
 def _reads(

@@ -282,3 +282,15 @@ def test_models_are_built_in_floating_point():
         _checkpoints.tiny(dtype="int8_from_float32")
     with pytest.raises(ValueError, match="classes"):
         _builder("ViT_Ti32")(weights=None, classes=0)
+
+
+@pytest.mark.once
+def test_class_names_say_how_many_classes():
+    sizes = {k: v for k, v in _checkpoints.TINY.items() if k != "classes"}
+    build = keras_augreg.VisionTransformer
+    model = build(**sizes, class_names=["a", "b"])
+    assert (model.classes, model.output_shape) == (2, (None, 2))
+    assert build.from_config(model.get_config()).class_names == ("a", "b")
+    assert build(**sizes).classes == 1000
+    with pytest.raises(ValueError, match=r"one for each.*classes=3"):
+        build(**sizes, class_names=["a", "b"], classes=3)
