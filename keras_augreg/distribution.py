@@ -12,7 +12,9 @@ import functools
 import itertools
 import json
 import os
+import pathlib
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ import keras
 # Numbers this process's calls of `preempted`.
 _CALLS = itertools.count(1)
 KINDS = ("auto", "data", "fsdp", "model", "none")
+# Google's number as a vendor of PCI devices, such as TPUs.
+GOOGLE = "0x1ae0"
 
 # Axes of a variable that may be split over the devices of one model, best
 # first; the first whose size the devices divide is used. Heads (H) and MLP
@@ -97,11 +101,13 @@ def distribute(
     | TensorFlow | TPUStrategy on a TPU, else MirroredStrategy | refused |
     | PyTorch | one process per device, started by `torchrun` | refused |
 
-    JAX on several hosts: set `KERAS_DISTRIBUTION_JOB_ADDRESSES` (the address
-    of process 0), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
-    `KERAS_DISTRIBUTION_PROCESS_ID`. There and under `torchrun`, each process
-    loads its part of the batch: `train.sharded(*d.shard)` with the data set
-    that `keras_augreg.data.load` returns.
+    JAX on several hosts: the processes of a TPU slice (Cloud TPU VMs, GKE) and
+    those that SLURM's `srun` starts find each other. Elsewhere, set
+    `KERAS_DISTRIBUTION_JOB_ADDRESSES` (the address of process 0),
+    `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`.
+    There and under `torchrun`, each process loads its part of the batch:
+    `train.sharded(*d.shard)` with the data set that `keras_augreg.data.load`
+    returns.
 
     On JAX, dropout and augmentation draw as on one device. On TensorFlow and
     PyTorch each replica draws independently, so two replicas do not
@@ -171,7 +177,7 @@ def _start_jax(
     import jax
 
     lib = keras.distribution
-    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
+    if not jax.distributed.is_initialized() and _one_of_several_processes():
         lib.initialize()
     devices = lib.list_devices()
     count, replicas = len(devices), 1
@@ -188,6 +194,48 @@ def _start_jax(
         functools.partial(lib.set_distribution, before),
     )
     return result, f"JAX, {count} x {jax.devices()[0].platform}"
+
+
+def _one_of_several_processes() -> bool:
+    """Whether JAX's processes on several hosts or GPUs were started.
+
+    Who asks JAX itself has to wait for the services of clouds that are absent.
+    """
+    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
+        return True
+    # Set by `srun` alone, not in the job that calls it.
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+        return True
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", _hosts_of_tpu_vm())
+
+
+def _has_tpu() -> bool:
+    """Whether there may be one: Google also makes network cards."""
+    vendors = pathlib.Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(file.read_text().strip() == GOOGLE for file in vendors)
+
+
+def _hosts_of_tpu_vm() -> str:
+    """The hosts of a slice of Cloud TPU VMs, by Google's metadata server.
+
+    Other clouds and GKE have no such server, and are not asked: JAX, too, goes
+    by these names (`jax/_src/clusters/cloud_tpu_cluster.py`).
+    """
+    if "TPU_SKIP_MDS_QUERY" in os.environ or not _has_tpu():
+        return ""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        f"http://{server}/computeMetadata/v1/instance/attributes/"
+        "worker-network-endpoints",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.read().decode()
+    except OSError:  # Not a TPU VM.
+        return ""
 
 
 def _start_tensorflow(kind: str) -> tuple[Distribution, str]:

@@ -1,11 +1,15 @@
 """Several devices give what one gives."""
 
+import contextlib
+import functools
+import http.server
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -24,6 +28,16 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return str(s.getsockname()[1])
+
+
+@functools.cache
+def slurm_job():
+    """A job from whose number JAX derives a free port, from 61440 on."""
+    for port in range(61440, 65536):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return str(port - 61440)
+    raise AssertionError("no free port")
 
 
 def run(kind, model_devices=0, environments=({},)):
@@ -112,19 +126,67 @@ def test_where_auto_augments(monkeypatch):
 
 @jax_only
 def test_two_jax_processes(alone):
-    address = f"127.0.0.1:{free_port()}"
+    """As SLURM starts them; those of two hosts are in test_recipes.py."""
     environments = [
         {
             **FOUR,
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-            "KERAS_DISTRIBUTION_PROCESS_ID": str(i),
+            "SLURM_JOB_ID": slurm_job(),
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i),
+            "SLURM_LOCALID": str(i),
         }
         for i in range(2)
     ]
     for got in run("data", 0, environments):
         assert got["replicas"] == 8
         assert_same(got, alone)
+
+
+VARIABLES = [
+    {"KERAS_DISTRIBUTION_NUM_PROCESSES": "2"},
+    {"SLURM_STEP_NUM_TASKS": "2"},
+    {"MEGASCALE_NUM_SLICES": "2"},
+    {"TPU_WORKER_HOSTNAMES": "a,b"},
+]
+
+
+@jax_only
+@pytest.mark.parametrize("hosts", ["a,b", "a", None])
+def test_processes_of_several_hosts_are_noticed(hosts, monkeypatch):
+    """By their variables, or by what Google's server tells a TPU VM."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path.endswith("/attributes/worker-network-endpoints")
+            known = known and self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if known and hosts else 404)
+            self.end_headers()
+            self.wfile.write((hosts or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    noticed = distribution._one_of_several_processes
+    for variable in (*VARIABLES, {"TPU_SKIP_MDS_QUERY": ""}):
+        monkeypatch.delenv(*variable, raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{port}")
+        monkeypatch.setattr(distribution, "GOOGLE", "0x0000")
+        assert not noticed()  # no TPU: not asked
+        monkeypatch.setattr(distribution, "_has_tpu", lambda: True)
+        assert noticed() == (hosts == "a,b")
+        server.shutdown()
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    for variable in VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(*next(iter(variable.items())))
+            assert noticed()
+        assert not noticed()
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")

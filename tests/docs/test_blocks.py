@@ -100,7 +100,7 @@ pathlib.Path("benchmark.json").write_text(json.dumps(rows))
 # Programs whose arguments are not checked.
 KNOWN = {
     *("cd", "export", "git", "source", "ruff", "mypy", "lint-imports"),
-    *("mkdocs", "jupyter", "docker"),
+    *("mkdocs", "jupyter", "docker", "sbatch", "torchrun"),
 }
 # Commands that are quick enough to be run.
 LIGHT = ("export ", "python -m keras_augreg")
