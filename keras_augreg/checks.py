@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,16 @@ def warn(message: str) -> None:
     ):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a `ValueError` if the value is not one of the choices."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {choices}. Received: "
+            f"{argument}={value!r}"
+        )
 
 
 def check_labels(

@@ -20,6 +20,8 @@ from typing import Any
 
 import keras
 
+from keras_augreg.checks import check_choice
+
 # Numbers this process's calls of `preempted`.
 _CALLS = itertools.count(1)
 KINDS = ("auto", "data", "fsdp", "model", "none")
@@ -138,11 +140,7 @@ def distribute(
         # compile, and model.fit(...)
     ```
     """
-    if kind not in KINDS:
-        raise ValueError(
-            f"`kind` must be one of {', '.join(map(repr, KINDS))}. Received: "
-            f"kind={kind!r}"
-        )
+    check_choice("kind", kind, KINDS)
     if model_devices is not None and kind != "model":
         raise ValueError(
             "`model_devices` only applies to distribute('model'). Received: "

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_augreg import distribution
+from keras_augreg.checks import check_choice
 from keras_augreg.trainstep import inner_optimizer
 from keras_augreg.vision_transformer import VisionTransformer
 
@@ -120,11 +121,7 @@ def check(
     ```
     """
     _check_model(model)
-    if kind not in KINDS:
-        raise ValueError(
-            f"`kind` must be one of {', '.join(map(repr, KINDS))}. Received: "
-            f"kind={kind!r}"
-        )
+    check_choice("kind", kind, KINDS)
     chip, devices = _describe(topology)
     layout, parts = distribution.keras_distribution(
         kind, devices, model_devices

@@ -15,6 +15,7 @@ import numpy as np
 
 import keras_augreg.models as builders
 from keras_augreg.atomic import replacing
+from keras_augreg.checks import check_choice
 from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import preprocess_input
 from keras_augreg.variants import match
@@ -85,10 +86,7 @@ def predict(
     assert prediction.classes == [("cat", 0.5), ("dog", 0.5)]
     ```
     """
-    if tta not in VIEWS:
-        raise ValueError(
-            f"`tta` must be one of {(*VIEWS,)}. Received: tta={tta!r}"
-        )
+    check_choice("tta", tta, VIEWS)
     model = _model(model)
     if len(model.output_shape) != 2 or len(model.input_shape) != 4:
         raise ValueError(

@@ -23,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from keras_augreg import distribution
+from keras_augreg.checks import check_choice
 from keras_augreg.layer import Layer
 from keras_augreg.positions import resample_positions
 from keras_augreg.projection import Projection
@@ -53,11 +54,7 @@ def products(form: str) -> Iterator[None]:
     >>> with vit.products("batched"):
     ...     model.fit(dataset)
     """
-    if form not in PRODUCTS:
-        raise ValueError(
-            f"`form` must be one of {', '.join(map(repr, PRODUCTS))}. "
-            f"Received: form={form!r}"
-        )
+    check_choice("form", form, PRODUCTS)
     token = _products.set(form)
     try:
         yield

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_augreg.checks import check_choice
 from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Cropping
 from keras_augreg.data.sources import read_names
@@ -231,15 +232,6 @@ def at_least(least: int, argument: str, value: Any) -> int:
 def is_weight(values: np.ndarray) -> np.ndarray:
     """Which of the numbers can weigh an example."""
     return np.isfinite(values) & (values >= 0)
-
-
-def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` if the value is not one of the choices."""
-    if value not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {choices}. Received: "
-            f"{argument}={value!r}"
-        )
 
 
 def check_seed(argument: str, value: Any) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from keras_augreg.checkpoints import names
+from keras_augreg.checks import check_choice
 from keras_augreg.dataset_names import canonical
 from keras_augreg.recipe import (
     PRETRAINING_LEARNING_RATE,
@@ -277,11 +278,7 @@ class Grid:
                 raise ValueError(
                     f"`{name}` must be above 0. Received: {name}={value}"
                 )
-        if self.loss not in ("softmax", "sigmoid"):
-            raise ValueError(
-                "`loss` must be 'softmax' or 'sigmoid'. Received: "
-                f"loss={self.loss!r}"
-            )
+        check_choice("loss", self.loss, ("softmax", "sigmoid"))
         for checkpoint in self.checkpoints:
             names.parse(checkpoint)
         known: dict[str, Source] = {}

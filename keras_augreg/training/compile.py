@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from keras_augreg.augment import AugRegAugment
+from keras_augreg.checks import check_choice
 from keras_augreg.layer import freeze as freeze_layers
 from keras_augreg.recipe import (
     CLIP_NORM,
@@ -125,11 +126,7 @@ def compile_pretraining(
             f"{recipe.dropout} and stochastic_depth={recipe.stochastic_depth}."
             " Build the model with `recipe=recipe`."
         )
-    if augment_on not in ("auto", "device", "host"):
-        raise ValueError(
-            "`augment_on` must be 'auto', 'device' or 'host'. Received: "
-            f"augment_on={augment_on!r}"
-        )
+    check_choice("augment_on", augment_on, ("auto", "device", "host"))
     layer = None
     if recipe.randaugment or recipe.mixup:
         if not model.include_preprocessing:
