@@ -244,7 +244,7 @@ class Picture:
                 return decoded[top : top + height, left : left + width]
         image, self._opened = self._opened or self._open(), None
         try:
-            image = _upright_rgb(image)
+            image = upright_rgb(image)
         except Exception as error:
             raise self._unreadable(error) from error
         pixels = np.asarray(image.crop((left, top, left + width, top + height)))
@@ -340,7 +340,7 @@ def _orientation(image: Any) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright_rgb(image: Any) -> Any:
+def upright_rgb(image: Any) -> Any:
     """Converts any image to the RGB picture that a person sees."""
     import PIL.Image
 

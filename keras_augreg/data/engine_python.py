@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.data.decode import ImageError, crop_and_resize
+from keras_augreg.data.decode import crop_and_resize
 from keras_augreg.data.feed import Feed
 from keras_augreg.data.order import PADDING, Batch, draws
 from keras_augreg.data.sources import Examples
@@ -162,32 +162,39 @@ class Batches(keras.utils.PyDataset):
     def _start(self, step: int) -> _Job:
         batch = self._order.batch(step)
         size = len(batch.numbers)
-        images = np.zeros((size, *self._cropping.image_size, 3), np.uint8)
-        futures = [
-            self._pool.submit(self._read, batch, images, i)
-            for i in range(0, size, CHUNK)
+        job = _Job(
+            batch,
+            np.zeros((size, *self._cropping.image_size, 3), np.uint8),
+            self._examples.blank_labels(size),
+            np.ones(size, np.float32),
+        )
+        job.futures = [
+            self._pool.submit(self._read, job, i) for i in range(0, size, CHUNK)
         ]
-        return _Job(batch, images, futures)
+        return job
 
-    def _read(self, batch: Batch, images: np.ndarray, start: int) -> list[int]:
-        """Fills some images of a batch; returns those that are broken."""
-        broken = []
-        for i in range(start, min(start + CHUNK, len(images))):
+    def _read(self, job: _Job, start: int) -> list[int]:
+        """Fills a part of a batch; returns the broken images of it."""
+        batch, broken = job.batch, []
+        for i in range(start, min(start + CHUNK, len(job.images))):
             number = int(batch.numbers[i])
             if number == PADDING:
                 continue
             rng = draws(self._order.seed, batch.epoch, batch.start + i)
             try:
-                picture = self._examples.picture(number)
+                picture, label, weight = self._examples.example(number)
+                if self._examples.labels is None:
+                    self._feed.check_label(label, self._examples.name(number))
                 size = picture.height, picture.width
                 window = self._cropping.window(*size, rng)
                 pixels = picture.pixels(window.box)
-            except ImageError:
+            except ValueError:  # Image or label.
                 if self._feed.skipped is None:
                     raise
                 broken.append(i)
                 continue
-            crop_and_resize(pixels, window, self._cropping, images[i])
+            job.labels[i], job.weights[i] = label, weight
+            crop_and_resize(pixels, window, self._cropping, job.images[i])
         return broken
 
     def _finish(self, job: _Job) -> tuple[np.ndarray, ...]:
@@ -196,10 +203,8 @@ class Batches(keras.utils.PyDataset):
         for future in job.futures:
             for i in future.result():
                 broken[i] = self._examples.names[numbers[i]]
-        labels = self._examples.labels[numbers]
-        weights = self._examples.weights[numbers]
         take, labels, weights = self._feed.finish(
-            labels, weights, numbers == PADDING, broken
+            job.labels, job.weights, numbers == PADDING, broken
         )
         if any(broken):
             images = images[take]
@@ -225,4 +230,6 @@ class _Job:
 
     batch: Batch
     images: np.ndarray
-    futures: list[Future[list[int]]]
+    labels: np.ndarray
+    weights: np.ndarray
+    futures: list[Future[list[int]]] = dataclasses.field(default_factory=list)

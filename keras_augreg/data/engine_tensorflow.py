@@ -19,7 +19,6 @@ import keras
 import numpy as np
 from absl import logging
 
-from keras_augreg.checks import check_labels
 from keras_augreg.data import decode
 from keras_augreg.data.decode import Cropping, ImageError, Window
 from keras_augreg.data.feed import Feed
@@ -156,17 +155,24 @@ class Pipeline:
             place[batch.numbers == PADDING] = PADDING
             number += (step - first) * order.shard_batch
             epoch = np.full(len(place), batch.epoch, np.int64)
-            label = examples.labels[batch.numbers]
+            label = examples.blank_labels(len(place))
+            if examples.labels is not None:
+                label = examples.labels[batch.numbers]
             weight = examples.weights[batch.numbers]
             return number, epoch, place, batch.numbers, label, weight
 
+        label_type = tf.float32 if examples.label_shape else tf.int64
+
         def examples_of(step: Any) -> Any:
             columns = tf.numpy_function(
-                columns_of, [step, first], [tf.int64] * 5 + [tf.float32]
+                columns_of,
+                [step, first],
+                [tf.int64] * 4 + [label_type, tf.float32],
             )
-            for column in columns:
-                column.set_shape([None])
             number, epoch, place, example, label, weight = columns
+            for column in (number, epoch, place, example, weight):
+                column.set_shape([None])
+            label.set_shape([None, *examples.label_shape])
             return tf.data.Dataset.from_tensor_slices(
                 (number, (epoch, place, (example,), label, weight))
             )
@@ -177,12 +183,16 @@ class Pipeline:
     def _fetch(self, *chunk: Any) -> Any:
         tf = self._tf
         iteration, number, epoch, place, what, label, weight = chunk
-        data, layout, place, broken = tf.numpy_function(
+        shape = label.shape
+        data, layout, label, weight, place, broken = tf.numpy_function(
             self._fetch_arrays,
-            [iteration, number, epoch, place, label, *what],
-            [tf.string, tf.int32, tf.int64, tf.string],
-        )
+            [iteration, number, epoch, place, label, weight, *what],
+            [tf.string, tf.int32, label.dtype, weight.dtype, tf.int64,
+             tf.string],
+        )  # fmt: skip
         data.set_shape([None])
+        label.set_shape(shape)
+        weight.set_shape([None])
         layout.set_shape([None, LAYOUT_SIZE])
         place.set_shape([None, 3])
         broken.set_shape([None])
@@ -194,11 +204,12 @@ class Pipeline:
         """Reads the examples of a chunk and draws their windows.
 
         Returns the bytes of JPEG files and the pixels of others; their
-        layouts; (iteration, number, place) of each; and for each what is
-        broken: a name if broken images are skipped, else an error message,
-        else "".
+        layouts, labels and weights; (iteration, number, place) of each; and
+        for each what is broken: a name if broken images are skipped, else an
+        error message, else "".
         """
-        numbers, epochs, places, labels, *what = columns
+        numbers, epochs, places, labels, weights, *what = columns
+        labels, weights = labels.copy(), weights.copy()
         feed, under_way = self._feed, self._under_way
         cropping = feed.cropping
         contents = [BLACK] * len(places)
@@ -211,8 +222,15 @@ class Pipeline:
                 continue
             example = [column[i] for column in what]
             try:
-                self._check_label(labels[i : i + 1], example)
-                picture = feed.examples.picture(*example)
+                picture: Any
+                label, weight = labels[i], weights[i]
+                if isinstance(feed.examples, Examples):
+                    picture, label, weight = feed.examples.example(*example)
+                else:
+                    picture = feed.examples.picture(*example)
+                if feed.examples.labels is None:
+                    feed.check_label(label, feed.examples.name(*example))
+                labels[i], weights[i] = label, weight
                 rng = draws(feed.seed, int(epochs[i]), place)
                 contents[i], layouts[i] = _prepare(
                     picture, rng, cropping, under_way is not None
@@ -229,15 +247,8 @@ class Pipeline:
         iterations = np.full(len(places), iteration)
         where = np.stack([iterations, numbers, places], axis=1)
         # As objects: NumPy's own strings lose zeros at the end.
-        return np.array(contents, object), layouts, where, broken
-
-    def _check_label(self, label: np.ndarray, example: list[Any]) -> None:
-        """Raises if the label of a record is not the number of a class."""
-        examples = self._feed.examples
-        if isinstance(examples, Records):
-            names = [examples.name(*example)]
-            unlabelled = not self._feed.cropping.training
-            check_labels(label, len(examples.class_names), names, unlabelled)
+        data = np.array(contents, object)
+        return data, layouts, labels, weights, where, broken
 
     def _decode_chunk(self, *chunk: Any) -> Any:
         tf = self._tf

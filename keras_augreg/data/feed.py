@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,7 +44,9 @@ class Feed:
             )
         if isinstance(self.examples, Examples):
             labels, names = self.examples.labels, self.examples.names
-            check_labels(labels, self.num_classes, names)
+            if labels is not None:
+                unlabelled = not self.cropping.training
+                check_labels(labels, self.num_classes, names, unlabelled)
         if self.order.steps == 0:
             raise ValueError(
                 f"The split has {len(self.examples)} examples, too few for a "
@@ -79,6 +82,11 @@ class Feed:
     def num_batches(self) -> int:
         """Batches per pass."""
         return self.steps or self.order.steps
+
+    def check_label(self, label: Any, name: str) -> None:
+        """Raises if a label that came with an image is not a class's."""
+        unlabelled = not self.cropping.training
+        check_labels([label], self.num_classes, [name], unlabelled)
 
     def at(self, step: int, steps: int | None = None) -> Feed:
         """Returns the run from a step on; see `load`."""

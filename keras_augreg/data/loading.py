@@ -21,6 +21,7 @@ from keras_augreg.data.options import (
     is_weight,
 )
 from keras_augreg.data.report import Skipped
+from keras_augreg.data.tfds import Records
 
 # Largest side of small images, in pixels, which are not cropped by default:
 # cropping 28-pixel images costs 14 points of accuracy or more in short training
@@ -90,11 +91,20 @@ def load(
             - a table, a `.csv` or `.tsv` file or a DataFrame of pandas, with
               a row for each image of the folder `data_dir` (by default the
               file's): `options.image` and `options.label` name its columns;
+            - an object with `__len__` and `__getitem__` whose items are
+              mappings, or pairs of an image and a label: a data set of
+              Hugging Face's `datasets`, of PyTorch, Grain or TFDS
+              (`tfds.data_source`), a list; or a mapping from splits to them.
+              `options.image` and `options.label` name keys. An image is a
+              file's bytes, a path, a picture of Pillow or a uint8 array;
+              a label is the number of a class, its name, or several of them;
+            - a folder that `save_to_disk` of `datasets` wrote;
             - a data set of the paper or of VTAB-1k: see `data.DATASETS`;
             - a name of TensorFlow Datasets (prepared as `tfds.load` does), or
               a directory that it wrote, also on `gs://`.
         split: The folder of a split; `"train"`, `"test"` (a fifth of every
-            class) or `"all"` for digits, tables and folders without splits;
+            class) or `"all"` for digits, tables, and folders and objects
+            without splits; the split that an object is, or one of a mapping;
             `"train"` or `"validation"` with `options.folds`; a split
             of the paper's data set; or TFDS's split syntax. `"train[:10%]"`
             takes a part: of folders and digits, the same share of every
@@ -158,8 +168,14 @@ def load(
         preprocess = Preprocess(preprocess)
     location = locate(source, data_dir)
     cropping = preprocess.cropping(image_size, training, location.row)
-    engine = choose_engine(options.engine, location.kind, location.path)
     examples = location.read(split, class_names, options)
+    skip = options.on_error == "skip"
+    if isinstance(examples, Records):
+        engine = choose_engine(options.engine, "records")
+    else:
+        engine = choose_engine(options.engine, location.kind)
+        if isinstance(class_weight, str):
+            examples = examples.labelled(skip)
     names = examples.class_names
     if preprocess.crop is None and location.row.name not in DATASETS:
         side = examples.smaller_side()
@@ -176,19 +192,18 @@ def load(
             f"The labels of {str(source)!r} are vectors of several classes: "
             "`one_hot` and `class_weight` do not apply."
         )
-    one = location.kind in ("folder", "table") and len(names) == 1
+    one = location.kind in ("folder", "table", "object") and len(names) == 1
     if one and class_names is None:
         raise ValueError(
             f"Found images of only one class, {names[0]!r}, in "
             f"{location.path!r}. Expected at least two "
             + (
-                "in the column of labels"
-                if location.kind == "table"
+                "in its labels"
+                if location.kind != "folder"
                 else "class folders, or folders of splits that hold them"
             )
             + f". If there is only one class, pass class_names={names}."
         )
-    skip = options.on_error == "skip"
     skipped = Skipped(examples.left_out) if skip else None
     weights = _class_weights(class_weight, examples)
     seed = int(seed)  # NumPy's integers would draw from other streams.
@@ -216,10 +231,11 @@ def _class_weights(
         if class_weight != "balanced" or examples.labels is None:
             raise ValueError(
                 "`class_weight` is a dict of weights by class, or 'balanced' "
-                "for folders and digits (the labels of TFDS's data sets are in "
-                f"their files). Received: class_weight={class_weight!r}"
+                "where labels can be read without images (those of TFRecord "
+                f"files cannot). Received: class_weight={class_weight!r}"
             )
-        counts = np.bincount(examples.labels, minlength=num_classes)
+        known = examples.labels[examples.labels >= 0]
+        counts = np.bincount(known, minlength=num_classes)
         weights = len(examples) / (num_classes * np.maximum(counts, 1))
         return weights.astype(np.float32)
     if not isinstance(class_weight, Mapping):  # scikit-learn returns arrays.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_augreg import dataset_names
-from keras_augreg.data import folds, report, sources, tables, tfds
+from keras_augreg.data import access, folds, report, sources, tables, tfds
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.options import Options, is_weight
 from keras_augreg.data.sources import Examples
@@ -28,27 +28,25 @@ class Location:
 
     row: PaperDataset
     path: str  # a folder, or a name of TensorFlow Datasets
-    kind: str  # "bundled", "folder", "table" or "tfds"
+    kind: str  # "bundled", "folder", "table", "object" or "tfds"
     data_dir: str | None = None  # TFDS's directory, if the user named one
-    table: Any = None  # path of a CSV file, or a DataFrame
+    given: Any = None  # a table (path or DataFrame) or an object of examples
 
     def read(
         self, split: str, class_names: Sequence[str] | None, options: Options
     ) -> Examples | Records:
         """Lists the examples of a split; the arguments are `load`'s."""
-        for column in ("image", "label", "group"):
-            name = getattr(options, column)
-            if self.kind != "table" and name is not None:
-                raise ValueError(
-                    f"`{column}` is a column of a table: a CSV file or a "
-                    f"DataFrame. Received: {column}={name!r} for {self.path!r}"
-                )
+        self._check_columns(options)
         if self.kind == "tfds":
-            return self._records(split, options)
-        name, percent = sources.part(split)
-        found = self._list(name, class_names, options)
-        if percent != (0, 100):
-            found = sources.take(found, percent, options.split_seed)
+            found = self._records(split, options)
+            if isinstance(found, Records):
+                return found
+        else:
+            name, percent = sources.part(split)
+            found = self._list(name, class_names, options)
+            if percent != (0, 100):
+                found = found.labelled(options.on_error == "skip")
+                found = sources.take(found, percent, options.split_seed)
         if excluded := options.excluded:
             everything = len(found)
             names = enumerate(found.names)
@@ -57,7 +55,7 @@ class Location:
             )
             if len(found) == everything:
                 report.none_excluded(excluded)
-        if options.sample_weight is not None:
+        if options.sample_weight is not None and self.kind != "tfds":
             weights = np.asarray(options.sample_weight)
             numbers = weights.dtype.kind in "fiub"
             if (
@@ -75,19 +73,41 @@ class Location:
             found.read = sources.Cached(found.read)
         return found
 
+    def _check_columns(self, options: Options) -> None:
+        """Raises if options name columns of a source that has none."""
+        keys = self.kind in ("object", "tfds")
+        for column in ("image", "label", "group"):
+            name = getattr(options, column)
+            if name is None or self.kind == "table":
+                continue
+            if not keys or column == "group":
+                raise ValueError(
+                    f"`{column}` is a column of a table: a CSV file or a "
+                    f"DataFrame{'' if column == 'group' else ', or a key'}. "
+                    f"Received: {column}={name!r} for {self.path!r}"
+                )
+
     def _list(
         self, split: str, class_names: Sequence[str] | None, options: Options
     ) -> Examples:
         """Lists the examples of a whole split, or those of a fold."""
         seed, groups = options.split_seed, None
+        skip = options.on_error == "skip"
         listed = self._folded(split) if options.folds else split
         if self.kind == "bundled":
             found = sources.digits(listed, seed)
         elif self.kind == "table":
             found, groups = tables.table(
-                self.table, self.path, class_names, options
+                self.given, self.path, class_names, options
             )
             found = sources.split_by_seed(found, self.row.name, listed, seed)
+        elif self.kind == "object":
+            found, whole = access.examples(
+                self.given, listed, class_names, options
+            )
+            if not whole and listed != "all":
+                found = found.labelled(skip)
+                found = sources.split_by_seed(found, self.path, listed, seed)
         else:
             if self.row.num_classes and class_names is None:
                 # The release's order.
@@ -97,7 +117,10 @@ class Location:
             )
         if not options.folds or split not in ("train", "validation"):
             return found
-        fold = folds.assign(found.labels, options.folds, seed, groups)
+        found = found.labelled(skip)
+        assert found.labels is not None
+        strata = sources.strata(found.labels)
+        fold = folds.assign(strata, options.folds, seed, groups)
         inside = (fold == options.fold) == (split == "validation")
         return found.subset(np.flatnonzero(inside))
 
@@ -108,6 +131,8 @@ class Location:
             root = sources.unwrapped(pathlib.Path(self.path))
             if "train" in sources.split_folders(root):
                 whole = "train"
+        if self.kind == "object" and isinstance(self.given, Mapping):
+            whole = "train"
         if split in ("train", "validation"):
             return whole
         if whole == "train" or split == "all":
@@ -126,20 +151,23 @@ class Location:
                 return found
         if self.row.splits:
             return list(self.row.splits)
+        if self.kind == "object":
+            return access.splits(self.given)
         if self.kind == "tfds":
-            return list(tfds.open_builder(self.path, self.data_dir).info.splits)
+            builder = tfds.open_builder(self.path, self.data_dir, "auto")
+            return list(builder.info.splits)
         return ["train", "test"]
 
-    def _records(self, split: str, options: Options) -> Records:
+    def _records(self, split: str, options: Options) -> Records | Examples:
         if options.folds:
             raise ValueError(
                 "Folds are for folders, tables and digits: the labels of "
                 "TFDS's data sets are in their files. Take parts of a split, "
                 f'such as "train[:80%]". Received: folds={options.folds}'
             )
-        builder = tfds.open_builder(self.path, self.data_dir)
+        builder = tfds.open_builder(self.path, self.data_dir, options.engine)
         split = "+".join(self._in_tfds(builder, s) for s in split.split("+"))
-        records = tfds.open_records(builder, split, self.row, options)
+        records = tfds.open_records(builder.info, split, self.row, options)
         expected, received = self.row.num_classes, len(records.class_names)
         if expected and received != expected:
             raise ValueError(
@@ -167,7 +195,9 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
     if tables.is_frame(source):
         row = PaperDataset("DataFrame", None, {}, 0)
         root = os.path.expanduser(data_dir or ".")
-        return Location(row, root, "table", table=source)
+        return Location(row, root, "table", given=source)
+    if not isinstance(source, (str, os.PathLike)):
+        return _locate_object(source)
     if os.path.splitext(str(source))[1].lower() in tables.SUFFIXES:
         return _locate_table(os.path.expanduser(source), data_dir)
     is_folder = isinstance(source, os.PathLike)
@@ -196,6 +226,9 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
                 "folder of class folders or a directory that TFDS wrote."
             )
         path = directory
+    if access.saved(path):
+        given = access.load_saved(path)
+        return Location(row, path, "object", given=given)
     if tfds.is_prepared_directory(path):
         return Location(row, path, "tfds", directory)
     is_path = known or path.startswith((".", "/", "~")) or path.endswith("/")
@@ -223,11 +256,24 @@ def _locate_table(
         if missing:
             raise ValueError(f"No such {what}: {missing!r} in {os.getcwd()!r}.")
     row = PaperDataset(path, None, {}, 0)
-    return Location(row, root, "table", table=path)
+    return Location(row, root, "table", given=path)
+
+
+def _locate_object(source: Any) -> Location:
+    name = type(source).__name__
+    if not access.is_random_access(source):
+        raise TypeError(
+            "`source` must be a name, a path, a table, or an object with "
+            "`__len__` and `__getitem__`, whose examples can be read in any "
+            "order. Streams cannot: load a data set of Hugging Face without "
+            f"`streaming=True`. Received: {name}"
+        )
+    return Location(PaperDataset(name, None, {}, 0), name, "object",
+                    given=source)  # fmt: skip
 
 
 def evaluation_split(
-    source: str | os.PathLike[str],
+    source: Any,
     train: str = "train",
     data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[str, str]:
@@ -249,7 +295,9 @@ def evaluation_split(
     >>> evaluation_split("digits")
     ('train', 'test')
     """
-    splits = locate(source, data_dir).splits()
+    location = locate(source, data_dir)
+    where = location.path if location.kind == "object" else str(source)
+    splits = location.splits()
     parts = [part.partition("[")[0].strip() for part in train.split("+")]
     known = {s.lower(): s for s in splits if s not in parts}
     if "all" in parts:
@@ -258,21 +306,20 @@ def evaluation_split(
     if chosen is None:
         if "[" in train or len(parts) > 1:
             raise ValueError(
-                f"{str(source)!r} has no split to evaluate on besides the "
+                f"{where!r} has no split to evaluate on besides the "
                 f"{train!r}. Train on one whole split, of which a tenth is "
                 f"then held out. Splits: {splits}"
             )
         train, chosen = f"{train}[:90%]", f"{train}[90%:]"
     if chosen != "test":
         report.once(
-            f"{str(source)!r}: {train!r} is for training, {chosen!r} for "
-            "evaluation."
+            f"{where!r}: {train!r} is for training, {chosen!r} for evaluation."
         )
     return train, chosen
 
 
 def find(
-    source: str | os.PathLike[str],
+    source: Any,
     split: str,
     *,
     class_names: Sequence[str] | None = None,
@@ -290,8 +337,8 @@ def find(
 
     Returns:
         An object with `names` (as `Options.exclude` takes them), `labels`
-        (int64 of shape (n,), or `None` for a TFDS data set, whose labels are
-        in its files) and `class_names`.
+        (int64 of shape (n,), or `None` where each is read with its image) and
+        `class_names`.
 
     Raises:
         ValueError: If the source or the split does not exist.

@@ -115,12 +115,15 @@ class Options:
             slower with `"skip"`: it decodes whole images in Python.
         engine: `"tensorflow"` (a `tf.data.Dataset`), `"python"` (a
             `keras.utils.PyDataset`, needs no TensorFlow) or `"auto"`: Python
-            where TensorFlow is not installed, and for digits where it is not
-            the backend. Python is refused in the scope of a `tf.distribute`
+            where TensorFlow is not installed, and where it is not the backend
+            for digits, objects and array_record files. TFRecord files need
+            TensorFlow. Python is refused in the scope of a `tf.distribute`
             strategy.
         image: The column of a table with the names of image files, relative
             to `data_dir`, with or without extension; `None` for the first.
-        label: The column with the classes; `None` for the second.
+            Or the key of the image in an object's items or TFDS's examples.
+        label: The column with the classes, `None` for the second; or the key
+            of the label.
         group: A column; rows with the same value come into the same fold.
         folds: Number of parts for cross-validation (not for TFDS), with the
             same share of every class. The split "validation" is then the part
@@ -181,22 +184,20 @@ class Options:
         return names
 
 
-def choose_engine(engine: str, kind: str, path: str) -> str:
-    """Returns "tensorflow" or "python", or says why `engine` cannot be used."""
+def choose_engine(engine: str, kind: str) -> str:
+    """Returns "tensorflow" or "python", or says why `engine` cannot be used.
+
+    The kind is "records" for TFRecord files, else that of a `Location`.
+    """
     installed = importlib.util.find_spec("tensorflow") is not None
     if engine == "auto":
-        if kind == "tfds":
+        if kind == "records":
             return "tensorflow"
         fits = (
             kind in ("folder", "table")
             or keras.backend.backend() == "tensorflow"
         )
         return "tensorflow" if installed and fits else "python"
-    if engine == "python" and kind == "tfds":
-        raise ValueError(
-            f"{path!r} is read through TensorFlow Datasets, which "
-            'engine="python" cannot do. Pass engine="tensorflow" or a folder.'
-        )
     if engine == "python" and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -1,7 +1,8 @@
 """Where images and labels come from: folders and bundled data.
 
 A source has `names`, `labels` and `class_names`, and reads one example by its
-number. TFDS data sets, read in the order of their files, are in `tfds.py`.
+number. Data sets that other libraries read are in `access.py` and `tfds.py`,
+the latter with TFDS's TFRecord files, which are read in their order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import os
 import pathlib
 import re
 import stat
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,32 +45,68 @@ TEST_SHARE = 0.2
 BUNDLED = ("digits",)
 # Images whose sizes tell whether a data set has small ones.
 SAMPLE = 16
+# Examples read at once for their labels, and seconds between lines of progress.
+READ_AT_ONCE = 1024
+EVERY = 10.0
 # "train[:10%]", TFDS's syntax.
 _PART = re.compile(r"([^\[\]]+)\[(?:([0-9]+)%)?:(?:([0-9]+)%)?\]")
+
+
+class Labelled(NamedTuple):
+    """An image with its label, where both are read together."""
+
+    data: bytes | np.ndarray  # as `Examples.read` returns it
+    label: Any  # the number of a class, or float32 (num_classes,)
+    weight: float = 1.0
+
+
+class Numbered(Sequence[str]):
+    """Names that end in numbers, such as "train[7]", made when asked for."""
+
+    def __init__(
+        self, parts: Sequence[tuple[str, int, int]], end: str = ""
+    ) -> None:
+        self._parts = parts  # (what comes before the number, first, count)
+        self._end = end
+        self._stops = np.cumsum([count for _, _, count in parts], dtype=int)
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        part = int(np.searchsorted(self._stops, index, side="right"))
+        start, first, count = self._parts[part]
+        number = first + index - int(self._stops[part] - count)
+        return f"{start}{number}{self._end}"
 
 
 @dataclasses.dataclass
 class Examples:
     """Examples that can be read in any order."""
 
-    names: list[str]  # in error messages and `exclude` lists
-    labels: np.ndarray  # int64 of shape (n,)
+    names: Sequence[str]  # in error messages and `exclude` lists
+    # int64 of shape (n,) or float32 of shape (n, num_classes); `None` if
+    # `read` returns each example's.
+    labels: np.ndarray | None
     class_names: list[str]
     # Name of an example -> the bytes of an image file, or uint8 (h, w, 3).
-    read: Callable[[str], bytes | np.ndarray]
+    read: Callable[[str], bytes | np.ndarray | Labelled]
     root: str = ""  # the folder that names are relative to, if any
     # Names that `on_error="skip"` left out before reading.
     left_out: list[str] = dataclasses.field(default_factory=list)
     # Extension -> number of files of a kind that cannot be read.
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
+    label_shape: tuple[int, ...] = ()  # of one label: () or (num_classes,)
+    brightness: int = 1
     weights: np.ndarray = dataclasses.field(init=False)  # float32 (n,)
 
     def __post_init__(self) -> None:
         self.weights = np.ones(len(self.names), np.float32)
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        return self.labels.shape[1:]
+        if self.labels is not None:
+            self.label_shape = self.labels.shape[1:]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,6 +116,10 @@ class Examples:
 
     def picture(self, number: int) -> Picture | ArrayPicture:
         """Reads an example up to the header of its file."""
+        return self.example(number)[0]
+
+    def example(self, number: int) -> tuple[Picture | ArrayPicture, Any, float]:
+        """Returns an example's picture, label and weight."""
         name = os.path.join(self.root, self.names[number])
         try:
             data = self.read(self.names[number])
@@ -83,9 +128,50 @@ class Examples:
                 f"Cannot read {name!r}: {error}. Replace or remove the file, "
                 'or pass on_error="skip" to leave out such files.'
             ) from error
+        if isinstance(data, Labelled):
+            data, label, weight = data
+        if self.labels is not None:
+            label, weight = self.labels[number], self.weights[number]
+        picture: Picture | ArrayPicture
         if isinstance(data, bytes):
-            return Picture(data, name)
-        return ArrayPicture(data)
+            picture = Picture(data, name, self.brightness)
+        else:
+            picture = ArrayPicture(data)
+        return picture, label, weight
+
+    def blank_labels(self, count: int) -> np.ndarray:
+        """Returns zeros with the dtype and shape of that many labels."""
+        dtype = np.float32 if self.label_shape else np.int64
+        return np.zeros((count, *self.label_shape), dtype)
+
+    def labelled(self, skip: bool) -> Examples:
+        """Returns examples whose labels are known, after reading them all.
+
+        `skip` leaves out those that cannot be read.
+        """
+        if self.labels is not None:
+            return self
+
+        def label_of(name: str) -> Any:
+            try:
+                return self.read(name)[1]
+            except ImageError:
+                if not skip:
+                    raise
+                return None
+
+        labels = read_all(label_of, self.names)
+        kept = [i for i, label in enumerate(labels) if label is not None]
+        dtype = np.float32 if self.label_shape else np.int64
+        return dataclasses.replace(
+            self,
+            names=[self.names[i] for i in kept],
+            labels=np.array([labels[i] for i in kept], dtype).reshape(
+                len(kept), *self.label_shape
+            ),
+            left_out=self.left_out
+            + [self.names[i] for i, x in enumerate(labels) if x is None],
+        )
 
     def pictures(self) -> Iterator[tuple[str, Callable]]:
         """Yields each example's name and how to read it, in order."""
@@ -108,25 +194,46 @@ class Examples:
         """Returns the examples with these numbers, in this order."""
         numbers = np.asarray(list(numbers), np.int64)
         names = [self.names[i] for i in numbers]
-        return dataclasses.replace(
-            self, names=names, labels=self.labels[numbers]
-        )
+        labels = None if self.labels is None else self.labels[numbers]
+        return dataclasses.replace(self, names=names, labels=labels)
 
 
 class Cached:
     """Keeps what a function returns; the kept values are not pickled."""
 
-    def __init__(self, read: Callable[[str], bytes | np.ndarray]) -> None:
+    def __init__(self, read: Callable[[str], Any]) -> None:
         self._read = read
-        self._kept: dict[str, bytes | np.ndarray] = {}
+        self._kept: dict[str, Any] = {}
 
-    def __call__(self, name: str) -> bytes | np.ndarray:
+    def __call__(self, name: str) -> Any:
         if name not in self._kept:
             self._kept[name] = self._read(name)
         return self._kept[name]
 
     def __reduce__(self) -> tuple[object, ...]:
         return Cached, (self._read,)
+
+
+def read_all(read: Callable[[Any], Any], whats: Sequence[Any]) -> list[Any]:
+    """Reads everything on threads, with progress on the standard error."""
+    results: list[Any] = []
+    reported = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(whats), READ_AT_ONCE):
+            some = whats[start : start + READ_AT_ONCE]
+            results += pool.map(read, some)
+            if time.monotonic() > reported + EVERY:
+                reported = time.monotonic()
+                done = f"{len(results)} of {len(whats)} labels read"
+                print(f"keras_augreg: {done}", file=sys.stderr, flush=True)
+    return results
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """Classes to take equal shares of; one if labels are vectors."""
+    if labels.ndim > 1:
+        return np.zeros(len(labels), np.int64)
+    return labels.clip(0)  # -1: without a label
 
 
 def digits(split: str, split_seed: int) -> Examples:
@@ -299,8 +406,10 @@ def take(examples: Examples, percent: tuple[int, int], seed: int) -> Examples:
     make up the whole.
     """
     taken: list[int] = []
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels == label)
+    assert examples.labels is not None
+    labels = strata(examples.labels)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         first, last = (-(-p * len(members) // 100) for p in percent)
         # A stream other than that of `split_by_seed`, which ordered them.
         rng = np.random.RandomState([seed, label, 1])
@@ -397,8 +506,10 @@ def split_by_seed(
             f"both). Received: split={split!r}"
         )
     in_test = np.zeros(len(examples), bool)
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels == label)
+    assert examples.labels is not None
+    labels = strata(examples.labels)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         # RandomState's streams are frozen, Generator's are not (NEP 19).
         rng = np.random.RandomState([seed, label])
         count = min(round(TEST_SHARE * len(members)), len(members) - 1)

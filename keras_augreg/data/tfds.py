@@ -1,9 +1,14 @@
-"""Examples of TensorFlow Datasets, read in the order of their files."""
+"""Examples of TensorFlow Datasets.
+
+TFRecord files are read in their order, by TensorFlow (`Records`); array_record
+files in any order, without TensorFlow.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from keras_augreg.data.datasets import PaperDataset
-from keras_augreg.data.decode import Picture
+from keras_augreg.data.decode import ImageError, Picture
 from keras_augreg.data.options import Options
 from keras_augreg.data.order import PADDING, Order
 from keras_augreg.data.report import none_excluded
+from keras_augreg.data.sources import Examples, Labelled, Numbered
 
 # Number of files that training interleaves.
 CYCLE = 16
@@ -186,21 +192,29 @@ class Records:
         return records
 
 
-def open_builder(name: str, data_dir: str | None) -> Any:
-    """Finds a data set, and prepares it as `tfds.load` does."""
+def open_builder(name: str, data_dir: str | None, engine: str) -> Any:
+    """Finds a data set, and prepares it as `tfds.load` does.
+
+    Without TensorFlow, or for the engine "python", it is prepared as
+    array_record.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
             f"No folder {name!r} in {os.getcwd()!r}. To read a data set of "
             "TensorFlow Datasets with that name, pip install "
-            "'keras_augreg[data]'"
+            "'keras_augreg[data]' or, for array_record files without "
+            "TensorFlow, 'keras_augreg[array_record]'"
         ) from error
+    installed = importlib.util.find_spec("tensorflow") is not None
+    random_access = engine == "python" or not installed
     if is_prepared_directory(name):
         builder = tfds.builder_from_directory(name)
     else:
+        find = functools.partial(tfds.builder, name, data_dir=data_dir)
         try:
-            builder = tfds.builder(name, data_dir=data_dir)
+            builder = find()
         except tfds.core.DatasetNotFoundError as error:
             near = nearest(name, tfds.list_builders())
             raise ValueError(
@@ -209,14 +223,50 @@ def open_builder(name: str, data_dir: str | None) -> Any:
                 f"TensorFlow Datasets (data_dir={data_dir!r}). Nearest names: "
                 f"{near}"
             ) from error
+        if random_access and not builder.is_prepared():
+            builder = find(file_format="array_record")
         builder.download_and_prepare()
-    file_format = builder.info.file_format
-    if file_format.value != "tfrecord":
-        raise ValueError(
-            f"{name!r} is stored as {file_format.value}. Expected tfrecord: "
-            'prepare it with `tfds.builder(..., file_format="tfrecord")`.'
-        )
+    _check_format(builder, name, random_access, installed)
     return builder
+
+
+def _check_format(
+    builder: Any, name: str, random_access: bool, installed: bool
+) -> None:
+    """Raises if the files cannot be read here."""
+    formats = {f.value for f in builder.info.available_file_formats()}
+    if "array_record" in formats and random_access:
+        builder.info.set_file_format(
+            "array_record", override=True, override_if_initialized=True
+        )
+    stored = builder.info.file_format.value
+    if stored == "array_record":
+        if importlib.util.find_spec("array_record") is None:
+            raise ImportError(
+                f"{name!r} is stored as array_record: pip install array_record"
+            )
+        return
+    if stored == "tfrecord" and not random_access:
+        return
+    again = (
+        f"`tfds build {builder.name} --file_format=array_record`, or "
+        f'`tfds.load({builder.name!r}, file_format="array_record")`'
+    )
+    if stored == "tfrecord" and not installed:
+        raise ImportError(
+            f"{name!r} is stored as tfrecord, which only TensorFlow reads. "
+            f"Prepare it as array_record ({again}), or pip install tensorflow."
+        )
+    if stored == "tfrecord":
+        raise ValueError(
+            f'{name!r} is stored as tfrecord, which engine="python" cannot '
+            f'read. Pass engine="tensorflow", or prepare it as array_record: '
+            f"{again}."
+        )
+    raise ValueError(
+        f"{name!r} is stored as {stored}. Expected array_record or tfrecord: "
+        f"prepare it with {again}."
+    )
 
 
 def is_prepared_directory(path: str) -> bool:
@@ -279,18 +329,40 @@ def part_of(builder: Any, split: str, part: str) -> str:
     return "+".join(parts)
 
 
-def open_records(
-    builder: Any, split: str, row: PaperDataset, options: Options
-) -> Records:
-    """Opens a split in TFDS's syntax; the row tells what its label is."""
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """The features of a data set that are read."""
+
+    image: str
+    label: str | Callable[[Any], int]  # a feature, or a function of an example
+    weight: str | None
+    features: Any  # of TFDS: all those that are read
+    class_names: list[str]
+    several: bool  # whether the label is a sequence of classes
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        return (len(self.class_names),) if self.several else ()
+
+    @property
+    def decoders(self) -> dict[str, Any]:
+        """TFDS leaves the image's file as it is."""
+        import tensorflow_datasets as tfds
+
+        return {self.image: tfds.decode.SkipDecoding()}
+
+
+def _fields(info: Any, row: PaperDataset, options: Options) -> Fields:
+    """Chooses features; the row tells what its label is."""
     import tensorflow_datasets as tfds
 
-    image, own_label = _keys(tfds, builder)
-    label = row.label or own_label
+    image, own_label = _keys(tfds, info, options)
+    label = options.label or row.label or own_label
     if label is None:
         raise ValueError(
-            f"Cannot tell which feature of {builder.name!r} is the label: "
-            f"expected one class label in {list(builder.info.features)}"
+            f"Cannot tell which feature of {info.name!r} is the label: "
+            f"expected one class label in {list(info.features)}. Name it with "
+            "`data.Options(label=...)`."
         )
     weight = options.sample_weight
     if weight is not None and not isinstance(weight, str):
@@ -300,102 +372,200 @@ def open_records(
         )
     wanted = [image, *row.label_features]
     wanted += [name for name in (label, weight) if isinstance(name, str)]
-    _check_features(builder, image, wanted)
+    _check_features(info, image, wanted)
     class_names = [str(i) for i in range(row.num_classes)]
     several = False
     if isinstance(label, str):
-        class_names, several = _classes(tfds, builder, label)
+        class_names, several = _classes(tfds, info, label)
+    # `tfds.decode.PartialDecoding` imports TensorFlow.
+    features = {name: info.features[name] for name in wanted}
+    features = tfds.features.FeaturesDict(features)
+    return Fields(image, label, weight, features, class_names, several)
+
+
+def open_records(
+    info: Any, split: str, row: PaperDataset, options: Options
+) -> Records | Examples:
+    """Opens a split in TFDS's syntax; `info` is a `tfds.core.DatasetInfo`."""
+    fields = _fields(info, row, options)
     try:
-        found = builder.info.splits[split]
+        found = info.splits[split]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{builder.name!r} has no split {split!r}: {error} It has: "
-            f"{sorted(builder.info.splits)}"
+            f"{info.name!r} has no split {split!r}: {error} It has: "
+            f"{sorted(info.splits)}"
         ) from error
-    partial = tfds.decode.PartialDecoding(dict.fromkeys(wanted, True))
-    features = partial.extract_features(builder.info.features)
-    skip = {image: tfds.decode.SkipDecoding()}
-    count = len(class_names)
-
-    def parse(record: Any) -> tuple[Any, Any, Any]:
-        example = features.deserialize_example(record, decoders=skip)
-        own = example[weight] if weight else 1.0
-        return example[image], *_target(example, label, own, count)
-
+    if info.file_format.value == "array_record":
+        return _examples(fields, found.file_instructions, row.brightness)
     parts = [(f.filename, f.skip, f.take) for f in found.file_instructions]
-    label_shape = (count,) if several else ()
-    shape = tuple(builder.info.features[image].shape)
     records = Records(
-        class_names, parts, parse, label_shape, options, shape, row.brightness
+        fields.class_names,
+        parts,
+        functools.partial(_parse_tensor, fields, row.label_features),
+        fields.label_shape,
+        options,
+        tuple(info.features[fields.image].shape),
+        row.brightness,
     )
     if options.excluded and len(records) == found.num_examples:
         none_excluded(options.excluded)
     return records
 
 
-def _target(
-    example: Any, label: str | Callable, weight: Any, num_classes: int
-) -> tuple[Any, Any]:
-    """Returns the label and the weight of a parsed example."""
+def _examples(
+    fields: Fields, instructions: list[Any], brightness: int
+) -> Examples:
+    """Lists the examples of array_record files, named as `tfds_id` does."""
+    from array_record.python import array_record_data_source
+
+    files = {f.filename: f.examples_in_shard for f in instructions}
+    starts = np.cumsum([0, *files.values()]).tolist()
+    names = [os.path.basename(file) for file in files]
+    try:
+        source = array_record_data_source.ArrayRecordDataSource(list(files))
+    except Exception as error:
+        raise ValueError(
+            f"Cannot open {names[0]!r} and what follows it: {error}. Prepare "
+            "the data set again."
+        ) from error
+    read = _ArrayRecords(
+        source, dict(zip(names, starts[:-1], strict=True)), fields
+    )
+    parts = [
+        (f"{os.path.basename(f.filename)}__", f.skip, f.take)
+        for f in instructions
+    ]
+    return Examples(
+        Numbered(parts),
+        None,
+        fields.class_names,
+        read,
+        label_shape=fields.label_shape,
+        brightness=brightness,
+    )
+
+
+@dataclasses.dataclass
+class _ArrayRecords:
+    """Reads an example by its name; a class, so that it can be pickled."""
+
+    source: Any
+    starts: dict[str, int]  # file -> position of its first record
+    fields: Fields
+
+    def __call__(self, name: str) -> Labelled:
+        fields = self.fields
+        file, _, number = name.rpartition("__")
+        try:
+            record = self.source[self.starts[file] + int(number)]
+            example = fields.features.deserialize_example_np(
+                record, decoders=fields.decoders
+            )
+        except Exception as error:
+            raise ImageError(
+                f"Cannot read the record {name!r}: {error}. Prepare the data "
+                'set again, or pass on_error="skip" to leave it out.'
+            ) from error
+        weight = float(example[fields.weight]) if fields.weight else 1.0
+        if callable(fields.label):
+            label: Any = fields.label(example)
+        elif fields.several:
+            label = np.zeros(fields.label_shape, np.float32)
+            label[np.asarray(example[fields.label], np.int64)] = 1.0
+            # Examples without any label do not count.
+            weight *= float(label.max())
+        else:
+            label = int(example[fields.label])
+        return Labelled(example[fields.image], label, weight)
+
+
+def _parse_tensor(
+    fields: Fields, label_features: tuple[str, ...], record: Any
+) -> tuple[Any, Any, Any]:
+    """Returns the image's bytes, the label and the weight of a TFRecord."""
     import tensorflow as tf
 
-    weight = tf.cast(weight, tf.float32)
-    if callable(label):
-        return tf.cast(label(example), tf.int64), weight
-    target = example[label]
-    if target.shape.rank == 1:
+    example = fields.features.deserialize_example(
+        record, decoders=fields.decoders
+    )
+    image = example[fields.image]
+    weight = tf.cast(
+        example[fields.weight] if fields.weight else 1.0, "float32"
+    )
+    if callable(fields.label):
+        needed = {name: example[name] for name in label_features}
+
+        def label(*values: Any) -> np.int64:
+            assert callable(fields.label)
+            packed = tf.nest.pack_sequence_as(needed, values)
+            return np.int64(fields.label(packed))
+
+        target = tf.numpy_function(label, tf.nest.flatten(needed), tf.int64)
+        target.set_shape([])
+        return image, target, weight
+    target = example[fields.label]
+    if fields.several:
         # Examples without any label do not count.
-        target = tf.reduce_sum(tf.one_hot(target, num_classes), axis=0)
-        target = tf.minimum(target, 1.0)
+        target = tf.one_hot(target, len(fields.class_names))
+        target = tf.minimum(tf.reduce_sum(target, axis=0), 1.0)
         weight *= tf.reduce_max(target)
-    return target, weight
+    return image, target, weight
 
 
-def _check_features(builder: Any, image: str, wanted: list[str]) -> None:
+def _check_features(info: Any, image: str, wanted: list[str]) -> None:
     """Raises if images are not unsigned integers or a feature is missing."""
-    features = builder.info.features
+    features = info.features
     stored = np.dtype(features[image].np_dtype)
     if stored.kind != "u":
         raise ValueError(
             f"Expected images of uint8 or uint16. Feature {image!r} of "
-            f"{builder.name!r} holds {stored}; prepare it with uint8."
+            f"{info.name!r} holds {stored}; prepare it with uint8."
         )
     missing = [key for key in wanted if key not in features]
     if missing:
         raise ValueError(
-            f"{builder.name!r} has no feature {missing[0]!r}. It has: "
+            f"{info.name!r} has no feature {missing[0]!r}. It has: "
             f"{sorted(features)}"
         )
 
 
-def _classes(tfds: Any, builder: Any, label: str) -> tuple[list[str], bool]:
+def _classes(tfds: Any, info: Any, label: str) -> tuple[list[str], bool]:
     """Returns the class names of a label, and whether it is a sequence."""
-    feature = builder.info.features[label]
+    feature = info.features[label]
     several = isinstance(feature, tfds.features.Sequence)
     feature = feature.feature if several else feature
     if not isinstance(feature, tfds.features.ClassLabel):
         raise ValueError(
-            f"Feature {label!r} of {builder.name!r} is not a class label: "
+            f"Feature {label!r} of {info.name!r} is not a class label: "
             f"{feature}"
         )
     return list(feature.names), several
 
 
-def _keys(tfds: Any, builder: Any) -> tuple[str, str | None]:
+def _keys(tfds: Any, info: Any, options: Options) -> tuple[str, str | None]:
     """Returns the names of a data set's image and label."""
-    features = builder.info.features
+    features = info.features
     images, labels = (
         [key for key, feature in features.items() if isinstance(feature, kind)]
         for kind in (tfds.features.Image, tfds.features.ClassLabel)
     )
-    supervised = builder.info.supervised_keys or ()
+    supervised = info.supervised_keys or ()
     # Prefer what the data set declares as its input and target, if it fits.
     image = [key for key in supervised if key in images] or images
     label = [key for key in supervised if key in labels] or labels
+    for name in (options.image, options.label):
+        if name is not None and name not in features:
+            raise ValueError(
+                f"{info.name!r} has no feature {name!r}. It has: "
+                f"{sorted(features)}"
+            )
+    if options.image is not None:
+        image = [options.image]
     if len(image) != 1:
         raise ValueError(
-            f"Cannot tell which feature of {builder.name!r} is the image: "
-            f"expected one, found {images} in {list(features)}"
+            f"Cannot tell which feature of {info.name!r} is the image: "
+            f"expected one, found {images} in {list(features)}. Name it with "
+            "`data.Options(image=...)`."
         )
     return image[0], label[0] if len(label) == 1 else None
 

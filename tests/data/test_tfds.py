@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import shutil
 
@@ -308,7 +309,7 @@ def records(data_dir, **columns):
     builder = tfds.builder("local_photos", data_dir=data_dir)
     row = {"name": "x", "tfds": None, "splits": {}, "num_classes": 0}
     row = data.PaperDataset(**{**row, **columns})
-    return tfds_source.open_records(builder, "test", row, data.Options())
+    return tfds_source.open_records(builder.info, "test", row, data.Options())
 
 
 def parsed(found):
@@ -452,7 +453,7 @@ def test_rows_fit_what_tfds_knows(name, tmp_path):
     for feature in row.label_features:
         assert feature in features
     if row.label is None or isinstance(row.label, str):
-        _, label = tfds_source._keys(tfds, builder)
+        _, label = tfds_source._keys(tfds, builder.info, data.Options())
         feature = features[row.label or label]
         feature = getattr(feature, "feature", feature)
         assert feature.num_classes == row.num_classes
@@ -630,17 +631,140 @@ def test_labels_that_vtab_computes():
         assert int(label) == expected
 
 
-def test_a_data_set_that_is_not_stored_as_tfrecord(tmp_path):
+@pytest.fixture(scope="module")
+def array_records(tmp_path_factory):
+    """The same photos as array_record files."""
     pytest.importorskip("array_record")
-    builder = LocalPhotos(data_dir=tmp_path, file_format="array_record")
-    builder.download_and_prepare()
-    for source in ("local_photos", str(builder.data_path)):
-        with pytest.raises(ValueError, match=r'array_record.*="tfrecord"'):
-            _photos.load(
-                source,
-                "train",
-                training=True,
-                image_size=24,
-                batch_size=4,
-                data_dir=tmp_path,
-            )
+    path = tmp_path_factory.mktemp("array_record")
+    builder = LocalPhotos(data_dir=path, file_format="array_record")
+    config = tfds.download.DownloadConfig(num_shards=4)
+    builder.download_and_prepare(download_config=config)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["python", "tensorflow"])
+def test_array_records_are_read_in_any_order(
+    data_dir, array_records, everything, engine
+):
+    options = {"crop": "resize", "engine": engine}
+    dataset, info = load(array_records, training=False, **options)
+    assert (info.engine, info.num_examples) == (engine, 23)
+    assert info.class_names == list(CLASSES)
+    batches = read(dataset)
+    images = np.concatenate([batch[0] for batch in batches])
+    order = np.argsort([key(image) for image in images])
+    theirs = np.argsort([key(image) for image in everything[0]])
+    assert largest_difference(images[order], everything[0][theirs]) <= 1
+    ours = load(array_records, "train[:10]+test[50%:]", **options)
+    assert ours[1].num_examples == 10 + 3
+    # In any order, so a host reads its slices, and a run goes on at once.
+    whole = read(load(array_records, **options)[0].at(0, 8))
+    rest = read(load(array_records, **options)[0].at(6, 2).sharded(1, 2))
+    for both, half in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(both[0][2:], half[0])
+        np.testing.assert_array_equal(both[1][2:], half[1])
+
+
+def test_array_records_names_weights_and_labels(array_records, monkeypatch):
+    found = find("local_photos", "train", data_dir=array_records)
+    assert found.labels is None
+    assert (
+        found.names[22] == "local_photos-train.array_record-00003-of-00004__5"
+    )
+    assert len({*found.names}) == 23
+    name = found.names[7]
+    fewer = find(
+        "local_photos", "train", data_dir=array_records, exclude=[name]
+    )
+    assert len(fewer) == 22
+    assert name not in fewer.names
+    assert fewer.picture(7).data == found.picture(8).data
+    batches, _ = load(
+        array_records, "test", False, batch_size=7, sample_weight="weight",
+        class_weight="balanced",
+    )  # fmt: skip
+    ((_, labels, weights),) = read(batches)
+    counts = np.bincount(labels)
+    assert counts.tolist() == [3, 2, 2]
+    ratio = weights * 3 * counts[labels] / 7
+    np.testing.assert_allclose(sorted(ratio), np.arange(7) / 2, rtol=1e-6)
+    row = data.DATASETS["kitti-distance"]
+    row = dataclasses.replace(row, tfds="local_photos", splits={})
+    monkeypatch.setitem(data.DATASETS, "kitti-distance", row)
+    batches, _ = _photos.load(
+        "kitti-distance", "test", image_size=8, batch_size=7, training=False,
+        data_dir=array_records,
+    )  # fmt: skip
+    ((_, labels),) = read(batches)
+    assert sorted(labels) == sorted(DISTANCES[i % 4] for i in range(7))
+    # Several classes.
+    options = {"label": "labels", "image_size": 8, "batch_size": 7}
+    for engine in ("python", "tensorflow"):
+        batches, _ = load(
+            array_records, "test", False, engine=engine, **options
+        )
+        ((_, labels, weights),) = read(batches)
+        assert sorted(labels.sum(axis=1)) == [0, 0, 0, 1, 1, 2, 2]
+        np.testing.assert_array_equal(weights, labels.max(axis=1))
+
+
+def test_the_data_source_of_tfds(array_records):
+    source = tfds.data_source(
+        "local_photos", split="train", data_dir=array_records
+    )
+    batches, info = _photos.load(
+        source, "train", image_size=8, batch_size=23, training=False
+    )
+    assert info.class_names == list(CLASSES)
+    ((_, labels),) = read(batches)
+    assert labels.tolist() == [example["label"] for example in source]
+    found = find(source, "train[50%:]")
+    assert np.bincount(found.labels).tolist() == [4, 4, 3]
+
+
+def test_array_records_that_are_damaged(array_records, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(array_records, copy)
+    file = sorted(copy.glob("**/*train*"))[1]
+    content = bytearray(file.read_bytes())
+    content[3000:3400] = bytes(400)
+    file.write_bytes(content)
+    options = {"training": False, "batch_size": 23, "on_error": "raise"}
+    with pytest.raises(data.ImageError, match=f"Cannot read .*{file.name}__0"):
+        read(load(copy, **options)[0])
+    options["on_error"] = "skip"
+    dataset, info = load(copy, **options)
+    assert len(read(dataset)[0][1]) == 23 - len(info.skipped.names) > 10
+    file.unlink()
+    with pytest.raises(ValueError, match=r"Cannot open .*Prepare the data set"):
+        load(copy, **options)
+
+
+def test_formats_that_cannot_be_read(data_dir, array_records, monkeypatch):
+    again = "tfds build local_photos --file_format=array_record"
+    missing = set()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec",
+        lambda name: None if name in missing else find_spec(name),
+    )  # fmt: skip
+    missing.add("tensorflow")
+    with pytest.raises(ImportError, match=f"only TensorFlow reads.*{again}"):
+        load(data_dir)
+    assert load(array_records)[1].engine == "python"
+    missing.add("array_record")
+    with pytest.raises(ImportError, match="pip install array_record"):
+        load(array_records)
+    missing.clear()
+    builder = LocalPhotos(data_dir=data_dir)
+    builder.info.set_file_format("riegeli", override=True,
+                                 override_if_initialized=True)  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"stored as riegeli\. Expected array_"
+    ):
+        tfds_source._check_format(builder, "x", False, True)
+    for option in ("image", "label"):
+        with pytest.raises(
+            ValueError, match=r"has no feature 'colour'\. It has"
+        ):
+            load(array_records, **{option: "colour"})

@@ -65,6 +65,18 @@ model = keras_augreg.ViT_Ti16(weights=None, classes=2)
 keras_augreg.compile_finetuning(model, total_steps=500, learning_rate=0.01)
 labels = np.eye(1000)[:4]
 predictions = np.eye(1000)[[0, 1, 2, 5]]
+import tensorflow_datasets as tfds
+tfds.dataset_builders.store_as_tfds_dataset(
+    "photos", "1.0.0", data_dir="tensorflow_datasets",
+    file_format="array_record",
+    features=tfds.features.FeaturesDict({
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }),
+    split_datasets={"train": [
+        (i, {"image": x, "label": i % 2}) for i, x in enumerate(pixels(16))
+    ]},
+)
 """,
     "serve.md": PHOTO.format("new.jpg")
     + """
