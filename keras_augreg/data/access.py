@@ -129,14 +129,14 @@ def examples(
         if mapping and "train" in source and split != "train":
             first = _reader(source["train"], "train", options)
             of_train = _column(first) or _read_labels(first)
-        reader.classes = _classes(of_train, kind_of(one))
+        reader.classes = classes(of_train, kind_of(one))
     known = [str(c) for c in class_names or reader.classes or ()]
     check_once(known)
-    reader.number = _numbers(known, reader.classes)
+    reader.number = numbers(known, reader.classes)
     found = Examples(names, None, known, reader)
     if column is not None:
-        reader.several = reader.several or _is_vector(column[0])
-        found = _labelled(found, reader, column, options.on_error == "skip")
+        skip = options.on_error == "skip"
+        found = labelled(found, column, reader.number, skip)
     elif reader.several:
         found.label_shape = (len(known),)
     return found, mapping or own is not None
@@ -180,7 +180,7 @@ class _Reader:
     label: Key
     classes: list[str] | None  # the source's own, in the order of its numbers
     several: bool = False  # whether a label is a sequence of classes
-    number: Any = None  # a label of the source -> that of `load`
+    number: Any = None  # `Numbers`
 
     def item(self, number: int) -> Any:
         try:
@@ -384,7 +384,7 @@ def _read_labels(reader: _Reader) -> list[Any]:
     return read_all(reader.own_label, range(len(reader.source)))
 
 
-def _classes(labels: list[Any], where: str) -> list[str]:
+def classes(labels: list[Any], where: str) -> list[str]:
     """Names for the classes: sorted text, or all numbers up to the largest."""
     kinds = collections.Counter(
         "text"
@@ -395,7 +395,12 @@ def _classes(labels: list[Any], where: str) -> list[str]:
         for label in labels
         if label is not None
     )
-    if len(kinds) != 1:
+    if not kinds:
+        raise ValueError(
+            f"No example of the {where} has a label. Name the label's key "
+            "with `data.Options(label=...)`."
+        )
+    if len(kinds) > 1:
         raise ValueError(
             f"The labels of the {where} are of several kinds ({dict(kinds)}). "
             "Expected numbers or names of classes."
@@ -414,7 +419,7 @@ def _classes(labels: list[Any], where: str) -> list[str]:
 
 
 @dataclasses.dataclass
-class _Numbers:
+class Numbers:
     """From a label of the source to the one that `load` gives."""
 
     names: dict[str, int]
@@ -450,7 +455,8 @@ class _Numbers:
         return vector
 
 
-def _numbers(known: list[str], own: list[str] | None) -> _Numbers:
+def numbers(known: list[str], own: list[str] | None) -> Numbers:
+    """Converts labels to numbers of `known`; `own` are the source's classes."""
     number = {name: i for i, name in enumerate(known)}
     order = None
     if own is not None and own != known:
@@ -458,17 +464,17 @@ def _numbers(known: list[str], own: list[str] | None) -> _Numbers:
         if max(order, default=-1) < 0:
             # Other names for the same numbers.
             order = None
-    return _Numbers(number, order, len(known))
+    return Numbers(number, order, len(known))
 
 
-def _labelled(
-    found: Examples, reader: _Reader, column: list[Any], skip: bool
+def labelled(
+    found: Examples, column: list[Any], number: Numbers, skip: bool
 ) -> Examples:
     """Examples with the labels of a column; `skip` leaves out wrong ones."""
     labels, kept, left_out = [], [], []
     for i, label in enumerate(column):
         try:
-            labels.append(reader.number(label, found.names[i]))
+            labels.append(number(label, found.names[i]))
             kept.append(i)
         except ImageError:
             if not skip:
@@ -476,7 +482,7 @@ def _labelled(
             left_out.append(found.names[i])
     if left_out:
         found = found.subset(kept)
-    dtype = np.float32 if reader.several else np.int64
+    dtype = np.float32 if labels and np.ndim(labels[0]) else np.int64
     return dataclasses.replace(
         found, labels=np.array(labels, dtype), left_out=left_out
     )

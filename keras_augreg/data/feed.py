@@ -75,7 +75,7 @@ class Feed:
     @property
     def has_weights(self) -> bool:
         weighted = self.options.sample_weight is not None
-        weighted = weighted or bool(self.examples.label_shape)
+        weighted = weighted or self.examples.weighted
         return self.order.pad or weighted or self.class_weights is not None
 
     @property

@@ -99,6 +99,8 @@ def load(
               file's bytes, a path, a picture of Pillow or a uint8 array;
               a label is the number of a class, its name, or several of them;
             - a folder that `save_to_disk` of `datasets` wrote;
+            - tar files in WebDataset's form: one, a folder of them, or a
+              pattern (`"photos/train-{000..127}.tar"`);
             - a data set of the paper or of VTAB-1k: see `data.DATASETS`;
             - a name of TensorFlow Datasets (prepared as `tfds.load` does), or
               a directory that it wrote, also on `gs://`.
@@ -192,7 +194,7 @@ def load(
             f"The labels of {str(source)!r} are vectors of several classes: "
             "`one_hot` and `class_weight` do not apply."
         )
-    one = location.kind in ("folder", "table", "object") and len(names) == 1
+    one = location.kind not in ("bundled", "tfds") and len(names) == 1
     if one and class_names is None:
         raise ValueError(
             f"Found images of only one class, {names[0]!r}, in "

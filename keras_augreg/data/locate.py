@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from keras_augreg import dataset_names
-from keras_augreg.data import access, folds, report, sources, tables, tfds
+from keras_augreg.data import (
+    access,
+    folds,
+    report,
+    sources,
+    tables,
+    tars,
+    tfds,
+)
 from keras_augreg.data.datasets import DATASETS, PaperDataset
 from keras_augreg.data.options import Options, is_weight
 from keras_augreg.data.sources import Examples
@@ -28,9 +36,10 @@ class Location:
 
     row: PaperDataset
     path: str  # a folder, or a name of TensorFlow Datasets
-    kind: str  # "bundled", "folder", "table", "object" or "tfds"
+    kind: str  # "bundled", "folder", "table", "object", "tar" or "tfds"
     data_dir: str | None = None  # TFDS's directory, if the user named one
-    given: Any = None  # a table (path or DataFrame) or an object of examples
+    # A table (path or DataFrame), an object of examples, or tar files by split.
+    given: Any = None
 
     def read(
         self, split: str, class_names: Sequence[str] | None, options: Options
@@ -75,7 +84,7 @@ class Location:
 
     def _check_columns(self, options: Options) -> None:
         """Raises if options name columns of a source that has none."""
-        keys = self.kind in ("object", "tfds")
+        keys = self.kind in ("object", "tar", "tfds")
         for column in ("image", "label", "group"):
             name = getattr(options, column)
             if name is None or self.kind == "table":
@@ -108,6 +117,10 @@ class Location:
             if not whole and listed != "all":
                 found = found.labelled(skip)
                 found = sources.split_by_seed(found, self.path, listed, seed)
+        elif self.kind == "tar":
+            found = tars.examples(self.given, listed, class_names, options)
+            if "" in self.given:
+                found = sources.split_by_seed(found, self.path, listed, seed)
         else:
             if self.row.num_classes and class_names is None:
                 # The release's order.
@@ -131,7 +144,7 @@ class Location:
             root = sources.unwrapped(pathlib.Path(self.path))
             if "train" in sources.split_folders(root):
                 whole = "train"
-        if self.kind == "object" and isinstance(self.given, Mapping):
+        if isinstance(self.given, Mapping) and "" not in self.given:
             whole = "train"
         if split in ("train", "validation"):
             return whole
@@ -153,6 +166,8 @@ class Location:
             return list(self.row.splits)
         if self.kind == "object":
             return access.splits(self.given)
+        if self.kind == "tar" and "" not in self.given:
+            return list(self.given)
         if self.kind == "tfds":
             builder = tfds.open_builder(self.path, self.data_dir, "auto")
             return list(builder.info.splits)
@@ -226,6 +241,8 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
                 "folder of class folders or a directory that TFDS wrote."
             )
         path = directory
+    if tars.are_at(path):
+        return Location(row, path, "tar", given=tars.shards(path))
     if access.saved(path):
         given = access.load_saved(path)
         return Location(row, path, "object", given=given)

@@ -45,8 +45,7 @@ TEST_SHARE = 0.2
 BUNDLED = ("digits",)
 # Images whose sizes tell whether a data set has small ones.
 SAMPLE = 16
-# Examples read at once for their labels, and seconds between lines of progress.
-READ_AT_ONCE = 1024
+# Seconds between lines of progress.
 EVERY = 10.0
 # "train[:10%]", TFDS's syntax.
 _PART = re.compile(r"([^\[\]]+)\[(?:([0-9]+)%)?:(?:([0-9]+)%)?\]")
@@ -100,6 +99,7 @@ class Examples:
     # Extension -> number of files of a kind that cannot be read.
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
     label_shape: tuple[int, ...] = ()  # of one label: () or (num_classes,)
+    weighted: bool = False  # whether examples have weights of their own
     brightness: int = 1
     weights: np.ndarray = dataclasses.field(init=False)  # float32 (n,)
 
@@ -154,24 +154,28 @@ class Examples:
 
         def label_of(name: str) -> Any:
             try:
-                return self.read(name)[1]
+                _, label, weight = self.read(name)
             except ImageError:
                 if not skip:
                     raise
                 return None
+            return label, weight
 
-        labels = read_all(label_of, self.names)
-        kept = [i for i, label in enumerate(labels) if label is not None]
-        dtype = np.float32 if self.label_shape else np.int64
-        return dataclasses.replace(
+        found = read_all(label_of, self.names)
+        kept = [i for i, label in enumerate(found) if label is not None]
+        labels = self.blank_labels(len(kept))
+        weights = np.ones(len(kept), np.float32)
+        for i, k in enumerate(kept):
+            labels[i], weights[i] = found[k]
+        result = dataclasses.replace(
             self,
             names=[self.names[i] for i in kept],
-            labels=np.array([labels[i] for i in kept], dtype).reshape(
-                len(kept), *self.label_shape
-            ),
+            labels=labels,
             left_out=self.left_out
-            + [self.names[i] for i, x in enumerate(labels) if x is None],
+            + [self.names[i] for i, x in enumerate(found) if x is None],
         )
+        result.weights = weights
+        return result
 
     def pictures(self) -> Iterator[tuple[str, Callable]]:
         """Yields each example's name and how to read it, in order."""
@@ -195,7 +199,9 @@ class Examples:
         numbers = np.asarray(list(numbers), np.int64)
         names = [self.names[i] for i in numbers]
         labels = None if self.labels is None else self.labels[numbers]
-        return dataclasses.replace(self, names=names, labels=labels)
+        taken = dataclasses.replace(self, names=names, labels=labels)
+        taken.weights = self.weights[numbers]
+        return taken
 
 
 class Cached:
@@ -214,17 +220,22 @@ class Cached:
         return Cached, (self._read,)
 
 
-def read_all(read: Callable[[Any], Any], whats: Sequence[Any]) -> list[Any]:
+def read_all(
+    read: Callable[[Any], Any],
+    whats: Sequence[Any],
+    what: str = "labels",
+    at_once: int = 1024,
+) -> list[Any]:
     """Reads everything on threads, with progress on the standard error."""
     results: list[Any] = []
     reported = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(whats), READ_AT_ONCE):
-            some = whats[start : start + READ_AT_ONCE]
+        for start in range(0, len(whats), at_once):
+            some = whats[start : start + at_once]
             results += pool.map(read, some)
             if time.monotonic() > reported + EVERY:
                 reported = time.monotonic()
-                done = f"{len(results)} of {len(whats)} labels read"
+                done = f"{len(results)} of {len(whats)} {what} read"
                 print(f"keras_augreg: {done}", file=sys.stderr, flush=True)
     return results
 

@@ -57,6 +57,11 @@ class Records:
         return self._length
 
     @property
+    def weighted(self) -> bool:
+        """Whether examples have weights: those without a label have 0."""
+        return bool(self.label_shape)
+
+    @property
     def names(self) -> list[str]:
         """Names (TFDS's `tfds_id`) of the split's examples, in order."""
         names = (
@@ -441,6 +446,7 @@ def _examples(
         fields.class_names,
         read,
         label_shape=fields.label_shape,
+        weighted=fields.several,
         brightness=brightness,
     )
 
