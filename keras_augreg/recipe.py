@@ -158,7 +158,8 @@ def pretraining_warmup(total_steps: int) -> int:
     """Warm-up steps of a pre-training run: the study's, or a tenth.
 
     The study's 10,000 are 1% to 11% of its runs, the shortest of which has
-    93,800 steps. Shorter runs than that warm up for a tenth of their steps.
+    some 93,000 steps (300 epochs of ImageNet-1k). Shorter ones than that warm
+    up for a tenth of their steps.
     """
     if total_steps > 90_000:
         return PRETRAINING_WARMUP

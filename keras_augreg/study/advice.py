@@ -210,7 +210,7 @@ def advise(
             "`device_budget_hours` must be above 0. Received: "
             f"{device_budget_hours=}"
         )
-    accuracy, speeds = _published()
+    accuracy, speeds = published_models()
     speed_source = f"{PAPER}, Table 3, on a V100"
     if throughput is not None:
         speed_source = "your measurement"
@@ -287,7 +287,8 @@ def _own_checkpoint(
 ) -> tuple[str, str] | None:
     """The builder and the name of the best released checkpoint in a table.
 
-    Of `models`; by its best fine-tuning on each data set, averaged.
+    Of `models`; by its best fine-tuning on each data set, averaged over the
+    data sets that most of them were fine-tuned on.
     """
     if table is None:
         return None
@@ -295,13 +296,18 @@ def _own_checkpoint(
         select.done(table).dropna(subset=["adapt_final_val"]),
         "adapt_final_val", keys=["filename", *select.SETTINGS],
     )  # fmt: skip
-    best = rows.groupby(["filename", "adapt_ds"])["adapt_final_val"].max()
-    means = best.groupby("filename").mean().sort_values(ascending=False)
     released = {str(name): name.variant for name in names.pretrained_names()}
-    for name in means.index:
-        if released.get(name) in models:
-            return released[name], name
-    return None
+    rows = rows[rows["filename"].map(released).isin(models)]
+    if rows.empty:
+        return None
+    best = rows.groupby(["filename", "adapt_ds"])["adapt_final_val"].max()
+    scores = best.unstack()
+    counts = scores.count()
+    scores = scores[counts.index[counts == counts.max()]].dropna()
+    if scores.empty:  # No two were fine-tuned on the same data sets.
+        return None
+    name = str(scores.mean(axis=1).idxmax())
+    return released[name], name
 
 
 def _below(reasons: Mapping[float, Reason], number: int) -> list[Reason]:
@@ -319,7 +325,7 @@ def _best_within(
     return max(larger, key=accuracy.__getitem__, default=None)
 
 
-def _published() -> tuple[dict[str, float], dict[str, float]]:
+def published_models() -> tuple[dict[str, float], dict[str, float]]:
     """Builder -> accuracy at 384 px; images/s at 224 px (Table 3)."""
     accuracy, speeds = {}, {}
     for row in published_rows():

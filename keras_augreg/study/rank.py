@@ -21,6 +21,7 @@ import numpy as np
 from keras_augreg import checkpoints as release
 from keras_augreg.checkpoints import convert, files, index, names
 from keras_augreg.output import markdown_table
+from keras_augreg.study.advice import published_models
 from keras_augreg.training.fewshot import CONSTANT, fewshot_accuracy
 from keras_augreg.vision_transformer import VisionTransformer
 
@@ -37,10 +38,13 @@ _UPSTREAM = (
     "more, up to 3.6 (arXiv 2106.10270, section 4.5, Figure 5)."
 )
 _MINIVAL = (
-    "If your task is ImageNet-1k or holds images of it, none of these columns "
-    "can be trusted for models of ImageNet-21k: they have seen its training "
-    "images, of which minival is a part. Choose by ImageNetV2 (section 4.5)."
+    "If your images are from ImageNet-1k, do not trust knn, fewshot and logme "
+    "for models of ImageNet-21k, which have seen its training images; nor "
+    "minival, a part of them, to choose fine-tuned models. The paper takes "
+    "ImageNetV2 for that (section 4.5)."
 )
+# The paper recommends more data in pre-training (section 7).
+_PREFERRED = ("i21k", "i21k_30", "i1k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +115,10 @@ def rank_checkpoints(
 ) -> Ranking:
     """Ranks checkpoints by how well their features tell your images apart.
 
-    Checkpoints are taken in the order of their upstream accuracy, the best
-    first, so that a budget is spent on those that the paper would choose.
+    A budget is spent on those that the paper would choose: first the best
+    upstream of each architecture on ImageNet-21k (the architectures by the
+    paper's Table 3), then the others of ImageNet-21k by upstream accuracy, and
+    those of ImageNet-1k last.
 
     Args:
         batches: Batches of images in [0, 255] and integer labels, read once
@@ -122,8 +128,9 @@ def rank_checkpoints(
             `model.npz`. `None` for all pre-trained ones of the release in the
             cache or in a mirror directory.
         downloads: Most checkpoints to download; others that are not on this
-            machine are left out. With `checkpoints=None`, the ones with the
-            best upstream accuracy are added.
+            machine are left out. With `checkpoints=None`, those that come
+            first in the order above are added. Upstream accuracies are those
+            of the release's index, if `checkpoints.search` has downloaded it.
         minutes: After these no other checkpoint is begun; `None` for no
             limit.
         shots: Images of each class for few-shot regression, at most; fewer
@@ -268,7 +275,7 @@ def transfer_scores(
 def _candidates(
     checkpoints: Sequence[str | os.PathLike[str]] | None, downloads: int
 ) -> list[tuple[str, float | None, bool]]:
-    """Name, upstream accuracy, whether it is on this machine; best first."""
+    """Name, upstream accuracy, whether it is on this machine, in order."""
     found: list[tuple[str, float | None, bool]] = []
     if checkpoints is None:
         wanted = list(map(str, names.pretrained_names()))
@@ -281,9 +288,19 @@ def _candidates(
         known = index.lookup(name)  # Complains about unknown names.
         here = files.find(names.bucket_path(known.name)) is not None
         found.append((name, known.figures.get("final_val"), here))
-    found.sort(key=lambda row: 1.0 if row[1] is None else -row[1])
+    accuracy, _ = published_models()
+    picks = {names.resolve(v, "augreg-in21k"): a for v, a in accuracy.items()}
+
+    def order(row: tuple[str, float | None, bool]) -> tuple[float, int, float]:
+        name, upstream, _ = row
+        place = -1  # a file of one's own
+        if not pathlib.Path(name).is_file():
+            place = _PREFERRED.index(names.parse(name).dataset)
+        return -picks.get(name, 0.0), place, -(upstream or 0.0)
+
+    found.sort(key=order)
     if checkpoints is None:
-        away = [row for row in found if not row[2] and row[1] is not None]
+        away = [row for row in found if not row[2]]
         taken = away[:downloads]
         found = [row for row in found if row[2] or row in taken]
     if not found:
@@ -355,11 +372,18 @@ def _notes(rows: list[Ranked], examples: int) -> tuple[str, ...]:
             f"{examples} images: differences of knn and fewshot below "
             f"{2 * error:.1%} are noise."
         )
-    known = [row for row in rows if row.upstream is not None]
-    if known:
-        first = max(known, key=lambda row: row.upstream or 0)
-        notes.append(
-            f"The best upstream, {first.name}, is at place "
-            f"{rows.index(first) + 1} of {len(rows)} on your images."
-        )
+    for dataset in _PREFERRED:
+        known = [
+            row
+            for row in rows
+            if row.upstream is not None
+            and names.parse(row.name).dataset == dataset
+        ]
+        if len(known) > 1:
+            first = max(known, key=lambda row: row.upstream or 0.0)
+            notes.append(
+                f"Of those pre-trained on {dataset}, the best upstream, "
+                f"{first.name}, is at place {known.index(first) + 1} of "
+                f"{len(known)} on your images."
+            )
     return (*notes, _UPSTREAM, _MINIVAL)

@@ -38,7 +38,8 @@ def random_search(
             run's cost is its seconds of training, with validation; where the
             table has none (the index), the forward passes of the images seen,
             on a V100. The pre-training before a transfer costs nothing, as in
-            the paper.
+            the paper. The index's transfer is to ImageNet-1k, where minival
+            chooses: for models of ImageNet-21k it is too kind (section 4.5).
         hours: Budgets in hours, each above 0; `None` for 10 from the cheapest
             run of the table to all of them.
         draws: Searches for each budget.

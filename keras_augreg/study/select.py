@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_augreg.dataset_names import canonical
-from keras_augreg.recipe import FINETUNING_BATCH
+from keras_augreg.recipe import FINETUNING_BATCH, PRETRAINING_RESOLUTION
 from keras_augreg.study.table import IMAGES
 
 if TYPE_CHECKING:
@@ -54,7 +54,13 @@ def done(table: pandas.DataFrame) -> pandas.DataFrame:
 def upstream(table: pandas.DataFrame) -> pandas.DataFrame:
     """One row for each pre-training whose accuracy is known."""
     rows = done(table).dropna(subset=["final_val"])
-    return rows.drop_duplicates("filename").copy()
+    # Of its fine-tunings, one at the resolution nearest to its own.
+    off = rows["adapt_resolution"] - rows["resolution"].fillna(
+        PRETRAINING_RESOLUTION
+    )
+    rows = rows.assign(off=off.abs().fillna(-1.0))
+    rows = rows.sort_values("off", kind="stable").drop_duplicates("filename")
+    return rows.drop(columns="off").sort_index()
 
 
 def tuned(table: pandas.DataFrame, *extra: str) -> pandas.DataFrame:
@@ -136,12 +142,18 @@ def runs_by_target(table: pandas.DataFrame) -> pandas.DataFrame:
     `chosen`. The cost of the pre-training before a fine-tuning is not counted,
     as in the paper's section 4.2. Our tables have seconds; for the release's,
     the cost is the number of images seen divided by images/s: the forward
-    passes only, on a V100.
+    passes only, on a V100. Without the speed at the pre-training's resolution,
+    it has none.
     """
     import pandas
 
     scratch = upstream(table).dropna(subset=["final_test"])
-    forward = scratch["seen"] / scratch[SPEED]
+    # The index's speed is that at the resolution of the fine-tuning.
+    same = scratch["adapt_resolution"].isna() | (
+        scratch["adapt_resolution"]
+        == scratch["resolution"].fillna(PRETRAINING_RESOLUTION)
+    )
+    forward = scratch["seen"] / scratch[SPEED].where(same)
     scratch = scratch.assign(
         how="scratch",
         target=canonical_names(scratch["ds"]),

@@ -43,7 +43,9 @@ class Verdict:
         difference: Their mean in percentage points; `None` without any.
         interval: Its bootstrap interval; `None` with less than two seeds.
         margin: The finding holds if the difference is above this.
-        seeds: Number of seeds that all settings share.
+        seeds: Number of seeds that the settings of all differences share.
+        left_out: Differences that were not averaged: their settings lack
+            these seeds.
         examples: Whether test examples were drawn, too.
         seeds_needed: How many seeds would tell, by the spread between the
             seeds alone, if the difference stays; `None` if unknown or more
@@ -58,6 +60,7 @@ class Verdict:
     interval: tuple[float, float] | None
     margin: float
     seeds: int
+    left_out: int
     examples: bool
     seeds_needed: int | None
 
@@ -73,7 +76,8 @@ class Verdict:
             text += " [{:+.1f}, {:+.1f}]".format(*self.interval)
         text += f", {_plural(self.comparisons, 'comparison')}"
         text += f", {_plural(self.seeds, 'seed')}"
-        return text + (" and test examples" if self.examples else "")
+        text += " and test examples" if self.examples else ""
+        return text + (f"; {self.left_out} left out" if self.left_out else "")
 
     def __str__(self) -> str:
         text = f"{self.section} {self.statement}: {self.verdict}"
@@ -103,9 +107,11 @@ def verdicts(
     """Tests each finding of the paper on a table of runs.
 
     Every difference is between test accuracies of settings that validation
-    chose. The interval's ends are percentiles of bootstrap draws, widened by
-    sqrt(n / (n - 1)) for n seeds, as so few understate their spread; two or
-    three seeds remain a rough guide. A single seed gives no verdict.
+    chose. The interval is Student's t around the difference, with the
+    bootstrap's variance (times n / (n - 1) for n seeds, as drawing from so few
+    understates it). The seeds' part of the variance has n - 1 degrees of
+    freedom, that of test examples as good as infinitely many (Welch and
+    Satterthwaite). A single seed gives no verdict.
 
     Args:
         table: From `read`.
@@ -168,7 +174,8 @@ class _Runs:
         keys = ["kind", "target", "dataset", "resolution", "lr",
                 *select.RECIPE, *select.SEEN, *select.SETTINGS]  # fmt: skip
         groups = runs.groupby(keys, dropna=False, sort=False)
-        self.settings = groups[["params", select.SPEED]].mean().reset_index()
+        means = groups[["params", select.SPEED, "upstream"]].mean()
+        self.settings = means.reset_index()
         runs["setting"] = groups.ngroup()
         self.seeds = sorted(runs["seed"].unique())
         place = runs["seed"].map(self.seeds.index)
@@ -189,19 +196,18 @@ class _Runs:
         comparisons: list[Comparison], confidence: float, draws: int, seed: int,
     ) -> Verdict:  # fmt: skip
         """Tests one statement."""
-        common = np.ones(len(self.seeds), bool)
-        for term in itertools.chain(*comparisons):
-            common &= ~np.isnan(self.values["test"][term.settings]).any(axis=0)
-        count = int(common.sum()) if comparisons else 0
+        given = len(comparisons)
+        seeds, comparisons = self._with_shared_seeds(comparisons)
+        count = len(seeds)
         result: dict[str, Any] = {
             "section": section, "statement": statement, "verdict": UNTOLD,
             "comparisons": len(comparisons), "difference": None,
             "interval": None, "margin": margin, "seeds": count,
-            "examples": False, "seeds_needed": None,
+            "left_out": given - len(comparisons), "examples": False,
+            "seeds_needed": None,
         }  # fmt: skip
         if count:
             rng = np.random.default_rng(seed)
-            seeds = np.flatnonzero(common)
             even = np.full((1, count), 1 / count)
             each = np.eye(count)
             drawn = _shares(rng, count, draws)
@@ -226,17 +232,53 @@ class _Runs:
             difference = float(np.mean(means))
             result["difference"] = difference
             if count > 1:
-                wide = np.sqrt(count / (count - 1))
-                off = wide * (np.mean(sample, axis=0) - difference)
-                tail = 50 * (1 - confidence)
-                low, high = np.percentile(off, (tail, 100 - tail)) + difference
-                result["interval"] = (float(low), float(high))
-                result["verdict"] = _told(low, high, margin)
                 deviation = float(np.mean(spread, axis=0).std(ddof=1))
+                variance = np.mean(sample, axis=0).var() * count / (count - 1)
+                off = float(
+                    _quantile(confidence, count, deviation, variance)
+                    * np.sqrt(variance)
+                )
+                low, high = difference - off, difference + off
+                result["interval"] = (low, high)
+                result["verdict"] = _told(low, high, margin)
                 result["seeds_needed"] = seeds_needed(
                     abs(difference - margin), deviation, confidence
                 )
         return Verdict(**result)
+
+    def _with_shared_seeds(
+        self, comparisons: list[Comparison]
+    ) -> tuple[np.ndarray, list[Comparison]]:
+        """Seeds, and the comparisons whose settings have all of them.
+
+        Of all sets of seeds that one or two comparisons have, the one with
+        the most degrees of freedom times comparisons.
+        """
+        own = []
+        for comparison in comparisons:
+            has = np.ones(len(self.seeds), bool)
+            for term in comparison:
+                for name in {"val", "test", term.by}:
+                    known = ~np.isnan(self.values[name][term.settings])
+                    has &= known.all(axis=0)
+            own.append(frozenset(np.flatnonzero(has).tolist()))
+        sets = {a & b for a, b in itertools.product({*own}, repeat=2)}
+        shared = max(
+            sorted(map(sorted, sets)),
+            key=lambda s: (
+                (len(s) - 1) * sum(o.issuperset(s) for o in own),
+                len(s),
+            ),
+            default=[],
+        )
+        if not shared:
+            return np.array([], int), comparisons
+        kept = [
+            comparison
+            for comparison, seeds in zip(comparisons, own, strict=True)
+            if seeds.issuperset(shared)
+        ]
+        return np.array(shared), kept
 
     def _differences(
         self, comparison: Comparison, seeds: np.ndarray, weights: np.ndarray,
@@ -295,12 +337,27 @@ def seeds_needed(
     >>> seeds_needed(1.0, 1.0, 0.9)
     5
     """
+    counts = np.arange(2, MOST_SEEDS + 1)
+    quantile = _quantile(confidence, counts, deviation, deviation**2 / counts)
+    width = quantile * deviation / np.sqrt(counts)
+    enough = width < distance
+    return int(counts[enough.argmax()]) if enough.any() else None
+
+
+def _quantile(
+    confidence: float, seeds: Any, deviation: float, variance: Any
+) -> Any:
+    """Half the width of an interval, in standard errors.
+
+    The error's `variance` has a part, `deviation`**2 / `seeds`, that is known
+    from the seeds alone.
+    """
     from scipy import stats
 
-    counts = np.arange(2, MOST_SEEDS + 1)
-    quantiles = stats.t.ppf((1 + confidence) / 2, counts - 1)
-    enough = quantiles * deviation / np.sqrt(counts) < distance
-    return int(counts[enough.argmax()]) if enough.any() else None
+    of_seeds = deviation**2 / seeds
+    share = of_seeds / np.maximum(variance, of_seeds) if deviation else 0.0
+    freedom = (seeds - 1) / np.maximum(np.square(share), 1e-12)
+    return stats.t.ppf((1 + confidence) / 2, freedom)
 
 
 def _shares(rng: Any, count: int, draws: int) -> np.ndarray:
@@ -367,6 +424,7 @@ def _more_images(
 def _instead_of_data(settings: pandas.DataFrame) -> Iterator[Comparison]:
     own = settings["kind"] == "own"
     rows = settings[own | (settings["target"] == select.IMAGENET)]
+    rows = rows.dropna(subset=["upstream"])
     keys = ["kind", "name", "resolution", "adapt_resolution"]
     for few, many in _more_images(rows, keys):
         yield from _difference(
@@ -381,7 +439,7 @@ def _transfer(settings: pandas.DataFrame) -> Iterator[Comparison]:
 
 
 def _generic(settings: pandas.DataFrame) -> Iterator[Comparison]:
-    tuned = settings[settings["kind"] == "tuned"]
+    tuned = settings[settings["kind"] == "tuned"].dropna(subset=["upstream"])
     for few, many in _more_images(tuned, ["target", "name"]):
         yield from _difference(many, few, "upstream")
 
@@ -421,7 +479,7 @@ def _augmentation(settings: pandas.DataFrame) -> Iterator[Comparison]:
 
 
 def _cheap_choice(settings: pandas.DataFrame) -> Iterator[Comparison]:
-    tuned = settings[settings["kind"] == "tuned"]
+    tuned = settings[settings["kind"] == "tuned"].dropna(subset=["upstream"])
     for group in _groups(tuned, ["name", "ds", "epochs", "target"]):
         if len(group[[*select.RECIPE, "images"]].drop_duplicates()) > 1:
             places = group.index.to_numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 
 from keras_augreg.checkpoints import best
@@ -141,3 +142,14 @@ def test_a_table_that_tells_nothing_changes_nothing(ours):
     assert advise(3_000, 1.0, table=single) == plain
     # Files of a sweep's own models are no released checkpoints.
     assert advise(3_000, 1.0, table=ours).weights == plain.weights
+
+
+def test_checkpoints_are_compared_on_the_data_sets_that_they_share():
+    """A hard data set that only one was fine-tuned on does not count."""
+    own = own_table()
+    best = next(iter(RELEASED))
+    tuned = own[own["filename"] == best]
+    hard = tuned.assign(adapt_ds="hard", adapt_final_val=0.1)
+    own.loc[own["filename"] == best, "adapt_final_val"] = 0.91
+    both = pandas.concat([own, hard], ignore_index=True)
+    assert advise(3_000, 2.0, table=both).weights == best

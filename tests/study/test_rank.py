@@ -77,6 +77,7 @@ def test_ranking_and_its_caveats(mirror):
     text = str(found)
     assert "minival" in text
     assert "8 of 45 lost half a point" in text
+    assert "Of those pre-trained on i21k, the best" in text
     assert f"best upstream, {USELESS}, is at place 2 of 2" in text
     assert "| name | place | knn | fewshot | logme | upstream |" in text
     assert found.to_pandas()["name"].tolist() == [GOOD, USELESS]
@@ -129,7 +130,8 @@ def test_budgets_of_downloads_and_minutes(mirror, tmp_path, monkeypatch):
     assert asked == [USELESS, GOOD]
     asked.clear()
     rank_checkpoints(photos(), downloads=1, report=len)
-    assert asked == [USELESS, AWAY, GOOD]
+    pick = keras_augreg.checkpoints.resolve("L/16", "augreg-in21k")
+    assert asked == [pick, USELESS, GOOD]
     asked.clear()
     names = [AWAY, other, *here]
     found = rank_checkpoints(photos(), names, downloads=1, report=len)
@@ -212,3 +214,28 @@ def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.neighbors", None)
     with pytest.raises(ImportError, match=r"keras_augreg\[study\]"):
         transfer_scores(np.eye(4), np.array([0, 0, 1, 1]))
+
+
+def test_a_budget_goes_to_those_that_the_paper_would_choose(mirror):
+    """Accuracies of ImageNet-1k are higher, which says nothing."""
+    of_i1k = GOOD.replace("i21k", "i1k")
+    file = mirror / "augreg" / "index.csv"
+    with open(file, "a", newline="") as lines:
+        csv.DictWriter(lines, INDEX_HEADER, restval="").writerow(
+            {"filename": of_i1k, "final_val": 0.8,
+             "adapt_filename": f"{of_i1k}--cifar100-steps_2k-lr_0.01-res_224"}
+        )  # fmt: skip
+    pick = keras_augreg.checkpoints.resolve("S/16", "augreg-in21k")
+    given = [of_i1k, GOOD, USELESS, pick]
+    order = [name for name, *_ in rank._candidates(given, 0)]
+    assert order == [pick, USELESS, GOOD, of_i1k]
+    # Without the index, google-research's picks are known.
+    file.unlink()
+    for path in file.parent.glob("*.npz"):
+        path.unlink()
+    found = [name for name, *_ in rank._candidates(None, 9)]
+    assert sorted(found) == sorted(
+        keras_augreg.checkpoints.resolve(v, "augreg-in21k")
+        for v in ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/16", "R_Ti_16",
+                  "R26_S_32", "R50_L_32")
+    )  # fmt: skip

@@ -99,3 +99,29 @@ def test_messages():
         random_search(rows(), hours=(0,))
     with pytest.raises(NotInTableError, match="no run has a cost"):
         random_search(rows(train_seconds="", adapt_seconds=""))
+
+
+@pytest.mark.parametrize("order", [(224, 384), (384, 224)])
+def test_cost_of_the_index_is_at_the_resolution_of_the_pretraining(order):
+    base = {
+        "name": "B/16", "ds": "photos", "epochs": 10, "filename": "b",
+        "final_val": 0.8, "final_test": 0.8, "num_examples": 3600,
+        "adapt_ds": "digits", "adapt_steps": 10, "adapt_final_val": 0.9,
+        "adapt_final_test": 0.9,
+    }  # fmt: skip
+    lines = [
+        base | {
+            "adapt_resolution": side, "adapt_filename": f"b--{side}",
+            "infer_samples_per_sec": 10 if side == 224 else 1,
+        }
+        for side in order
+    ]  # fmt: skip
+    lines.append(
+        {**base, "ds": "digits", "filename": "d", "adapt_ds": "photos",
+         "adapt_filename": "d--224", "adapt_resolution": 224,
+         "infer_samples_per_sec": 10}
+    )  # fmt: skip
+    text = table.to_csv(lines).decode()
+    found = random_search(table.read_text(text), hours=(0.9, 1, 100))
+    scratch = found[(found["how"] == "scratch") & (found["target"] == "photos")]
+    assert scratch["hours"].tolist() == [1, 100]  # 36,000 images at 10/s
