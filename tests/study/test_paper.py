@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import pathlib
+import re
 
 import pytest
 
-from keras_augreg import recipe
+from keras_augreg import describe, recipe
 from keras_augreg.checkpoints import names
 from keras_augreg.data.datasets import DATASETS
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.recipe import AugReg
-from keras_augreg.study import select
+from keras_augreg.study import search, select
 from keras_augreg.study.advice import _LIKE
 from keras_augreg.study.paper import published_rows
 from keras_augreg.study.table import IMAGES
@@ -120,6 +121,16 @@ def test_held_out(dataset, split, tfds):
     [
         (1_000, CLASSES["imagenet-1k"]),
         (37, CLASSES["pets"]),
+        (100, CLASSES["cifar-100"]),
+        (21_843, CLASSES["imagenet-21k"]),  # "about 21,000"
+        ("validation", DATASETS["imagenet-1k"].splits["test"]),
+        ("train[60%:80%]", DATASETS["resisc45"].splits["val"]),
+        ("train[80%:]", DATASETS["resisc45"].splits["test"]),
+        ("validation", DATASETS["kitti-distance"].splits["val"]),
+        ("test", DATASETS["kitti-distance"].splits["test"]),
+        (13_000_000, IMAGES["i21k_30"]),
+        (10_000, recipe.pretraining_warmup(92_700)),  # i1k, 300 epochs
+        ("bfloat16", recipe.FINETUNING_MOMENTUM_DTYPE),  # 3.5
         (1_280_000, IMAGES["i1k"]),
         (13_000_000, IMAGES["i21k"]),
         (3_312, _LIKE["pets"]),  # 4.2
@@ -343,16 +354,156 @@ def test_table_5_has_its_means(fact):
         assert mean == pytest.approx(rows[f"{name} mean"]["value"], abs=0.1)
 
 
+TABLE_6 = ("I21k val", "I1k 0-shot", "Coco I2T", "Coco T2I", "Flickr I2T",
+           "Flickr T2I")  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("where", "model", "column", "value"),
+    ("where", "model", "columns", "values"),
     [
-        ("table 1", "Ti", "params, million", 5.8),
-        ("table 1", "L", "params, million", 307),
-        ("table 2", "R50+L/32", "params, million", 330),
-        ("table 6", "B/32 none/0.0", "I1k 0-shot", 54.9),
-        ("table 6", "B/32 heavy2/0.1", "I21k val", 43.5),
-        ("table 6", "B/32 recommended", "Flickr T2I", 46.9),
+        *(("table 1", model, ["params, million"], [count])
+          for model, count in
+          [("Ti", 5.8), ("S", 22.2), ("B", 86), ("L", 307)]),
+        *(("table 2", model, ["params, million"], [count])
+          for model, count in
+          [("R+Ti/16", 6.4), ("R26+S/32", 36.6), ("R50+L/32", 330)]),
+        ("table 6", "B/32 none/0.0", TABLE_6,
+         [41.6, 54.9, 33.4, 20.1, 58.1, 39.9]),
+        ("table 6", "B/32 heavy2/0.1", TABLE_6,
+         [43.5, 57.3, 39.1, 24.4, 62.1, 44.6]),
+        ("table 6", "B/32 recommended", TABLE_6,
+         [47.7, 60.6, 41.1, 25.5, 65.9, 46.9]),
     ],
+)  # fmt: skip
+def test_other_tables(where, model, columns, values):
+    found = printed(where, {"model": model})
+    assert {column: found[column]["value"] for column in columns} == dict(
+        zip(columns, values, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "million"),
+    [("Ti/16", 5.8), ("S/16", 22.2), ("R+Ti/16", 6.4), ("R26+S/32", 36.6),
+     ("R50+L/32", 330.0)],
+)  # fmt: skip
+def test_printed_parameters_have_a_hidden_layer_in_the_head(model, million):
+    """An inference: they are no counts of the released files."""
+    width = find(model).sizes.width
+    found = describe(model).parameters + width * width + width
+    assert round(found / 1e6, 1) == million
+
+
+# Claims of the captions and of sections 4.4 and 4.5.
+
+DIFFERENCES = {
+    "i1k": [-2, -4, -4, -2, 2, 2, 2, 0, 2],
+    "i21k_30": [-3, -4, -3, -2, -1, -1, -1, -1, 0],
+    "i21k": [-3, -4, -2, -2, -2, 0, -1, 0, 1],
+}
+
+
+@pytest.mark.parametrize("pretraining", DIFFERENCES)
+def test_figure_4_has_a_difference_beside_each_row(pretraining):
+    rows = [f for f in facts("fig4") if f["pretraining"] == pretraining]
+    found = [printed("figure 4", fact)["reg - noreg"]["value"] for fact in rows]
+    assert found == DIFFERENCES[pretraining]
+
+
+BEST = {
+    ("i1k_300", "R+Ti/16"): "light1 light2",
+    ("i1k_300", "Ti/16"): "light1",
+    ("i1k_300", "S/32"): "light2 medium1 medium2",
+    ("i1k_300", "S/16"): "medium2",
+    ("i1k_300", "B/32"): "medium2+reg",
+    ("i1k_300", "R26+S/32"): "medium1+reg medium2+reg",
+    ("i1k_300", "B/16"): "medium2+reg",
+    ("i1k_300", "L/16"): "medium2+reg",
+    ("i1k_300", "R50+L/32"): "medium2+reg",
+    ("i21k_300", "R+Ti/16"): "none",
+    ("i21k_300", "Ti/16"): "none light1",
+    ("i21k_300", "S/32"): "none light1 light2",
+    ("i21k_300", "S/16"): "light1 light2 medium1",
+    ("i21k_300", "B/32"): "light2",
+    ("i21k_300", "R26+S/32"): "light1 light2 none+reg light1+reg",
+    ("i21k_300", "B/16"): "medium1",
+}
+
+
+@pytest.mark.parametrize(("pretraining", "model"), BEST)
+def test_best_cells_of_figure_4(pretraining, model):
+    fact = {"pretraining": pretraining, "model": model}
+    values = {
+        key: row["value"]
+        for key, row in printed("figure 4", fact).items()
+        if key != "reg - noreg"
+    }
+    best = {key for key, v in values.items() if v == max(values.values())}
+    assert best == set(BEST[pretraining, model].split())
+
+
+@pytest.mark.parametrize(
+    "pick", [p for p in recipe._PICKS if p[1] != "B_8"], ids=" ".join
 )
-def test_other_numbers(where, model, column, value):
-    assert printed(where, {"model": model})[column]["value"] == value
+def test_recommended_recipes_are_at_figure_4s_best(pick):
+    """Of B/8, the paper has no row."""
+    dataset, variant = pick
+    chosen = AugReg.recommended(variant, dataset)
+    fact = {
+        "pretraining": f"{dataset}_300",
+        "model": variant.replace("R_Ti", "R+Ti").replace("_32", "/32")
+        .replace("_16", "/16").replace("R26_", "R26+").replace("R50_", "R50+"),
+    }  # fmt: skip
+    values = {k: r["value"] for k, r in printed("figure 4", fact).items()}
+    del values["reg - noreg"]
+    key = chosen.augment + ("+reg" if chosen.dropout else "")
+    assert values[key] == max(values.values())
+
+
+@pytest.mark.parametrize(
+    "fact", facts("fig7"), ids=lambda f: f"{f['pretraining']} {f['model']}"
+)
+def test_figure_7_is_figure_4s_difference_to_rounding(fact):
+    values = {k: r["value"] for k, r in printed("figure 4", fact).items()}
+    for level, row in printed("figure 7", fact).items():
+        difference = values[f"{level}+reg"] - values[level]
+        assert abs(difference - row["value"]) <= 1
+
+
+def test_counts_of_figure_5():
+    """As `advise`, `rank_checkpoints` and the documentation say."""
+    drawn = [
+        float(value)
+        for fact in facts("fig5")
+        for key, value in fact.items()
+        if key.startswith("drawn ")
+    ]
+    assert len(drawn) == 45
+    assert sum(v < 0 for v in drawn) == 16
+    assert sum(v <= -0.5 for v in drawn) == 8
+    assert sum(abs(v) <= 0.4 for v in drawn) == 26
+    assert min(drawn) == -3.6
+    assert sum(drawn) / 45 == pytest.approx(0.03, abs=0.005)
+    root = pathlib.Path(__file__).parents[2]
+    for path in ("docs/checkpoints.md", "keras_augreg/study/advice.py",
+                 "keras_augreg/study/rank.py"):  # fmt: skip
+        text = re.sub(r'["\s]+', " ", (root / path).read_text("utf-8"))
+        assert re.search(r"of 45 cases,? 8 lost|; 8 of 45 lost", text), path
+        assert "up to 3.6" in text, path
+
+
+@pytest.mark.parametrize("fact", facts("fig5"), ids=lambda f: f["model"])
+def test_figure_5s_labels_are_shifted_by_one(fact):
+    """What is drawn as Kitti is Table 3's ImageNet, at 384 px."""
+    row = printed("table 3", fact)
+    difference = row["384 i21k300"]["value"] - row["384 i21kv2"]["value"]
+    drawn = float(fact["drawn Kitti"])
+    assert drawn == pytest.approx(difference, abs=0.051)
+
+
+# Section 4.2.
+
+
+def test_random_search_draws_as_the_paper():
+    assert search.DRAWS == 1000
+    assert search.BAND[1] - search.BAND[0] == 90

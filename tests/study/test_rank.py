@@ -130,7 +130,7 @@ def test_budgets_of_downloads_and_minutes(mirror, tmp_path, monkeypatch):
     assert asked == [USELESS, GOOD]
     asked.clear()
     rank_checkpoints(photos(), downloads=1, report=len)
-    pick = keras_augreg.checkpoints.resolve("L/16", "augreg-in21k")
+    pick = keras_augreg.checkpoints.resolve("R50_L_32", "augreg-in21k")
     assert asked == [pick, USELESS, GOOD]
     asked.clear()
     names = [AWAY, other, *here]
