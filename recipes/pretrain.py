@@ -12,7 +12,8 @@ clipping at 1, decoupled decay of kernels. The study's own kind of run:
         --data_dir=FOLDER --save_every=1000 --fewshot=10
 
 on a TPU pod; it was not run here. --study sets the paper's constants and the
-recipe that was picked for the model, unless other flags set them. If it is
+recipe that was picked for the model, unless other flags set them; nobody
+published picks for i21k-30ep, nor for hybrids on i1k: add --recipe. If it is
 stopped or killed, the same command resumes the run (docs/training.md).
 --workdir gets checkpoints, `settings.json`, `metrics.jsonl`, the model
 (`model.keras`) and a picture of predictions; the last line on stdout is JSON.

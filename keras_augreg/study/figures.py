@@ -5,7 +5,8 @@ Each function of `FIGURES` takes a table (`keras_augreg.study.read` or
 or raises `NotInTableError`; `render` writes all of them. Accuracies are top-1,
 in percent, averaged over seeds. Pre-trainings are chosen by their validation
 split, fine-tunings by that of their own data set; the figures show the test
-split. Where the paper prints the numbers themselves, they are drawn as printed.
+split. Where the paper prints the numbers themselves, they are drawn as printed
+(means of tasks, in 4.3, are ours: the printed ones are of unrounded numbers).
 """
 
 from __future__ import annotations
