@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Sets everything up in .venv, then checks and tests everything.
 #
-#   bash tests/run.sh         everything: what .ci/run runs
-#   bash tests/run.sh quick   without the large models and clean installations,
-#                             only on the backend of KERAS_BACKEND (or JAX)
+#   bash tests/run.sh         everything but the large models: what .ci/run runs
+#   bash tests/run.sh quick   without clean installations, too, and only on the
+#                             backend of KERAS_BACKEND (or JAX)
+#   bash tests/run.sh large   only the large models, on JAX
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode="${1:-all}"
 case "$mode" in
-  all | quick) ;;
-  *) echo "tests/run.sh: expected 'quick' or nothing, received '$mode'" >&2
+  all | quick | large) ;;
+  *) echo "tests/run.sh: expected 'quick', 'large' or nothing, received" \
+       "'$mode'" >&2
      exit 2 ;;
 esac
 
@@ -53,12 +55,14 @@ run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
 }
 if [ "$mode" = quick ]; then
   section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"
+elif [ "$mode" = large ]; then
+  section "large models" run_tests jax large
 else
   # Only the last backend runs the tests that do not depend on the backend.
   once="not large and not venv and not once"
   section "tests on tensorflow" run_tests tensorflow "$once"
   section "tests on torch" run_tests torch "$once"
-  section "tests on jax, large models, clean installations" run_tests jax ""
+  section "tests on jax, clean installations" run_tests jax "not large"
 fi
 
 if [ "${#failed[@]}" -gt 0 ]; then

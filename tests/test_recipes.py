@@ -526,7 +526,7 @@ def test_finetune_says_what_is_wrong(journey):
     assert "nowhere.npz" in message
 
 
-@pytest.mark.large
+@pytest.mark.once
 def test_main_job_reaches_96_percent(tmp_path):
     """The README's first command, with its defaults."""
     command = [sys.executable, str(RECIPES / "pretrain.py")]
