@@ -150,9 +150,11 @@ def _weights() -> str:
     for name in VARIANTS:
         aliases = names.aliases(name)
         shown = [f"`{alias}`" for alias in aliases] or ["none released"]
-        best, top1, speed = "", None, None
+        best, size, top1, speed = "", None, None, None
         if "augreg-in21k" in aliases:
-            best = f"`{names.resolve(name, 'augreg-in21k')}`"
+            file = names.resolve(name, "augreg-in21k")
+            best = f"`{file}`"
+            size = index.lookup(file).figures.get("size_mib")
             tuned = names.resolve(name, "augreg-in21k-ft-in1k", 384)
             figures = index.lookup(tuned).figures
             top1 = figures.get("adapt_final_test")
@@ -162,11 +164,13 @@ def _weights() -> str:
                 f"`{name}`",
                 "<br>".join(shown),
                 best,
+                size and f"{size:,.0f}",
                 top1 and f"{100 * top1:.2f}",
                 speed and f"{speed:,.0f}",
             ]
         )
-    head = ["builder", "`weights=`", "`augreg-in21k` is", "top-1", "images/s"]
+    head = ["builder", "`weights=`", "`augreg-in21k` is", "MiB", "top-1",
+            "images/s"]  # fmt: skip
     return markdown_table(head, rows)
 
 
