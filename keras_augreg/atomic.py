@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, on a disk or on gs://."""
 
 from __future__ import annotations
 
@@ -6,21 +6,73 @@ import contextlib
 import glob
 import os
 import pathlib
+import re
 import socket
+import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+
+def as_path(path: str | os.PathLike[str]) -> Any:
+    """The path of a file or folder on this machine or on gs://.
+
+    Args:
+        path: Without a scheme, or `gs://BUCKET/NAME` as a string.
+
+    Returns:
+        An absolute `pathlib.Path`, or an `etils.epath.Path`.
+
+    Raises:
+        ValueError: Another scheme, or a `pathlib.Path` of one, which has lost
+            a slash.
+        ImportError: gs:// without the packages for it.
+    """
+    text = os.fspath(path)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        return pathlib.Path(text).expanduser().absolute()
+    if not re.match(r"gs://[^/]+", text):
+        raise ValueError(
+            f"Expected a local path, or gs://BUCKET/NAME as a string. "
+            f"Received: {path!r}. Mount other storage, and pass its folder."
+        )
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401 (fsspec opens gs:// with it)
+        from etils import epath
+    except ImportError as error:
+        raise ImportError(
+            f"{text} needs etils and gcsfs: pip install 'etils[epath]' gcsfs"
+        ) from error
+    # Otherwise etils imports TensorFlow, where there is one, to read a file.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    # TensorStore and other machines write beside gcsfs, which would not look.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def is_remote(path: Any) -> bool:
+    """Whether `as_path` found it on gs://."""
+    return os.fspath(path).startswith("gs://")
+
+
+def exists(path: Any) -> bool:
+    """Whether something has this name, if only a broken link."""
+    return path.exists() if is_remote(path) else os.path.lexists(path)
 
 
 @contextlib.contextmanager
-def replacing(
-    path: pathlib.Path, unfinished: pathlib.Path | None = None
-) -> Iterator[BinaryIO]:
+def replacing(path: Any, unfinished: Any = None) -> Iterator[BinaryIO]:
     """Opens a file that takes its name once it is complete.
 
     Content and name are on the disk afterwards, even after a power cut. After
     an error the file is deleted and `path` unchanged. Until then it is
-    `unfinished`, by default a name that only this process uses.
+    `unfinished`, by default a name that only this process uses. On gs://, it
+    is a file of this machine, and is uploaded when it is complete.
     """
+    if is_remote(path):
+        with _uploading(path) as file:
+            yield file
+        return
     if unfinished is None:
         unfinished = path.with_name(f"{path.name}.{owner()}.part")
     _remove_leftovers(unfinished)
@@ -40,6 +92,18 @@ def replacing(
                 os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def _uploading(path: Any) -> Iterator[BinaryIO]:
+    import fsspec
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder, path.name)
+        with local.open("wb") as file:
+            yield file
+        # An object appears when all of it has arrived.
+        fsspec.filesystem("gcs").put_file(str(local), os.fspath(path))
 
 
 def owner() -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_augreg.checks import check_choice
 
@@ -438,6 +439,21 @@ def barrier() -> None:
         distributed.barrier()
     elif hosts := _jax():
         hosts.sync_global_devices("keras_augreg")
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values that all processes passed, in the order of processes."""
+    if distributed := _torch():
+        values = [None] * distributed.get_world_size()
+        distributed.all_gather_object(values, value)
+        return values
+    if hosts := _jax():
+        text = json.dumps(value).encode()
+        size = int(hosts.process_allgather(np.int32(len(text))).max())
+        mine = np.frombuffer(text.ljust(size), "uint8")
+        rows = hosts.process_allgather(mine)
+        return [json.loads(row.tobytes()) for row in rows]
+    return [value]
 
 
 def to_numpy(variable: Any) -> Any:

@@ -1,22 +1,8 @@
-"""The state of a run as one file that is whole, or recognised as damaged.
-
-A `.npz` file with every variable that training changes, the step, and a
-checksum of it all. Damage of any kind is one error, `DamagedError`.
-"""
+"""Everything of a model that training changes, by names that are stable."""
 
 from __future__ import annotations
 
-import hashlib
-import pathlib
 from typing import Any
-
-import numpy as np
-
-from keras_augreg import distribution
-
-
-class DamagedError(ValueError):
-    """The file is not a whole checkpoint of a run."""
 
 
 def variables(model: Any) -> dict[str, Any]:
@@ -40,74 +26,8 @@ def metrics(model: Any) -> dict[str, Any]:
     }
 
 
-def collect(model: Any) -> dict[str, np.ndarray]:
-    """The arrays of variables and metrics; every process takes part."""
-    arrays = {}
-    for key, variable in {**variables(model), **metrics(model)}.items():
-        array = distribution.to_numpy(variable)
-        # NumPy cannot load bfloat16.
-        if array.dtype.kind not in "biuf":
-            array = array.astype("float32")
-        arrays[key] = array
-    return arrays
-
-
-def write(
-    file: Any, arrays: dict[str, Any], step: int, value: float, goal: str
-) -> None:
-    """Writes what `collect` returned, and the monitored metric or NaN.
-
-    `goal` says what makes such a value the best, as "max val_accuracy".
-    """
-    content = {
-        **arrays,
-        "step": np.int64(step),
-        "value": np.float64(value),
-        "goal": np.frombuffer(goal.encode(), "uint8"),
-    }
-    np.savez(file, **content, checksum=_checksum(content))
-
-
-def read(file: pathlib.Path) -> dict[str, Any]:
-    """Reads what `write` wrote: arrays, and "step", "value" and "goal".
-
-    Raises:
-        DamagedError: It is anything else; the message says what.
-        PermissionError: This process may not read it.
-    """
-    if not file.is_file():  # Opening a FIFO would wait forever.
-        raise DamagedError("not a regular file")
-    try:
-        with np.load(file) as archive:
-            arrays: dict[str, Any] = {k: archive[k] for k in archive.files}
-    except PermissionError:
-        raise
-    # Damage anywhere in a zip file raises nearly anything.
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise DamagedError(f"unreadable, {what}") from error
-    checksum = arrays.pop("checksum", None)
-    if checksum is None or not {"step", "value", "goal"} <= set(arrays):
-        raise DamagedError("it lacks its checksum, step, value or goal")
-    if checksum.tobytes() != _checksum(arrays).tobytes():
-        raise DamagedError("its checksum does not match its content")
-    step = arrays["step"]
-    if step.shape or step.dtype.kind != "i" or step < 0:
-        raise DamagedError(f"its step is {step!r}")
-    if arrays["value"].shape or arrays["value"].dtype.kind != "f":
-        raise DamagedError(f"its value is {arrays['value']!r}")
-    if file.stem.isdecimal() and int(file.stem) != step:
-        raise DamagedError(f"its name is not its step, {step}")
-    return {
-        **arrays,
-        "step": int(step),
-        "value": float(arrays["value"]),
-        "goal": arrays["goal"].tobytes().decode(errors="replace"),
-    }
-
-
-def assign(model: Any, arrays: dict[str, Any], file: pathlib.Path) -> None:
-    """Puts what was `read` from a file into the model's variables.
+def assign(model: Any, arrays: dict[str, Any], file: Any) -> None:
+    """Puts what was read from a checkpoint into the model's variables.
 
     Raises:
         ValueError: They belong to another model, which stays as it was.
@@ -130,14 +50,3 @@ def assign_metrics(model: Any, arrays: dict[str, Any]) -> None:
     for key, variable in metrics(model).items():
         if key in arrays and arrays[key].shape == tuple(variable.shape):
             variable.assign(arrays[key])
-
-
-def _checksum(arrays: dict[str, Any]) -> np.ndarray:
-    """SHA-256 of names, dtypes, shapes and bytes: uint8 (32,)."""
-    digest = hashlib.sha256()
-    for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        head = f"{key}:{array.dtype.str}:{np.shape(arrays[key])}\n"
-        digest.update(head.encode())
-        digest.update(array.reshape(-1).view("uint8").data)
-    return np.frombuffer(digest.digest(), "uint8")

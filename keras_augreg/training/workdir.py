@@ -4,11 +4,12 @@ A working directory holds
 
     settings.json             what the run is
     metrics.jsonl             one line per interval
-    checkpoints/0000001200.npz  the state after 1,200 batches; the newest few
-    best.npz                  the state with the best value of `monitor`
+    checkpoints/0000001200    the state after 1,200 batches: the newest few,
+                              and that with the best value of `monitor`
     lock, lock.json           which process trains here
 
-A checkpoint holds every variable: weights, seeds, optimizer, moving averages.
+A checkpoint holds every variable: weights, seeds, optimizer, moving averages
+(keras_augreg.training.storage says how).
 The augmentation draws from the seed and the step, and the training data can
 start at any step, so nothing else is needed to resume bit for bit.
 """
@@ -21,11 +22,9 @@ import itertools
 import json
 import math
 import os
-import pathlib
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -33,15 +32,15 @@ import numpy as np
 
 from keras_augreg import atomic, distribution
 from keras_augreg.checks import warn
-from keras_augreg.training import state
+from keras_augreg.training import state, storage
 from keras_augreg.training.progress import Progress
 from keras_augreg.training.rundir import (
     locked,
-    move_aside_unless_file,
     plain,
     read_log,
     read_settings,
     replacing,
+    unusable,
     warn_of_damage,
 )
 from keras_augreg.trainstep import inner_optimizer, separate_averages
@@ -56,8 +55,8 @@ class Workdir:
     """The directory of one run.
 
     Args:
-        path: Created if it does not exist. If there are several processes,
-            all must see it; only the first writes.
+        path: Created if it does not exist; on a disk, or `gs://BUCKET/NAME`.
+            If there are several processes, all must see it.
         settings: What makes the run this experiment: JSON values. The
             directory of another experiment is refused.
         keep: Number of checkpoints to keep besides the best one, at least 1.
@@ -96,23 +95,24 @@ class Workdir:
             raise ValueError(
                 f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
             )
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = atomic.as_path(path)
         self.keep = keep
         self.monitor = monitor
         self.mode = mode
         self.terminated = False
         self._settings = plain(settings)
+        self._engine = storage.engine()
+        self._folder = self.path / "checkpoints"
+        self._pending: Any = None  # The checkpoint that is being written.
+        self._still_mine: Callable[[], None] = lambda: None
         self._metrics: dict[str, Any] = {}
-        self._damaged: set[pathlib.Path] = set()
-        self._best_value: float | None = None
+        self._damaged: set[Any] = set()
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if not atomic.is_remote(self.path):  # Objects need no folder.
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._check_settings()
         except OSError as error:
-            raise ValueError(
-                f"{self.path} cannot be a run's directory: {error}. Use "
-                "another path, or get write access."
-            ) from error
-        self._check_settings()
+            raise unusable(self.path, error) from error
 
     def fit(
         self,
@@ -174,14 +174,16 @@ class Workdir:
         # them, and prefetching could exhaust a short pass.
         model.test_on_batch(*map(np.asarray, next(iter(train.at(0, 2)))[:2]))
         stopped = False
-        with locked(self.path), self._heeding_sigterm():
+        with (
+            locked(self.path) as self._still_mine,
+            self._heeding_sigterm(),
+            self._finishing(),
+        ):
             # Two processes may have been the first to write them.
             self._check_settings()
             if distribution.process()[0] == 0:
-                for left in (self.path / "checkpoints").glob("*.tmp"):
-                    move_aside_unless_file(left)
-                    left.unlink(missing_ok=True)
-            self._find_best()
+                storage.clean(self._folder)
+            distribution.barrier()
             while (step := self.restore(model, total_steps)) < total_steps:
                 # First finish the interval that was interrupted.
                 steps, epochs = interval - step % interval, 1
@@ -223,26 +225,51 @@ class Workdir:
             step: Batches trained on.
             logs: Metrics of the interval, empty within one.
         """
-        arrays = state.collect(model)
-        for key, array in arrays.items():
-            if not np.isfinite(array).all():
-                self._stop(model, step, f"{key} is not finite")
+        self.begin_to_save(model, step, logs)
+        self.wait()
+
+    def begin_to_save(
+        self, model: Any, step: int, logs: dict[str, Any]
+    ) -> None:
+        """As `save`, but may leave the writing to the background."""
+        self.wait()
+        self._still_mine()
+        try:
+            taken = self._engine.take(
+                {**state.variables(model), **state.metrics(model)}
+            )
+        except storage.NotFiniteError as error:
+            self._stop(model, step, f"{error} is not finite")
+        if logs and distribution.process()[0] == 0:
+            self._log({"step": step, **logs})
+        self._pending = self._engine.write(self._folder, step, taken)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written; deletes old ones."""
+        file, self._pending = self._pending, None
+        if file is None:
+            return
+        try:
+            self._engine.wait()
+        except OSError:
+            if distribution.process()[0] == 0:
+                storage.clean(self._folder)
+            raise
+        self._damaged.discard(file)
         if distribution.process()[0] > 0:
             return
-        value = float(logs.get(self.monitor, math.nan))
-        file = self.path / "checkpoints" / f"{step:010d}.npz"
-        if logs:
-            self._log({"step": step, **logs})
-        with replacing(file) as f:
-            state.write(f, arrays, step, value, self._goal)
-            f.flush()
-            # Before the checkpoint has its name: a kill loses no best one.
-            self._keep_if_best(pathlib.Path(f.name), value)
-        self._damaged.discard(file)
-        good = [p for p in self._files() if p not in self._damaged]
-        for old in [p for p in good if p <= file][: -self.keep]:
-            move_aside_unless_file(old)
-            old.unlink(missing_ok=True)
+        step = storage.step_of(file)
+        good = [
+            p
+            for p in storage.checkpoints(self._folder)
+            if p not in self._damaged and storage.step_of(p) <= step
+        ]
+        # Another backend may have left one of this step.
+        steps = [p for p in good if storage.step_of(p) < step or p == file]
+        best = [p for p, _ in self._by_value(steps)[:1]]
+        for old in good:
+            if old not in {*steps[-self.keep :], *best}:
+                storage.remove(old)
 
     def restore(self, model: Any, total_steps: float = math.inf) -> int:
         """Puts the newest whole checkpoint into the model.
@@ -259,16 +286,15 @@ class Workdir:
         Raises:
             ValueError: A checkpoint is of another model, or all of them are
                 of later steps.
+            ImportError: Orbax wrote it, and is not installed here.
         """
+        self.wait()
         later = 0
-        for file in reversed(self._files()):
-            if file in self._damaged:
-                continue
-            try:
-                arrays = state.read(file)
-            except state.DamagedError as error:
-                self._damaged.add(file)
-                warn_of_damage(file, error)
+        # The network's file system may show each host others.
+        names = [p.name for p in storage.checkpoints(self._folder)]
+        for name in reversed(distribution.gather(names)[0]):
+            file = self._folder / name
+            if not (arrays := self._read(file, model)):
                 continue
             if arrays["step"] > total_steps:
                 later = later or arrays["step"]
@@ -296,15 +322,59 @@ class Workdir:
 
         Returns:
             The metric; `None` and an untouched model without such a
-            checkpoint, or if it is damaged, with a warning.
+            checkpoint. Damaged ones are skipped with a warning.
 
         Raises:
             ValueError: The checkpoint is of another model.
         """
-        arrays = self._read_best()
-        if arrays:
-            state.assign(model, arrays, self.path / "best.npz")
-        return arrays.get("value")
+        self.wait()
+        files = self._by_value(storage.checkpoints(self._folder))
+        pairs = [[file.name, value] for file, value in files]
+        for name, value in distribution.gather(pairs)[0]:
+            file = self._folder / name
+            if arrays := self._read(file, model):
+                state.assign(model, arrays, file)
+                return float(value)
+        return None
+
+    def _read(self, file: Any, model: Any) -> dict[str, Any]:
+        """Reads a checkpoint; nothing if any process found damage."""
+        if file in self._damaged:
+            return {}
+        arrays, damage = {}, ""
+        like = {**state.variables(model), **state.metrics(model)}
+        try:
+            arrays = storage.read(file, like)
+        except storage.DamagedError as error:
+            damage = str(error)
+        if damages := [text for text in distribution.gather(damage) if text]:
+            self._damaged.add(file)
+            warn_of_damage(file, damages[0])
+            return {}
+        return arrays
+
+    def _by_value(self, files: list[Any]) -> list[tuple[Any, float]]:
+        """Checkpoints with their `monitor`, the best first."""
+        values = {
+            line["step"]: line.get(self.monitor)
+            for line in read_log(self.path / "metrics.jsonl")
+        }
+        pairs = [(file, values.get(storage.step_of(file))) for file in files]
+        found = [
+            (file, float(value))
+            for file, value in pairs
+            if isinstance(value, int | float) and not math.isnan(value)
+        ]
+        sign = -1 if self.mode == "max" else 1
+        return sorted(found, key=lambda pair: sign * pair[1])
+
+    @contextlib.contextmanager
+    def _finishing(self) -> Iterator[None]:
+        """Lets no checkpoint be half written, whatever ends the run."""
+        try:
+            yield
+        finally:
+            self.wait()
 
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:
@@ -331,7 +401,7 @@ class Workdir:
 
     def _check_settings(self) -> None:
         file, settings = self.path / "settings.json", self._settings
-        if not os.path.lexists(file):
+        if not atomic.exists(file):
             if distribution.process()[0] == 0:
                 text = json.dumps(settings, indent=2) + "\n"
                 with atomic.replacing(file) as f:
@@ -352,62 +422,11 @@ class Workdir:
                 f"{self._free()} (the scripts' --workdir)."
             )
 
-    def _free(self) -> pathlib.Path:
+    def _free(self) -> Any:
         """A directory beside this one that does not exist."""
         names = (f"{self.path.name}-{i}" for i in itertools.count(2))
         paths = map(self.path.with_name, names)
         return next(path for path in paths if not path.exists())
-
-    def _files(self) -> list[pathlib.Path]:
-        folder = self.path / "checkpoints"
-        # Unlike `glob`, `listdir` says if it is not allowed to look.
-        files = [folder / n for n in os.listdir(folder) if n.endswith(".npz")]
-        return sorted(p for p in files if p.stem.isdecimal())
-
-    @property
-    def _goal(self) -> str:
-        """What "best" means."""
-        return f"{self.mode} {self.monitor}"
-
-    def _is_best(self, value: float) -> bool:
-        best = self._best_value
-        if math.isnan(value) or best is None:
-            return not math.isnan(value)
-        return value > best if self.mode == "max" else value < best
-
-    def _keep_if_best(self, file: pathlib.Path, value: float) -> None:
-        if self._is_best(value):
-            self._best_value = value
-            with replacing(self.path / "best.npz") as f, file.open("rb") as g:
-                shutil.copyfileobj(g, f)
-
-    def _find_best(self) -> None:
-        """Notes the best value; without its file, of the checkpoints."""
-        self._best_value = self._read_best().get("value")
-        if self._best_value is not None or distribution.process()[0] > 0:
-            return
-        for file in self._files():
-            with contextlib.suppress(state.DamagedError):  # `restore` warns.
-                arrays = state.read(file)
-                if arrays["goal"] == self._goal:
-                    self._keep_if_best(file, arrays["value"])
-
-    def _read_best(self) -> dict[str, Any]:
-        file = self.path / "best.npz"
-        if not os.path.lexists(file):
-            return {}
-        try:
-            arrays = state.read(file)
-        except state.DamagedError as error:
-            warn_of_damage(file, error)
-            return {}
-        if arrays["goal"] != self._goal:
-            warn(
-                f"{file} is the best by {arrays['goal']!r}, not by "
-                f"{self._goal!r}, and is not used"
-            )
-            return {}
-        return arrays
 
     def _log(self, line: dict[str, Any]) -> None:
         """Adds a line; drops those that the run is about to repeat."""
@@ -421,7 +440,9 @@ class Workdir:
             f.writelines(f"{dump(entry)}\n".encode() for entry in (*kept, line))
 
     def _stop(self, model: Any, step: int, what: str) -> None:
-        good = [p for p in self._files() if p not in self._damaged]
+        self.wait()
+        files = storage.checkpoints(self._folder)
+        good = [p for p in files if p not in self._damaged]
         optimizer = inner_optimizer(model)
         # The rate of the update that this batch belonged to.
         update = (step - 1) // (optimizer.gradient_accumulation_steps or 1)
@@ -480,7 +501,7 @@ class _Checkpoints(keras.callbacks.Callback):
                 f"which hold {', '.join(logs)}. Pass `validation_data`, or "
                 "another `monitor` to Workdir."
             )
-        self._run.save(self.model, self._step, logs)
+        self._run.begin_to_save(self.model, self._step, logs)
         distribution.barrier()
         self._epoch_start = self._step
         if self._run.terminated:

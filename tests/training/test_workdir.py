@@ -26,9 +26,21 @@ from _run import (
 )
 
 from keras_augreg.recipe import AugReg
-from keras_augreg.training import Workdir, rundir, state
+from keras_augreg.training import Workdir, rundir, state, storage
 
 HERE = pathlib.Path(__file__).parent
+SUFFIX = "" if keras.backend.backend() == "jax" else ".npz"
+
+
+def file_of(folder, step):
+    return folder / "checkpoints" / f"{step:010d}{SUFFIX}"
+
+
+def steps_in(folder):
+    return [
+        storage.step_of(path)
+        for path in storage.checkpoints(folder / "checkpoints")
+    ]
 
 
 class At(keras.callbacks.Callback):
@@ -102,7 +114,7 @@ def test_sigterm_within_an_interval(tmp_path):
         train(make_model(), folder, [At(7, terminate)])
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
-    assert (folder / "checkpoints" / "0000000007.npz").exists()
+    assert file_of(folder, 7).exists()
     model = make_model()
     assert_ends_as(whole, model, train(model, folder))
 
@@ -129,6 +141,16 @@ def replace_by(make):
     return replace
 
 
+def inside(damage):
+    """What does the same to the largest file of a folder of Orbax."""
+
+    def apply(path):
+        files = [p for p in path.rglob("*") if p.is_file()]
+        damage(max(files, key=lambda p: p.stat().st_size, default=path))
+
+    return apply
+
+
 DAMAGES = {
     "flipped": flip,
     "truncated": truncate,
@@ -136,19 +158,23 @@ DAMAGES = {
     "directory": replace_by(os.mkdir),
     "fifo": replace_by(os.mkfifo),
 }
+DAMAGES = {name: inside(damage) for name, damage in DAMAGES.items()}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_best_checkpoint(tmp_path, damage):
     model = make_plain(ema_momentum=None)
     run = Workdir(tmp_path, {})
-    run.save(model, 1, {"val_accuracy": 0.5})
-    damage(tmp_path / "best.npz")
-    with pytest.warns(UserWarning, match=r"best\.npz is damaged"):
-        assert run.restore_best(model) is None
-    assert run.restore(model) == 1
+    for step, value in ((1, 0.5), (2, 0.6)):
+        run.save(model, step, {"val_accuracy": value})
+    damage(file_of(tmp_path, 2))
+    with pytest.warns(UserWarning, match=r"0000000002.* is damaged"):
+        assert run.restore_best(model) == 0.5
+    damage(file_of(tmp_path, 1))
     again = Workdir(tmp_path, {})
-    again.save(model, 2, {"val_accuracy": 0.4})
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert again.restore_best(model) is None
+    again.save(model, 3, {"val_accuracy": 0.4})
     assert again.restore_best(model) == 0.4
 
 
@@ -158,11 +184,11 @@ def test_damaged_old_checkpoint(tmp_path, damage):
     model = make_plain(ema_momentum=None)
     run = Workdir(tmp_path, {}, 2)
     run.save(model, 1, {})
-    damage(*run._files())
+    damage(file_of(tmp_path, 1))
     run.save(model, 2, {})
     run.save(model, 3, {})
-    assert [p.stem[-1] for p in run._files()] == ["2", "3"]
-    assert not (tmp_path / "checkpoints" / "0000000001.npz").exists()
+    assert steps_in(tmp_path) == [2, 3]
+    assert not file_of(tmp_path, 1).exists()
     assert run.restore(model) == 3
 
 
@@ -188,9 +214,10 @@ def stopped(determinism, tmp_path_factory):
 def test_damaged_newest_checkpoint(whole, stopped, tmp_path, damage):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     checkpoints = tmp_path / "checkpoints"
-    damage(checkpoints / "0000000009.npz")
+    damage(file_of(tmp_path, 9))
     # The result of a kill in the middle of a write, and worse.
     (checkpoints / "0000000012.tmp").write_bytes(b"half")
+    (checkpoints / f"0000000012{storage.UNFINISHED}").mkdir()
     os.mkfifo(checkpoints / "0000000016.tmp")
     (checkpoints / "0000000016.npz").mkdir()
     (checkpoints / "9999999999.npz").write_bytes(b"")
@@ -201,8 +228,8 @@ def test_damaged_newest_checkpoint(whole, stopped, tmp_path, damage):
         warnings.simplefilter("always")
         run = train(model, tmp_path)
     messages = [str(warning.message) for warning in seen]
-    for name in ("0000000009", "0000000016", "9999999999"):
-        assert any(f"{name}.npz is damaged" in text for text in messages)
+    for name in (f"0000000009{SUFFIX}", "0000000016.npz", "9999999999.npz"):
+        assert any(f"{name} is damaged" in text for text in messages)
     assert any("jsonl: 2 damaged lines" in text for text in messages)
     assert_ends_as(whole, model, run)
 
@@ -217,14 +244,14 @@ def test_a_finished_run_is_left_alone(whole):
 
 def test_keeps_the_newest_and_the_best(whole, tmp_path):
     names = sorted(p.name for p in (whole[1].path / "checkpoints").iterdir())
-    assert names == [f"{n:010d}.npz" for n in (12, 16, 20)]
+    assert names == [f"{n:010d}{SUFFIX}" for n in (12, 16, 20)]
     model = make_plain(ema_momentum=None)
     for mode, best in (("max", 0.5), ("min", 0.1)):
         run = Workdir(tmp_path / mode, {}, 1, "val_loss", mode)
         for step, value in [(1, 0.3), (2, 0.5), (3, 0.1), (4, 0.4)]:
             model.get_layer("head").bias.assign(np.full(10, value, "float32"))
             run.save(model, step, {"val_loss": value})
-        assert [p.name for p in run._files()] == ["0000000004.npz"]
+        assert steps_in(tmp_path / mode) == [2 if mode == "max" else 3, 4]
         assert run.restore_best(model) == best
         bias = keras.ops.convert_to_numpy(model.get_layer("head").bias)
         np.testing.assert_array_equal(bias, np.full(10, best, "float32"))
@@ -258,8 +285,7 @@ def test_early_stopping_ends_the_run(tmp_path):
     )
     model = make_plain()
     train(model, tmp_path, [stop])
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    assert newest.name < "0000000020.npz"
+    assert steps_in(tmp_path)[-1] < STEPS
     for got, want in zip(model.get_weights(), stop.best_weights, strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -375,45 +401,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 
 @pytest.mark.once
-def test_best_checkpoints_of_another_goal(tmp_path):
-    """A best value of one metric says nothing about another's."""
+def test_best_by_another_metric(tmp_path):
+    """All metrics of a checkpoint are known, so the best can be another."""
     model = make_plain(ema_momentum=None)
-    Workdir(tmp_path, {}).save(model, 1, {"val_accuracy": 0.9, "val_loss": 0.9})
+    run = Workdir(tmp_path, {})
+    run.save(model, 1, {"val_accuracy": 0.9, "val_loss": 0.9})
+    run.save(model, 2, {"val_accuracy": 0.5, "val_loss": 0.1})
+    run.save(model, 3, {"val_accuracy": 0.7, "val_loss": float("nan")})
+    assert run.restore_best(model) == 0.9
     run = Workdir(tmp_path, {}, monitor="val_loss", mode="min")
-    with pytest.warns(UserWarning, match="'max val_accuracy', not by"):
-        run._find_best()
-    assert run._best_value is None
-    run.save(model, 2, {"val_accuracy": 0.5, "val_loss": 1.9})
-    assert run.restore_best(model) == 1.9
-
-
-@pytest.mark.once
-def test_a_best_checkpoint_that_is_lost_is_found_again(tmp_path):
-    model = make_plain(ema_momentum=None)
-    run = Workdir(tmp_path, {})
-    for step, value in ((1, 0.3), (2, 0.6), (3, 0.5)):
-        run.save(model, step, {"val_accuracy": value})
-    truncate(tmp_path / "best.npz")
-    again = Workdir(tmp_path, {})
-    with pytest.warns(UserWarning, match=r"best\.npz is damaged"):
-        again._find_best()
-    assert again._best_value == again.restore_best(model) == 0.6
-
-
-@pytest.mark.once
-def test_the_best_is_kept_before_its_checkpoint_has_its_name(
-    tmp_path, monkeypatch
-):
-    """A kill between the two would lose it, if only by the checkpoint."""
-    model = make_plain(ema_momentum=None)
-    run = Workdir(tmp_path, {})
-    names = []
-    replace = os.replace
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (names.append(b.name), replace(a, b))
-    )
-    run.save(model, 1, {"val_accuracy": 0.5})
-    assert names[-2:] == ["best.npz", "0000000001.npz"]
+    assert run.restore_best(model) == 0.1
 
 
 @pytest.mark.once
@@ -495,9 +492,7 @@ def test_nan_loss_stops(tmp_path):
         match=r"step 7, learning rate 0.000962: the loss is nan.*0000000004",
     ):
         train(make_plain(), tmp_path, [At(6, poison)])
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [
-        "0000000004.npz"
-    ]
+    assert list((tmp_path / "checkpoints").iterdir()) == [file_of(tmp_path, 4)]
 
 
 def test_nan_weights_are_not_saved(tmp_path):
@@ -508,20 +503,39 @@ def test_nan_weights_are_not_saved(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def fill_the_disk(monkeypatch, step):
+    """Lets the engine fail at a step, in the middle of its work."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if SUFFIX:
+        savez = np.savez
+
+        def fail(file, **arrays):
+            if arrays["step"] == step:
+                file.write(b"PK")
+                raise full
+            savez(file, **arrays)
+
+        monkeypatch.setattr(np, "savez", fail)
+        return
+    import orbax.checkpoint
+
+    finalize = orbax.checkpoint.PyTreeCheckpointHandler.finalize
+
+    def fail(self, folder):
+        if f"{step:010d}" in str(folder):
+            raise full
+        finalize(self, folder)
+
+    monkeypatch.setattr(
+        orbax.checkpoint.PyTreeCheckpointHandler, "finalize", fail
+    )
+
+
 def test_full_disk(whole, tmp_path, monkeypatch):
-    savez = np.savez
-
-    def full(file, **arrays):
-        if arrays["step"] == 8:
-            file.write(b"PK")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        savez(file, **arrays)
-
-    monkeypatch.setattr(np, "savez", full)
+    fill_the_disk(monkeypatch, 8)
     with pytest.raises(OSError, match="No space left"):
         train(make_plain(), tmp_path)
-    files = [p.name for p in (tmp_path / "checkpoints").iterdir()]
-    assert files == ["0000000004.npz"]
+    assert list((tmp_path / "checkpoints").iterdir()) == [file_of(tmp_path, 4)]
     monkeypatch.undo()
     model = make_plain()
     assert_ends_as(whole, model, train(model, tmp_path))
@@ -530,8 +544,9 @@ def test_full_disk(whole, tmp_path, monkeypatch):
 @pytest.fixture
 def small_disk(tmp_path, whole):
     """A file system with room for one checkpoint and a half."""
-    size = next(whole[1].path.rglob("*.npz")).stat().st_size
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}"]
+    path = whole[1].path / "checkpoints"
+    used = subprocess.check_output(["du", "-sk", path], text=True).split()[0]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(used) // 2}k"]
     made = subprocess.run([*mount, "none", str(tmp_path)], check=False)
     if made.returncode:
         pytest.skip("only root makes a file system")
@@ -542,9 +557,8 @@ def small_disk(tmp_path, whole):
 def test_disk_that_is_full(whole, small_disk):
     with pytest.raises(OSError, match="No space left"):
         train(make_plain(), small_disk)
-    checkpoints = list((small_disk / "checkpoints").iterdir())
-    assert [p.name for p in checkpoints] == ["0000000004.npz"]
-    assert not list(small_disk.rglob("*.tmp"))
+    found = list((small_disk / "checkpoints").iterdir())
+    assert found == [file_of(small_disk, 4)]
     larger = ["mount", "-o", "remount,size=64m", str(small_disk)]
     subprocess.run(larger, check=True)
     model = make_plain()
