@@ -20,7 +20,7 @@ def as_path(path: str | os.PathLike[str]) -> Any:
         path: Without a scheme, or `gs://BUCKET/NAME` as a string.
 
     Returns:
-        An absolute `pathlib.Path`, or an `etils.epath.Path`.
+        A `pathlib.Path`, or an `etils.epath.Path`.
 
     Raises:
         ValueError: Another scheme, or a `pathlib.Path` of one, which has lost
@@ -29,7 +29,7 @@ def as_path(path: str | os.PathLike[str]) -> Any:
     """
     text = os.fspath(path)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        return pathlib.Path(text).expanduser().absolute()
+        return pathlib.Path(text).expanduser()
     if not re.match(r"gs://[^/]+", text):
         raise ValueError(
             f"Expected a local path, or gs://BUCKET/NAME as a string. "
@@ -48,6 +48,13 @@ def as_path(path: str | os.PathLike[str]) -> Any:
     # TensorStore and other machines write beside gcsfs, which would not look.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)
+
+
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """`as_path`, for what only works on this machine's disks."""
+    if is_remote(path):
+        raise ValueError(f"Expected a local path. Received: {path!r}")
+    return pathlib.Path(as_path(path))
 
 
 def is_remote(path: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_augreg.atomic import as_path
 from keras_augreg.augment import OPERATIONS, AugRegAugment, apply_op
 from keras_augreg.features import FeatureExtractor
 from keras_augreg.output import subplots
@@ -628,7 +628,7 @@ def _points(run: Any) -> dict[str, list[tuple[float, float]]]:
             epochs = (epoch + 1 for epoch in run.epoch[every - 1 :: every])
             points[key] = list(zip(epochs, values, strict=False))
         return points
-    path = run.path if isinstance(run, Workdir) else pathlib.Path(run)
+    path = run.path if isinstance(run, Workdir) else as_path(run)
     file = path / "metrics.jsonl"
     if not file.exists():
         raise FileNotFoundError(

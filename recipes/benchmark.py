@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -26,7 +25,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from absl import app, flags
 
 from keras_augreg import benchmark, visualize
-from keras_augreg.atomic import replacing
+from keras_augreg.atomic import as_path, replacing
 from keras_augreg.output import markdown_table
 from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
         map(int, _BATCH_SIZES.value),
         _DTYPES.value,
     )
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = as_path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     rows, failed = [], []
     for backend, *values in combinations:

@@ -21,7 +21,6 @@ import csv
 import io
 import json
 import os
-import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> None:
     best = np.argsort(-scores, axis=1)[:, :5]
     right = np.take_along_axis(truth, best, axis=1)
 
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = atomic.as_path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     counts = truth.sum(axis=0)
     hits = (truth & np.eye(model.classes, dtype=bool)[best[:, 0]]).sum(axis=0)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -36,7 +35,7 @@ from keras_augreg import (
     flight_check,
     visualize,
 )
-from keras_augreg.atomic import replacing
+from keras_augreg.atomic import as_path, replacing
 from keras_augreg.initialization import zero_weights
 from keras_augreg.recipe import PRETRAINING_RESOLUTION as RESOLUTION
 from keras_augreg.variants import find
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> None:
         )
         print(flight_check.table(report), file=sys.stderr)
         reports.append({"model": _MODEL.value, **report})
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = as_path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     with replacing(workdir / "flight_check.json") as file:
         file.write(json.dumps(reports, indent=1).encode())

@@ -27,10 +27,10 @@ ELSEWHERE = ("workdir", "tensorboard", "restore_best")
 FLAGS = flags.FLAGS
 
 
-def workdir() -> pathlib.Path:
+def workdir() -> str:
     """The folder of `--workdir`."""
     script = pathlib.Path(sys.argv[0]).stem
-    return pathlib.Path(FLAGS.workdir or f"runs/{script}").expanduser()
+    return FLAGS.workdir or f"runs/{script}"
 
 
 def open_run(devices: Any) -> Workdir:

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from keras_augreg.atomic import local_path
 from keras_augreg.study import table
 from keras_augreg.study.grid import Cell, Finetuning, Pretraining
 
@@ -102,7 +103,7 @@ def run(
             "`shard` must be (index, count) with 0 <= index < count. "
             f"Received: shard={shard}"
         )
-    root = pathlib.Path(workdir)
+    root = local_path(workdir)
     (root / "cells").mkdir(parents=True, exist_ok=True)
     mine = _mine(cells, index, count)
     records = {cell.name: _read(root, cell.name) for cell in mine}
@@ -159,7 +160,7 @@ def collect(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         ValueError: If a record is damaged.
     """
-    root = pathlib.Path(workdir)
+    root = local_path(workdir)
     while _tabulate(root) != _state(root):
         pass  # Another shard's record came; its table may be older.
     return root / "results.csv"
@@ -235,7 +236,6 @@ def _attempt(root: pathlib.Path, cell: Cell, train: Train) -> dict[str, Any]:
     if _done(record):  # Only an unfinished cell needs these.
         # A network's file system may still hold some of its files.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "best.npz").unlink(missing_ok=True)
     return record
 
 

@@ -96,6 +96,8 @@ class Workdir:
                 f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
             )
         self.path = atomic.as_path(path)
+        if not atomic.is_remote(self.path):
+            self.path = self.path.absolute()
         self.keep = keep
         self.monitor = monitor
         self.mode = mode

@@ -1,6 +1,6 @@
 """A tiny run of everything that a checkpoint has to bring back.
 
-`_run.py --workdir=DIR` trains it, for `kills.py`.
+`_run.py --workdir=DIR [--distribute=KIND]` trains it, for `kills.py`.
 """
 
 import os
@@ -10,7 +10,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 
-from keras_augreg import VisionTransformer, data
+from keras_augreg import VisionTransformer, data, distribute
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import Workdir, compile_pretraining
 
@@ -56,11 +56,13 @@ def digits(split="train", training=True):
     )[0]
 
 
-def train(model, workdir, callbacks=(), verbose=0, settings=SETTINGS):
+def train(
+    model, workdir, callbacks=(), verbose=0, settings=SETTINGS, shard=(0, 1)
+):
     run = Workdir(workdir, settings)
     run.fit(
         model,
-        digits(),
+        digits().sharded(*shard),
         total_steps=STEPS,
         interval=INTERVAL,
         callbacks=list(callbacks),
@@ -69,6 +71,13 @@ def train(model, workdir, callbacks=(), verbose=0, settings=SETTINGS):
     return run
 
 
-if __name__ == "__main__":
+def main(*arguments):
+    options = dict(text.removeprefix("--").split("=") for text in arguments)
     set_determinism(True)
-    train(make_model(), sys.argv[1].removeprefix("--workdir="))
+    kind, _, parts = options.get("distribute", "none").partition(":")
+    with distribute(kind, int(parts) if parts else None) as devices:
+        train(make_model(), options["workdir"], shard=devices.shard)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

