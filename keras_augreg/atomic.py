@@ -39,12 +39,17 @@ def as_path(path: str | os.PathLike[str]) -> Any:
         import fsspec
         import gcsfs  # noqa: F401 (fsspec opens gs:// with it)
         from etils import epath
+        from etils.epath import gpath
     except ImportError as error:
         raise ImportError(
             f"{text} needs etils and gcsfs: pip install 'etils[epath]' gcsfs"
         ) from error
-    # Otherwise etils imports TensorFlow, where there is one, to read a file.
+    # Otherwise etils imports TensorFlow, where there is one, to read a file. It
+    # looks once, and TFDS may have been before us.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    looked = getattr(gpath, "_is_tf_installed", None)
+    if hasattr(looked, "cache_clear"):
+        looked.cache_clear()
     # TensorStore and other machines write beside gcsfs, which would not look.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)

@@ -29,9 +29,10 @@ import numpy as np
 from keras_augreg import atomic, distribution
 from keras_augreg.training.rundir import move_aside_unless_file, replacing
 
-# What Orbax is writing to, on a disk; on gs:// it has its final name, but no
-# commit file.
+# What Orbax is writing to, on a disk; on gs:// it has its final name, and this
+# file only when all is there.
 UNFINISHED = ".orbax-checkpoint-tmp"
+COMMITTED = "commit_success.txt"
 
 
 class DamagedError(ValueError):
@@ -72,22 +73,24 @@ def step_of(path: Any) -> int:
 
 def checkpoints(folder: Any) -> list[Any]:
     """The checkpoints in a folder that appear whole, in the order of steps."""
+    found = [p for p in _named(folder) if p.suffix or _committed(p)]
+    return sorted(found, key=lambda path: (step_of(path), path.name))
+
+
+def _named(folder: Any) -> list[Any]:
+    """All that is called as a checkpoint is."""
     if atomic.is_remote(folder):
         found = list(folder.iterdir()) if folder.exists() else []
     else:
         # Unlike `glob`, `listdir` says if it is not allowed to look.
         found = [folder / name for name in os.listdir(folder)]
-    found = [p for p in found if re.fullmatch(r"\d+(\.npz)?", p.name)]
-    if atomic.is_remote(folder):
-        found = [p for p in found if p.suffix or _committed(p)]
-    return sorted(found, key=lambda path: (step_of(path), path.name))
+    return [p for p in found if re.fullmatch(r"\d+(\.npz)?", p.name)]
 
 
 def clean(folder: Any) -> None:
     """Deletes what killed or failed writes have left."""
     if atomic.is_remote(folder):
-        left = [p for p in folder.iterdir() if p.name.isdecimal()]
-        left = [p for p in left if not _committed(p)]
+        left = [p for p in _named(folder) if not (p.suffix or _committed(p))]
     else:
         left = [*folder.glob("*.tmp"), *folder.glob(f"*{UNFINISHED}*")]
     for path in left:
@@ -98,7 +101,7 @@ def remove(path: Any) -> None:
     """Deletes a checkpoint, or what is in its place."""
     if atomic.is_remote(path):
         if path.is_dir():
-            (path / "commit_success.txt").unlink(missing_ok=True)
+            (path / COMMITTED).unlink(missing_ok=True)
             path.rmtree()
         else:
             path.unlink(missing_ok=True)
@@ -203,7 +206,9 @@ def _orbax() -> Any:
 
 
 def _committed(path: Any) -> bool:
-    return bool(_orbax().utils.is_checkpoint_finalized(path))
+    """Whether Orbax has finished a folder; on a disk, it has no name before."""
+    # By Orbax's own rule, also where it is not installed.
+    return not atomic.is_remote(path) or (path / COMMITTED).exists()
 
 
 class _Orbax:
@@ -325,13 +330,14 @@ def _digests(arrays: dict[str, Any]) -> dict[str, tuple[bool, int]]:
     The sum of its elements' bits, each times an odd number of its own, modulo
     2**32: every device sums its part, and any flipped bit changes it.
     """
-    found = {
-        key: (_digest_numpy if isinstance(array, np.ndarray) else _in_jax())(
-            array
-        )
-        for key, array in arrays.items()
-    }
-    return {k: (bool(finite), int(bits)) for k, (finite, bits) in found.items()}
+    found = {}
+    for key in sorted(arrays):  # In one order on all hosts.
+        numpy = isinstance(arrays[key], np.ndarray)
+        finite, bits = (_digest_numpy if numpy else _in_jax())(arrays[key])
+        # One after the other: devices of a CPU wait for each other forever
+        # where several such programs are on their way.
+        found[key] = bool(finite), int(bits)
+    return found
 
 
 def _digest_numpy(array: np.ndarray) -> tuple[Any, Any]:

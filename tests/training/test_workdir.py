@@ -585,16 +585,26 @@ def test_settings_of_two_processes_that_start_at_once(tmp_path):
 
 
 @pytest.mark.once  # The tests above have the other backends.
-def test_kills(tmp_path):
-    command = [sys.executable, str(HERE / "kills.py"), "--damage", "3"]
+@pytest.mark.parametrize(
+    ("options", "kills", "devices", "arguments"),
+    [
+        (["--damage"], 3, 1, []),
+        (["--gs"], 2, 2, ["--distribute=fsdp"]),
+    ],
+    ids=["disk", "gs"],
+)
+def test_kills(tmp_path, options, kills, devices, arguments):
+    command = [sys.executable, HERE / "kills.py", *options, str(kills)]
+    flag = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
-        [*command, str(tmp_path), str(HERE / "_run.py")],
+        [*command, tmp_path, HERE / "_run.py", *arguments],
         capture_output=True,
         text=True,
         timeout=600,
+        env={**os.environ, "XLA_FLAGS": flag},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "kill 3" in done.stdout
+    assert f"kill {kills}" in done.stdout
     assert ", 0 differ" in done.stdout
 
 
