@@ -47,7 +47,7 @@ def as_path(path: str | os.PathLike[str]) -> Any:
     # Otherwise etils imports TensorFlow, where there is one, to read a file. It
     # looks once, and TFDS may have been before us.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    looked = getattr(gpath, "_is_tf_installed", None)
+    looked: Any = getattr(gpath, "_is_tf_installed", None)
     if hasattr(looked, "cache_clear"):
         looked.cache_clear()
     # TensorStore and other machines write beside gcsfs, which would not look.
