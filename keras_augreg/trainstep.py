@@ -272,11 +272,16 @@ class TrainStep(KeepsState):
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
         _check_callbacks(callbacks)
-        self._augment_where(is_dataset(x) and distribution.augments_on_host())
+        # The engines of `keras_augreg.data` are a data set and such an object.
+        suits = is_dataset(x) or hasattr(x, "augmented")
+        self._augment_where(suits and distribution.augments_on_host())
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
-            x, count = self._augmented_dataset(x)
+            if hasattr(x, "augmented"):
+                x, count = self._augmented_batches(x)
+            else:
+                x, count = self._augmented_dataset(x)
             kwargs["callbacks"] = [count, *callbacks]
         before = self._updates_past_schedule()
         if before >= 0:
@@ -348,11 +353,32 @@ class TrainStep(KeepsState):
                     file=sys.stderr,
                 )
 
+    def _augmented_batches(self, batches: Any) -> tuple[Any, Any]:
+        """What `_augmented_dataset` returns, for the engine of NumPy."""
+        index, processes = distribution.process()
+
+        def augment(
+            images: Any, labels: Any, step: int, run: Any
+        ) -> tuple[Any, Any]:
+            # Processes should not share their draws, as in `_augmented`.
+            step = step * processes + index
+            return self._options.augment.on_host(images, labels, step, run)
+
+        augmented = batches.augmented(augment)
+        if augmented.has_weights:
+            self._check_weights()
+
+        def begin(*_: Any) -> None:
+            augmented.first = int(distribution.to_numpy(self._batches_seen()))
+
+        return augmented, keras.callbacks.LambdaCallback(on_epoch_begin=begin)
+
     def _augmented_dataset(self, dataset: Any) -> tuple[Any, Any]:
         """The data set, augmented, and the callback that counts for it."""
         if not is_dataset(dataset):
             raise TypeError(
-                "With augment_on='host', `fit` expects a `tf.data.Dataset` of "
+                "With augment_on='host', `fit` expects what "
+                "`keras_augreg.data.load` returns, or a `tf.data.Dataset` of "
                 "batches of images and labels. Received: x of type "
                 f"{type(dataset).__name__}. Pass such a data set, or compile "
                 "with augment_on='device'."

@@ -36,7 +36,7 @@ flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.")
 flags.DEFINE_bool("restore_best", False, "End with the best checkpoint.")
 flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 flags.DEFINE_string("workdir", None, "Output folder; by default runs/SCRIPT.")
-flags.DEFINE_bool("tensorboard", False, "Needs TensorFlow, TensorBoard.")
+flags.DEFINE_bool("tensorboard", False, "Files for it, by tensorboardX.")
 
 
 def apply(settings: dict[str, Any]) -> None:

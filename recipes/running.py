@@ -46,13 +46,12 @@ def open_run(devices: Any) -> Workdir:
         )
     if FLAGS.tensorboard:
         try:
-            import tensorboard  # noqa: F401 (tf.summary needs it)
-            import tensorflow  # noqa: F401 (writes the files)
+            import tensorboardX  # noqa: F401 (writes the files)
         except ImportError as error:
             raise app.UsageError(
-                "--tensorboard needs TensorFlow and TensorBoard. Install them "
-                "with `pip install tensorflow tensorboard`, or leave the flag "
-                "out: `metrics.jsonl` has the same numbers."
+                "--tensorboard writes its files with tensorboardX: pip install "
+                "'keras_augreg[tensorboard]', or leave the flag out: "
+                "`metrics.jsonl` has the same numbers."
             ) from error
     modules = (sys.argv[0], "common")
     known = [f for m in modules for f in FLAGS.get_key_flags_for_module(m)]
@@ -64,21 +63,48 @@ def open_run(devices: Any) -> Workdir:
 def tensorboard(
     run: Workdir, train: Any, recipe: Any, info: Any, devices: Any
 ) -> list[Any]:
-    """TensorBoard's callback, after it got a new run's first inputs."""
+    """A callback for TensorBoard, after it got a new run's first inputs."""
     if not FLAGS.tensorboard or devices.shard[0]:
         return []
-    import tensorflow as tf
+    from tensorboardX import SummaryWriter
 
     path = run.path / "tensorboard"
     if not (path / "inputs").exists():
         images, labels = map(np.asarray, next(iter(train.at(0, 1)))[:2])
         augment = AugRegAugment(recipe, info.num_classes, seed=FLAGS.seed)
         shown = keras.ops.convert_to_numpy(augment(images, labels, step=0)[0])
-        with tf.summary.create_file_writer(str(path / "inputs")).as_default():
-            tf.summary.image(
-                "inputs of the first step", shown / 255, 0, max_outputs=16
-            )
-    return [keras.callbacks.TensorBoard(path)]
+        with SummaryWriter(str(path / "inputs")) as writer:
+            name = "inputs of the first step"
+            writer.add_images(name, shown[:16] / 255, 0, dataformats="NHWC")
+    return [_TensorBoard(path)]
+
+
+class _TensorBoard(keras.callbacks.Callback):
+    """Writes what `fit` logs; Keras's own callback needs TensorFlow."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.writers = {
+            part: SummaryWriter(str(self.path / part))
+            for part in ("train", "validation")
+        }
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, value in (logs or {}).items():
+            of_test = name.startswith("val_")
+            writer = self.writers["validation" if of_test else "train"]
+            name = f"epoch_{name.removeprefix('val_')}"
+            writer.add_scalar(name, float(value), epoch)
+            writer.flush()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        for writer in self.writers.values():
+            writer.close()
 
 
 def fit(

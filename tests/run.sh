@@ -29,7 +29,7 @@ printf '=== set-up (some minutes)\n'
 # --find-links folders instead of the CUDA build that extras alone would pull.
 # Most of the modules are never imported, so none is compiled here.
 .venv/bin/python -m pip install -qq --no-compile --editable \
-  ".[jax,tpu,tensorflow,torch,data,docs,export,keras-cv,study,test]" torch==2.13.0
+  ".[jax,tpu,tensorflow,torch,data,docs,export,keras-cv,study,tensorboard,test]" torch==2.13.0
 export PATH="$PWD/.venv/bin:$PATH"
 # Where the environment forbids keeping bytecode, each program that tests start
 # compiles all that it imports: 20 seconds instead of 7 for a script.

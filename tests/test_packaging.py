@@ -19,6 +19,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from data import _photos
 from golden import make_npz
 
 pytestmark = pytest.mark.venv
@@ -75,6 +76,87 @@ print(json.dumps({
         if importlib.util.find_spec(name)
     ],
     "imported": sorted({"jax", "tensorflow", "torch"} & set(sys.modules)),
+}))
+"""
+
+# The same, where TPU images end: JAX without TensorFlow. Reads every kind of
+# data, trains with augmentation on the device and on the host, resumes.
+WITHOUT_TENSORFLOW = """
+import importlib.util, json, pathlib, sys
+
+import datasets, keras, numpy as np, PIL.Image
+import keras_augreg
+from keras_augreg import data, training
+
+pictures = [
+    PIL.Image.fromarray(np.full((20, 16, 3), 9 * i + 90 * (i % 2), "uint8"))
+    for i in range(12)
+]
+for i, picture in enumerate(pictures):
+    file = pathlib.Path("two", "train", "ab"[i % 2], f"{i}.jpg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file)
+rows = datasets.Dataset.from_dict(
+    {"image": pictures, "label": [i % 2 for i in range(12)]},
+    features=datasets.Features({
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=["a", "b"]),
+    }),
+)
+rows.save_to_disk("saved")
+
+def load(source, split="train", classes=2, **arguments):
+    batches, info = data.load(
+        source, split, image_size=16, batch_size=4, training=True, **arguments
+    )
+    assert info.engine == "python" and info.num_classes == classes, info
+    images, labels = next(iter(batches))
+    assert images.shape == (4, 16, 16, 3) and images.dtype == "uint8"
+    return batches
+
+load("digits", classes=10)
+load(pathlib.Path("two"))
+load(rows)
+load("saved")
+load("small_photos", data_dir=sys.argv[1], classes=3)
+load(f"{sys.argv[1]}/small_photos/1.0.0", "test[:50%]", 3)
+
+def compiled(where):
+    keras.utils.set_random_seed(0)
+    model = keras_augreg.VisionTransformer(
+        patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32,
+        input_shape=(16, 16, 3), classes=2,
+    )
+    keras_augreg.compile_pretraining(
+        model, keras_augreg.AugReg("medium1"), total_steps=6, warmup_steps=1,
+        augment_on=where, ema_momentum=0.9, seed=0,
+    )
+    return model
+
+def end(model):
+    return np.concatenate([w.ravel() for w in model.get_weights()])
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+train = load(pathlib.Path("two"))
+ends = []
+for where in ("device", "host"):
+    for stopped in (False, True):
+        run = f"runs/{where}{stopped}"
+        for callbacks in [[Stop()], []] if stopped else [[]]:
+            model = compiled(where)
+            training.Workdir(run, {}).fit(
+                model, train, total_steps=6, interval=2, callbacks=callbacks,
+                verbose=0,
+            )
+        ends.append(end(model))
+names = ("tensorflow", "torch")
+print(json.dumps({
+    "differences": [float(np.abs(e - ends[0]).max()) for e in ends],
+    "installed": [name for name in names if importlib.util.find_spec(name)],
+    "imported": sorted({*names} & {*sys.modules}),
 }))
 """
 
@@ -183,7 +265,7 @@ def lowest(package):
         ),
         # Named together with the rest, pip takes a CPU build lying on disk.
         ("torch", "wheel", ["torch==2.13.0"]),
-        ("jax", "sdist", []),
+        ("jax", "sdist", ["datasets", "scikit-learn"]),
     ],
     ids=["oldest", "torch", "sdist"],
 )
@@ -200,7 +282,8 @@ def test_clean_installation(
     run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python)
-    package = f"{package}[{backend}]"
+    extras = backend if kind == "wheel" else f"{backend},array_record"
+    package = f"{package}[{extras}]"
     run(*pip, "install", "-q", "--no-compile", package, *pins)
     run(*pip, "check")
 
@@ -220,7 +303,7 @@ def test_clean_installation(
     assert result["file"].startswith(str(tmp_path))
     assert result["backend"] == backend
     assert result["installed"] == result["imported"] == [backend]
-    if pins and backend == "jax":
+    if kind == "wheel" and backend == "jax":
         assert result["keras"].startswith(versions["keras"])
     assert result["parameters"] == new_parameters()
     assert result["label"] == "organism, being"
@@ -234,6 +317,16 @@ def test_clean_installation(
     y = np.load(tmp_path / "out.npy")
     assert y.shape == (2, 10)
     np.testing.assert_allclose(y, expected, atol=2e-6)
+    if kind == "sdist":
+        _photos.build_tfds(tmp_path / "tfds", 4, file_format="array_record")
+        command = (python, "-c", WITHOUT_TENSORFLOW, tmp_path / "tfds")
+        result = json.loads(
+            run(*command, cwd=tmp_path, env=environment).splitlines()[-1]
+        )
+        assert result["installed"] == result["imported"] == []
+        whole, resumed, host, host_resumed = result["differences"]
+        assert (whole, resumed) == (0, 0)
+        assert host == host_resumed < 1e-5
 
 
 def new_parameters():

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def is_tensorflow(x: Any) -> bool:
@@ -54,12 +55,15 @@ def namespace(x: Any) -> Any:
     return _tensorflow_ops() if is_tensorflow(x) else keras.ops
 
 
-def soft_labels(labels: Any, classes: int, dtype: str = "float32") -> Any:
+def soft_labels(
+    labels: Any, classes: int, dtype: str = "float32", xp: Any = None
+) -> Any:
     """Integer labels (batch,) or (batch, 1), or soft ones, as probabilities.
 
-    With one class, they are probabilities in any shape.
+    With one class, they are probabilities in any shape. `xp` is the namespace
+    to compute with; `None` for that of the labels.
     """
-    xp = namespace(labels)
+    xp = xp or namespace(labels)
     shape = tuple(labels.shape)
     if len(shape) == 1 == classes:
         labels = xp.reshape(labels, (-1, 1))
@@ -99,7 +103,9 @@ def computed_once(columns: list[Any]) -> list[Any]:
     and draws again for each pixel: 16 images of 224 px took 14 times as long
     under JAX. It drops barriers before fusing, but keeps a sort.
     """
-    if is_tensorflow(columns[0]) or keras.backend.backend() != "jax":
+    on_host = isinstance(columns[0], np.ndarray)
+    backend = keras.backend.backend()
+    if on_host or is_tensorflow(columns[0]) or backend != "jax":
         return columns
     import jax
 
@@ -173,3 +179,27 @@ def _tensorflow_ops() -> types.SimpleNamespace:
         map=map_uint8, segment_sum=segment_sum, shape=shape,
         swapaxes=swapaxes, take=tf.gather, take_along_axis=take_along_axis,
     )  # fmt: skip
+
+
+@functools.cache
+def numpy_ops() -> types.SimpleNamespace:
+    """The functions for NumPy's arrays on the host, without any backend."""
+
+    def one_hot(x: Any, classes: int, dtype: str) -> np.ndarray:
+        return (x[..., None] == np.arange(classes)).astype(dtype)
+
+    def segment_sum(data: Any, ids: Any, num_segments: int) -> np.ndarray:
+        return np.bincount(ids, minlength=num_segments)
+
+    same = (
+        "abs argmax clip concatenate cumsum exp floor log max maximum min "
+        "minimum ones_like reshape roll shape sum take take_along_axis where"
+    )
+    return types.SimpleNamespace(
+        **{name: getattr(np, name) for name in same.split()},
+        arange=lambda n, dtype="int32": np.arange(n, dtype=dtype),
+        cast=lambda x, dtype: np.asarray(x).astype(dtype, copy=False),
+        one_hot=one_hot,
+        segment_sum=segment_sum,
+        sigmoid=lambda x: 1 / (1 + np.exp(-x)),
+    )

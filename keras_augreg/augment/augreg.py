@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_augreg.augment import arrays, ops
 from keras_augreg.augment.base import AugmentationLayer
 from keras_augreg.augment.mixup import draw_share, mix
-from keras_augreg.augment.randaugment import randaugment
+from keras_augreg.augment.randaugment import Run, augment_numpy, randaugment
 from keras_augreg.recipe import AugReg, check_recipe
 
 
@@ -85,6 +86,41 @@ class AugRegAugment(AugmentationLayer):
         # A recipe that draws nothing does not count the step either.
         key = self._key(images, step) if recipe != "none" else ()
         return _compiled(library, host, recipe)(images, labels, *key)
+
+    def on_host(
+        self, images: np.ndarray, labels: np.ndarray, step: int, run: Run
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augments NumPy's arrays with the draws of `call`, without a backend.
+
+        Args:
+            images: uint8 (batch, height, width, 3); they are overwritten.
+            labels: As in `call`.
+            step: As in `call`.
+            run: Called as `run(function, batch)`, it calls `function` for
+                every number below `batch`, on threads for example.
+
+        Returns:
+            What `call` returns, as NumPy's arrays.
+        """
+        xp = arrays.numpy_ops()
+        labels = arrays.soft_labels(labels, self.num_classes, xp=xp)
+        recipe = self.recipe
+        key = keras.ops.convert_to_numpy(self.seed_generator.state)[0], step
+        key = tuple(np.array(key, np.int64).astype(np.int32))
+        if recipe.randaugment:
+            augment_numpy(images, key, *recipe.randaugment, run)
+        mixed = np.empty(images.shape, np.float32)
+        if not recipe.mixup:
+            mixed[:] = images
+            return mixed, labels
+        share = np.float32(draw_share(xp, key, recipe.mixup))
+
+        def mix_one(i: int) -> None:
+            np.multiply(images[i], share, out=mixed[i])
+            mixed[i] += images[i - 1] * (1 - share)
+
+        run(mix_one, len(images))
+        return mixed, mix(labels, xp.roll(labels, 1, axis=0), share)
 
     def compute_output_spec(
         self, images: Any, labels: Any, *_: Any, **__: Any

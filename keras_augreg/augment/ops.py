@@ -125,6 +125,16 @@ class Lookups:
         return np.stack(rows)
 
     @functools.cached_property
+    def maps(self) -> np.ndarray:
+        """`sources` as OpenCV takes them: int16 (11, height, width, 2), (x, y).
+
+        (-1, -1) lies outside the image.
+        """
+        maps = np.stack(np.divmod(self.sources, self.width)[::-1], axis=-1)
+        maps[self.sources < 0] = -1
+        return maps.astype(np.int16).reshape(-1, self.height, self.width, 2)
+
+    @functools.cached_property
     def tables(self) -> np.ndarray:
         """What each operation makes of each value: float32 (16, 3, 256).
 
@@ -268,10 +278,15 @@ def _equalize_tables(xp: Any, images: Any, wanted: Any = None) -> Any:
     index = xp.reshape(index, (-1,))
     count = xp.segment_sum(xp.ones_like(index), index, n * c * 256)
     count = xp.reshape(xp.cast(count, "int32"), (n, c, 256))
-    values = xp.arange(256)
     high = xp.cast(xp.max(images, axis=(1, 2)), "int32")[..., None]
+    return _tables_of_counts(xp, count, high, h * w)
+
+
+def _tables_of_counts(xp: Any, count: Any, high: Any, pixels: Any) -> Any:
+    """Equalizes histograms, int32 (n, 3, 256), of the largest value `high`."""
+    values = xp.arange(256)
     last = xp.sum(xp.where(high == values, count, 0), axis=-1)[..., None]
-    step = (h * w - last) // 255
+    step = (pixels - last) // 255
     darker = xp.cumsum(count, axis=-1) - count
     table = (darker + step // 2) // xp.maximum(step, 1)
     table = xp.where(step > 0, xp.clip(table, 0, 255), values)
@@ -443,6 +458,54 @@ def apply_each(images: Any, choices: list[Choice], lookups: Lookups) -> Any:
 
     spec = tf.TensorSpec(images.shape[1:], "uint8")
     return tf.map_fn(transform, (images, choices), fn_output_signature=spec)
+
+
+def apply_numpy(
+    image: np.ndarray, choice: tuple[int, ...], lookups: Lookups
+) -> np.ndarray:
+    """Applies one operation to one image, uint8 (height, width, 3), on a CPU.
+
+    The look-ups are OpenCV's, which takes no lock of the interpreter, so that
+    threads share the work; the rest is the families' own arithmetic.
+    """
+    import cv2
+
+    operation, negative, row, column = choice
+    family, xp = _FAMILY_OF[OPERATIONS[operation]], arrays.numpy_ops()
+    if family is _move:
+        at = lookups.maps[_SOURCE_ROWS[2 * operation + negative]]
+        return np.asarray(
+            cv2.remap(
+                image, at, np.empty(0, np.uint16), cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT, borderValue=(FILL,) * 3,
+            )
+        )  # fmt: skip
+    if family is _cut_out:
+        half, image = lookups.cutout, image.copy()
+        box = [slice(max(x - half, 0), max(x + half, 0)) for x in (row, column)]
+        image[tuple(box)] = FILL
+        return image
+    if family in (_map_values, _stretch, _equalize):
+        tables = lookups.tables[operation]
+        if family is not _map_values:
+            channels = range(3)
+            count = np.stack(
+                [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel()
+                 for c in channels]
+            ).astype(np.int32)  # fmt: skip
+            found = count > 0
+            low, high = found.argmax(1), 255 - found[:, ::-1].argmax(1)
+            if family is _stretch:  # The extremes are all that counts.
+                extremes = np.stack([low, high])[None, :, None]
+                tables = _autocontrast_tables(xp, extremes)[0]
+            else:
+                tables = _tables_of_counts(
+                    xp, count[None], high[None, :, None], image[..., 0].size
+                )[0]
+        table = tables.T.astype(np.uint8)[:, None]
+        return np.asarray(cv2.LUT(image, table))
+    each = Choice(*(np.full(1, x, np.int32) for x in choice))
+    return family(xp, image[None], each, lookups)[0].astype(np.uint8)
 
 
 def apply_op(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_augreg.augment import arrays, draws, ops
 from keras_augreg.augment.base import AugmentationLayer
@@ -14,6 +15,9 @@ from keras_augreg.augment.base import AugmentationLayer
 # On the device, images are augmented in chunks of about 32 at 224 x 224
 # pixels, which bounds the memory of intermediate results.
 _CHUNK_PIXELS = 32 * 224 * 224
+
+# Calls a function for every number below another.
+Run = Callable[[Callable[[int], None], int], None]
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -128,6 +132,26 @@ def randaugment(
     if host:
         return ops.apply_each(images, choices, lookups)
     return _apply_in_chunks(xp, images, choices, lookups)
+
+
+def augment_numpy(
+    images: np.ndarray, key: tuple, num_layers: int, magnitude: float, run: Run
+) -> None:
+    """Overwrites NumPy's images with `randaugment`'s results."""
+    n, height, width, _ = images.shape
+    lookups = ops.lookups(magnitude, height, width)
+    choices = [
+        np.stack(draw(arrays.numpy_ops(), key, n, height, width, layer), axis=1)
+        for layer in range(num_layers)
+    ]
+
+    def augment(i: int) -> None:
+        image = images[i]
+        for choice in choices:
+            image = ops.apply_numpy(image, tuple(choice[i].tolist()), lookups)
+        images[i] = image
+
+    run(augment, n)
 
 
 def draw(

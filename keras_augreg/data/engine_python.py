@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -72,6 +72,10 @@ class Batches(keras.utils.PyDataset):
         """Returns the slices of one of `count` processes; see `load`."""
         return Batches(self._feed.sharded(index, count))
 
+    def augmented(self, augment: Augment) -> Augmented:
+        """Returns the batches for `fit`, augmented as they are read."""
+        return Augmented(self, augment)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Threads and their jobs cannot be pickled.
         feed = dataclasses.replace(self._feed, first_step=self._first_step)
@@ -114,7 +118,7 @@ class Batches(keras.utils.PyDataset):
         steps = range(self._first_step, self._first_step + self._length)
         jobs: dict[int, _Job] = {}
         for step in steps:
-            batch = self._batch(step, steps[-1], jobs)
+            batch = self._finish(self._job(step, steps[-1], jobs))
             self._delivered(step, last=step == steps[-1])
             yield batch
 
@@ -122,6 +126,16 @@ class Batches(keras.utils.PyDataset):
         self._begun, self._steps = self._first_step, {}
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        return self.item(index, self._jobs, self._start, self._finish)
+
+    def item(
+        self,
+        index: int,
+        jobs: dict[int, Any],
+        start: Callable[[int], Any],
+        finish: Callable[[Any], tuple[np.ndarray, ...]],
+    ) -> tuple[np.ndarray, ...]:
+        """Returns the batch of a request, made by `start` and `finish`."""
         if not 0 <= index < self._length:
             raise IndexError(
                 f"Batch {index} of a data set with {self._length} batches."
@@ -131,7 +145,8 @@ class Batches(keras.utils.PyDataset):
             count = len(self._steps) if self._order.training else index
             step = self._steps.setdefault(index, self._begun + count)
             last = len(self._steps) == self._length
-        batch = self._batch(step, self._begun + self._length - 1, self._jobs)
+        last_step = self._begun + self._length - 1
+        batch = finish(self._job(step, last_step, jobs, start))
         if not again:
             self._delivered(step, last)
         return batch
@@ -145,19 +160,23 @@ class Batches(keras.utils.PyDataset):
         if ended and self._feed.skipped:
             self._feed.skipped.end_epoch()
 
-    def _batch(
-        self, step: int, last: int, jobs: dict[int, _Job]
-    ) -> tuple[np.ndarray, ...]:
-        """Returns the batch of a step and starts the jobs of the next ones."""
+    def _job(
+        self,
+        step: int,
+        last: int,
+        jobs: dict[int, Any],
+        start: Callable[[int], Any] | None = None,
+    ) -> Any:
+        """Returns the job of a step and starts those of the next ones."""
+        start = start or self._start
         wanted = range(step, min(step + AHEAD, last) + 1)
         with self._lock:
             for other in [s for s in jobs if s not in wanted]:
                 del jobs[other]
             for s in wanted:
                 if s not in jobs:
-                    jobs[s] = self._start(s)
-            job = jobs.pop(step)
-        return self._finish(job)
+                    jobs[s] = start(s)
+            return jobs.pop(step)
 
     def _start(self, step: int) -> _Job:
         batch = self._order.batch(step)
@@ -197,6 +216,28 @@ class Batches(keras.utils.PyDataset):
             crop_and_resize(pixels, window, self._cropping, job.images[i])
         return broken
 
+    @property
+    def begun(self) -> int:
+        """The first step of the pass that `fit` is in."""
+        return self._begun
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a batch of that pass has been requested."""
+        return bool(self._steps)
+
+    def run(self, function: Callable[[int], None], count: int) -> None:
+        """Calls a function for every number below another, on threads."""
+
+        def part(start: int) -> None:
+            for i in range(start, min(start + CHUNK, count)):
+                function(i)
+
+        for future in [
+            self._pool.submit(part, start) for start in range(0, count, CHUNK)
+        ]:
+            future.result()
+
     def _finish(self, job: _Job) -> tuple[np.ndarray, ...]:
         numbers, images = job.batch.numbers, job.images
         broken = [""] * len(numbers)
@@ -211,6 +252,55 @@ class Batches(keras.utils.PyDataset):
         if self._feed.has_weights:
             return images, labels, weights
         return images, labels
+
+
+# (images, labels, number of the batch, run) -> images, labels; see
+# `AugRegAugment.on_host`.
+Augment = Callable[[np.ndarray, np.ndarray, int, Any], tuple[Any, Any]]
+
+
+class Augmented(keras.utils.PyDataset):
+    """`Batches` that threads augment ahead of the requests, in one `fit`.
+
+    Set `first` to the number of the first batch of a pass before each.
+    """
+
+    def __init__(self, batches: Batches, augment: Augment) -> None:
+        super().__init__()
+        self.first = 0
+        self._batches = batches
+        self._augment = augment
+        self.has_weights = batches._feed.has_weights
+        self._jobs: dict[int, Future[Any]] = {}
+        self._jobs_begun: tuple[int, int] | None = None
+        # Threads of their own: they wait for those of the batches.
+        self._pool = ThreadPoolExecutor(AHEAD + 1)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def num_batches(self) -> int:
+        # Keras reads it at the start of every pass.
+        return self._batches.num_batches
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        begun = self._batches.begun, self.first
+        if not self._batches.under_way and begun != self._jobs_begun:
+            # Batches of an earlier pass have other numbers.
+            self._jobs, self._jobs_begun = {}, begun
+        return self._batches.item(index, self._jobs, self._start, Future.result)
+
+    def _start(self, step: int) -> Future[Any]:
+        job = self._batches._start(step)
+        assert self._jobs_begun is not None
+        begun, first = self._jobs_begun
+        return self._pool.submit(self._make, job, first + step - begun)
+
+    def _make(self, job: _Job, number: int) -> tuple[Any, ...]:
+        images, labels, *weights = self._batches._finish(job)
+        run = self._batches.run
+        return (*self._augment(images, labels, number, run), *weights)
 
 
 def _keep_blocks(count: int) -> None:

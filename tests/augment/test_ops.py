@@ -50,6 +50,31 @@ def test_apply_op_eagerly(photo, op):
             np.testing.assert_array_equal(result, expected[None])
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("photo", GOLDEN)
+def test_apply_numpy(photo):
+    image, cases = GOLDEN[photo]
+    for op, magnitude, sign, center, expected in cases:
+        choice = (OPERATIONS.index(op), int(sign < 0), *(center or (0, 0)))
+        lookups = ops.lookups(magnitude, *image.shape[:2])
+        result = ops.apply_numpy(image, choice, lookups)
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.once
+def test_apply_numpy_of_small_and_flat_images():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (2, 5, 3), (9, 3, 3)):
+        for image in (np.full(shape, 7), rng.integers(30, 200, shape)):
+            image = image.astype(np.uint8)
+            for i, op in enumerate(OPERATIONS):
+                expected = apply_op(image[None], op, 20, -1, (1, 2))
+                expected = keras.ops.convert_to_numpy(expected)[0]
+                lookups = ops.lookups(20, *shape[:2])
+                result = ops.apply_numpy(image, (i, 1, 1, 2), lookups)
+                np.testing.assert_array_equal(result, expected, err_msg=op)
+
+
 @pytest.mark.parametrize("photo", GOLDEN)
 def test_apply_op_in_tf_data(photo):
     """One map that applies all operations, on any backend.

@@ -82,7 +82,7 @@ def largest_difference(a, b):
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max()
 
 
-def build_tfds(data_dir, count=12):
+def build_tfds(data_dir, count=12, file_format="tfrecord"):
     """A data set of the photos, built by TensorFlow Datasets' own tools."""
     import tensorflow_datasets as tfds
 
@@ -109,6 +109,6 @@ def build_tfds(data_dir, count=12):
                     file = io.BytesIO(encode(image))
                     yield f"{name}{i}", {"image": file, "label": label}
 
-    builder = SmallPhotos(data_dir=data_dir)
+    builder = SmallPhotos(data_dir=data_dir, file_format=file_format)
     builder.download_and_prepare()
     return builder

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import VisionTransformer, training
+from keras_augreg import VisionTransformer, data, training
 from keras_augreg.augment import AugRegAugment
+from keras_augreg.data.sources import Examples
 from keras_augreg.recipe import AugReg
 from keras_augreg.training.losses import SoftmaxCrossentropy
 
@@ -164,6 +165,60 @@ def test_host_augmentation_is_the_device_s():
     assert_close(*ends)
 
 
+@pytest.fixture
+def photos():
+    """`data.load`'s batches of the engine without TensorFlow."""
+    images, labels = batch(24)
+    source = list(zip(images, labels, strict=True))
+
+    def load(**options):
+        options = data.Options(engine="python", **options)
+        return data.load(
+            source, "all", image_size=16, batch_size=8, training=True,
+            class_names=[*"abcde"], options=options,
+        )[0]  # fmt: skip
+
+    return load
+
+
+def test_host_augmentation_without_tensorflow_is_the_device_s(photos):
+    """Over several passes, from a step on, and in one long pass."""
+    ends = {}
+    for where in ("device", "host", "auto"):
+        train = photos()
+        model = pretrain(build(), augment_on=where)
+        model.fit(train, epochs=2, verbose=0)
+        model.fit(train.at(6, 20), steps_per_epoch=2, epochs=2, verbose=0)
+        assert model._on_host == (where != "device")
+        ends[where] = weights(model)
+    assert_close(ends["device"], ends["host"])
+    assert_close(ends["device"], ends["auto"])
+
+
+def test_host_augmentation_leaves_out_broken_images(photos, monkeypatch):
+    """What takes a broken image's place is augmented in that place."""
+    picture = Examples.example
+
+    def example(self, number):
+        if number in (2, 9):
+            raise data.ImageError("broken")
+        return picture(self, number)
+
+    monkeypatch.setattr(Examples, "example", example)
+    ends = []
+    for where in ("device", "host"):
+        model = pretrain(build(), augment_on=where)
+        model.fit(photos(on_error="skip"), verbose=0)
+        ends.append(weights(model))
+    assert_close(*ends)
+    model = pretrain(build(), augment_on="host")
+    with pytest.raises(data.ImageError, match="broken"):
+        model.fit(photos(), verbose=0)
+    weighted = photos(sample_weight=np.ones(24))
+    with pytest.raises(ValueError, match="Mixup mixes examples"):
+        model.fit(weighted, verbose=0)
+
+
 def test_auto_augments_a_dataset_on_the_host_of_a_cpu():
     """And never twice or not at all, whatever `fit` gets next."""
     tf = pytest.importorskip("tensorflow")
@@ -172,9 +227,9 @@ def test_auto_augments_a_dataset_on_the_host_of_a_cpu():
     for where in ("auto", "device"):
         model = pretrain(build(), augment_on=where)
         places = []
-        for data in (dataset, batch(), dataset):
-            arrays = isinstance(data, tuple)
-            args = (*data, 8) if arrays else (data,)
+        for x in (dataset, batch(), dataset):
+            arrays = isinstance(x, tuple)
+            args = (*x, 8) if arrays else (x,)
             model.fit(*args, shuffle=False, verbose=0)
             places.append(model._on_host)
         model.train_on_batch(*batch(8))
