@@ -74,7 +74,7 @@ def tensorboard(
         augment = AugRegAugment(recipe, info.num_classes, seed=FLAGS.seed)
         shown = keras.ops.convert_to_numpy(augment(images, labels, step=0)[0])
         with SummaryWriter(str(path / "inputs")) as writer:
-            name = "inputs of the first step"
+            name = "inputs_of_the_first_step"
             writer.add_images(name, shown[:16] / 255, 0, dataformats="NHWC")
     return [_TensorBoard(path)]
 

@@ -104,7 +104,7 @@ def test_pretrain(journey):
     assert 0 <= json.loads(lines[-1])["fewshot_2"] <= 1
     assert not list((folder / "digits").glob("unfinished*"))
     (images,) = (logged / "inputs").iterdir()
-    assert b"inputs of the first step" in images.read_bytes()
+    assert b"inputs_of_the_first_step" in images.read_bytes()
     (scalars,) = (logged / "validation").iterdir()
     assert b"epoch_accuracy" in scalars.read_bytes()
 

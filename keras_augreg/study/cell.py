@@ -60,8 +60,7 @@ def train(
     keras.backend.clear_session()
     keras.utils.set_random_seed(cell.seed)
     fraction = cell.fraction if isinstance(cell, Pretraining) else 1.0
-    engine = {"engine": "tensorflow"} if augment_on == "host" else {}
-    batches, val, test, info = _load(cell, fraction, engine)
+    batches, val, test, info = _load(cell, fraction)
     model = VisionTransformer(
         **dataclasses.asdict(cell.model.sizes),
         input_shape=(cell.image_size, cell.image_size, 3),
@@ -166,12 +165,10 @@ def hold_out(
     return train, val, rest
 
 
-def _load(
-    cell: Cell, fraction: float, engine: dict[str, str]
-) -> tuple[Any, Any, Any, data.Info]:
+def _load(cell: Cell, fraction: float) -> tuple[Any, Any, Any, data.Info]:
     """Returns the data sets to train, validate and test on, and the info."""
     source: Source = cell.data
-    arguments, options = _arguments({**source.options, **engine})
+    arguments, options = _arguments(source.options)
     found = data.find(
         source.source,
         source.train,

@@ -77,9 +77,10 @@ def compile_pretraining(
         label_smoothing: In [0, 1), of a loss that is given by name.
         augment_on: Where the recipe's augmentation runs, with the same
             draws: `"device"`, inside the compiled training step; `"host"`,
-            inside the `tf.data.Dataset` that `fit` gets; `"auto"`, on the
-            host if `fit` gets such a data set and the device is a CPU or a
-            TPU (which is printed on stderr), else on the device.
+            inside the data set that `fit` gets: what `data.load` returns, or
+            a `tf.data.Dataset`; `"auto"`, on the host if `fit` gets such a
+            data set and the device is a CPU or a TPU (which is printed on
+            stderr), else on the device.
         seed: Seed of the augmentation, an integer in [0, 2^31). `None` takes
             one from Keras's global seed.
         gradient_accumulation_steps: Batches for each weight update, at least
