@@ -142,16 +142,14 @@ class Stop(keras.callbacks.Callback):
 
 train = load(pathlib.Path("two"))
 ends = []
-for where in ("device", "host"):
-    for stopped in (False, True):
-        run = f"runs/{where}{stopped}"
-        for callbacks in [[Stop()], []] if stopped else [[]]:
-            model = compiled(where)
-            training.Workdir(run, {}).fit(
-                model, train, total_steps=6, interval=2, callbacks=callbacks,
-                verbose=0,
-            )
-        ends.append(end(model))
+for where, stopped in (("device", 0), ("host", 0), ("host", 1)):
+    for callbacks in [[Stop()], []] if stopped else [[]]:
+        model = compiled(where)
+        training.Workdir(f"runs/{where}{stopped}", {}).fit(
+            model, train, total_steps=6, interval=2, callbacks=callbacks,
+            verbose=0,
+        )
+    ends.append(end(model))
 names = ("tensorflow", "torch")
 print(json.dumps({
     "differences": [float(np.abs(e - ends[0]).max()) for e in ends],
@@ -324,9 +322,8 @@ def test_clean_installation(
             run(*command, cwd=tmp_path, env=environment).splitlines()[-1]
         )
         assert result["installed"] == result["imported"] == []
-        whole, resumed, host, host_resumed = result["differences"]
-        assert (whole, resumed) == (0, 0)
-        assert host == host_resumed < 1e-5
+        _, host, resumed = result["differences"]
+        assert host == resumed < 1e-5
 
 
 def new_parameters():

@@ -504,7 +504,7 @@ def image_data(value: Any, name: str) -> bytes | np.ndarray:
             return np.asarray(decode.upright_rgb(value))
         if hasattr(value, "shape"):
             return _pixels(np.asarray(value))
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, TypeError, OSError, SyntaxError) as error:
         raise ImageError(f"Cannot use the image of {name}: {error}") from error
     raise ImageError(
         f"The image of {name} is of type {type(value).__name__}. Expected the "

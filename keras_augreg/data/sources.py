@@ -128,8 +128,10 @@ class Examples:
                 f"Cannot read {name!r}: {error}. Replace or remove the file, "
                 'or pass on_error="skip" to leave out such files.'
             ) from error
+        label, weight = None, self.weights[number]
         if isinstance(data, Labelled):
-            data, label, weight = data
+            data, label, own_weight = data
+            weight = weight * own_weight
         if self.labels is not None:
             label, weight = self.labels[number], self.weights[number]
         picture: Picture | ArrayPicture
@@ -174,7 +176,7 @@ class Examples:
             left_out=self.left_out
             + [self.names[i] for i, x in enumerate(found) if x is None],
         )
-        result.weights = weights
+        result.weights = weights * self.weights[np.array(kept, np.int64)]
         return result
 
     def pictures(self) -> Iterator[tuple[str, Callable]]:

@@ -1,12 +1,13 @@
 r"""Measures the engine without TensorFlow against Grain, alternately.
 
     pip install grain
-    python tests/benchmarks/data_grain.py FOLDER [ROUNDS]
+    python tests/benchmarks/data_grain.py FOLDER [ROUNDS [EPOCHS]]
 
 FOLDER holds class folders of JPEG files (`data.py` here makes some).
-Each round reads all of them ten times with each pipeline, with the same
-operations: decode, inception crop, resize to 224, flip, batches of 64. Grain
-reads on threads and in processes. Printed are medians over the rounds.
+Each round reads all of them EPOCHS times (10) with each pipeline, with the
+same operations: decode, inception crop, resize to 224, flip, batches of 64.
+Grain reads on threads and in processes, and batches after its threads or in
+them. Printed are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from keras_augreg import data
 from keras_augreg.data.decode import crop_and_resize
 from keras_augreg.data.order import draws
 
-BATCH, EPOCHS, SIZE = 64, 10, 224
+BATCH, SIZE = 64, 224
 
 
 class Read(grain.transforms.Map):
@@ -50,7 +51,7 @@ class Read(grain.transforms.Map):
 def main() -> None:
     """Measures and prints."""
     flags.FLAGS(sys.argv[:1])  # Grain's processes ask for them.
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    rounds, epochs = (*map(int, sys.argv[2:]), *(5, 10)[len(sys.argv) - 2 :])
     examples = data.find(sys.argv[1], "all")
     ours, _ = data.load(
         sys.argv[1],
@@ -60,8 +61,8 @@ def main() -> None:
         training=True,
         options=data.Options(engine="python"),
     )
-    ours = ours.at(0, EPOCHS * len(examples) // BATCH)
-    places = grain.MapDataset.range(EPOCHS * len(examples)).shuffle(seed=0)
+    ours = ours.at(0, epochs * len(examples) // BATCH)
+    places = grain.MapDataset.range(epochs * len(examples)).shuffle(seed=0)
     images = places.map(Read(examples, ours._cropping))
     cores = os.cpu_count() or 1
 
@@ -70,13 +71,26 @@ def main() -> None:
         read = images.to_iter_dataset(options)
         return read.batch(BATCH, drop_remainder=True)
 
+    def batches(count):
+        """Each of the threads makes whole batches."""
+        whole = images.batch(BATCH, drop_remainder=True)
+        options = grain.ReadOptions(count, prefetch_buffer_size=2 * count)
+        return whole.to_iter_dataset(options)
+
+    def processes(dataset, buffered):
+        options = grain.MultiprocessingOptions(
+            num_workers=cores, per_worker_buffer_size=buffered
+        )
+        return dataset.mp_prefetch(options)
+
     pipelines = {
         "PyDataset": ours,
         f"Grain, {cores} threads": threads(cores),
         "Grain, 16 threads": threads(16),
-        f"Grain, {cores} processes": threads(1).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=cores)
-        ),
+        f"Grain, {cores} threads of batches": batches(cores),
+        f"Grain, {cores} processes": processes(threads(1), 1),
+        f"Grain, {cores} processes, 4 buffered": processes(threads(1), 4),
+        f"Grain, {cores} processes of batches": processes(batches(1), 2),
     }
     speeds = {name: [] for name in pipelines}
     for i in range(rounds + 1):
@@ -92,7 +106,7 @@ def main() -> None:
             a / b for a, b in zip(values, speeds["PyDataset"], strict=True)
         )
         print(
-            f"{name:20} {statistics.median(values):6.0f} images/s, "
+            f"{name:32} {statistics.median(values):6.0f} images/s, "
             f"{ratio:4.2f} of PyDataset"
         )
 

@@ -174,6 +174,9 @@ def test_labels_come_with_images_where_reading_all_would_cost():
     assert sum(rows.read.values()) < 40
     assert next(iter(batches))[1].tolist() == [i % 3 for i in range(10)]
     assert info.class_names == NAMES
+    options = {"sample_weight": np.arange(1000)}
+    batches, _ = load(rows, class_names=NAMES, options=options)
+    assert next(iter(batches))[2].tolist() == list(range(8))
     # With numbers only, the largest tells how many classes there are.
     assert load(rows)[1].num_classes == 3
 

@@ -651,7 +651,7 @@ def test_steps_per_execution():
     ("arguments", "message"),
     [
         ({"loss": "mse"}, "'sigmoid', 'softmax' or.*loss='mse'"),
-        ({"augment_on": "cloud"}, "'device' or 'host'.*augment_on='cloud'"),
+        ({"augment_on": "cloud"}, "'device', 'host'.*augment_on='cloud'"),
         ({"warmup_steps": 30}, "warmup_steps=30, total_steps=20"),
     ],
 )
