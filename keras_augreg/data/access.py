@@ -230,7 +230,7 @@ def _reader(source: Any, prefix: str, options: Options) -> _Reader:
     label: Key
     if isinstance(item, Mapping):
         image = _choose("image", options.image, item, IMAGES, _is_image)
-        label = _choose("label", options.label, item, LABELS, _is_label)
+        label = _choose("label", options.label_key, item, LABELS, _is_label)
     elif (
         isinstance(item, Sequence)
         and len(item) >= 2
@@ -275,7 +275,7 @@ def _hugging_face(
         lambda feature: isinstance(feature, datasets.Image),
     )  # fmt: skip
     label = _choose(
-        "label", options.label, features, LABELS,
+        "label", options.label_key, features, LABELS,
         lambda feature: class_label(feature) is not None,
     )  # fmt: skip
     several = class_label(features[label]) is not features[label]

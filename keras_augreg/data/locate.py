@@ -89,7 +89,8 @@ class Location:
             name = getattr(options, column)
             if name is None or self.kind == "table":
                 continue
-            if not keys or column == "group":
+            one = isinstance(name, str)
+            if not keys or column == "group" or not one:
                 raise ValueError(
                     f"`{column}` is a column of a table: a CSV file or a "
                     f"DataFrame{'' if column == 'group' else ', or a key'}. "

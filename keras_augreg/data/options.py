@@ -123,7 +123,8 @@ class Options:
             to `data_dir`, with or without extension; `None` for the first.
             Or the key of the image in an object's items or TFDS's examples.
         label: The column with the classes, `None` for the second; or the key
-            of the label.
+            of the label. For images of several classes, a list of columns of
+            0 and 1, one for each class: labels are then vectors.
         group: A column; rows with the same value come into the same fold.
         folds: Number of parts for cross-validation (not for TFDS), with the
             same share of every class. The split "validation" is then the part
@@ -148,7 +149,7 @@ class Options:
     on_error: str = "raise"
     engine: str = "auto"
     image: str | None = None
-    label: str | None = None
+    label: str | Sequence[str] | None = None
     group: str | None = None
     folds: int | None = None
     fold: int = 0
@@ -158,6 +159,8 @@ class Options:
         check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("engine", self.engine, ENGINES)
         check_seed("split_seed", self.split_seed)
+        if self.label is not None and not isinstance(self.label, str):
+            object.__setattr__(self, "label", tuple(self.label))
         at_least(1, "shuffle_buffer", self.shuffle_buffer)
         exclude: Any = self.exclude
         if isinstance(exclude, (str, os.PathLike)):
@@ -176,6 +179,11 @@ class Options:
                 f"that. Received: folds={self.folds}, fold={self.fold}, "
                 f"group={self.group!r}"
             )
+
+    @property
+    def label_key(self) -> str | None:
+        """The key of the label; only tables have several columns of labels."""
+        return self.label if isinstance(self.label, str) else None
 
     @property
     def excluded(self) -> frozenset[str]:

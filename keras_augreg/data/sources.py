@@ -243,10 +243,17 @@ def read_all(
 
 
 def strata(labels: np.ndarray) -> np.ndarray:
-    """Classes to take equal shares of; one if labels are vectors."""
-    if labels.ndim > 1:
-        return np.zeros(len(labels), np.int64)
-    return labels.clip(0)  # -1: without a label
+    """Classes to take equal shares of: of vectors, those that are alike.
+
+    Vectors of which there are too few for a share are one stratum together.
+    """
+    if labels.ndim == 1:
+        return labels.clip(0)  # -1: without a label
+    _, alike, counts = np.unique(
+        labels, axis=0, return_inverse=True, return_counts=True
+    )
+    alike = alike.reshape(-1)
+    return np.where(counts[alike] * TEST_SHARE < 1, 0, alike + 1)
 
 
 def digits(split: str, split_seed: int) -> Examples:

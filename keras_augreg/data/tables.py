@@ -18,6 +18,8 @@ from keras_augreg.data.options import Options
 from keras_augreg.data.sources import Examples, check_once, read_file
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
+# What a column of a class among several may hold.
+SWITCH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
 
 
 def is_frame(source: Any) -> bool:
@@ -79,29 +81,23 @@ def table(
     """
     where, columns = read(source)
     names = _column(where, columns, "image", options.image, 0)
-    values = _column(where, columns, "label", options.label, 1)
+    known, labels, problems = _labels(where, columns, class_names, options)
     groups = None
     if options.group is not None:
         groups = _column(where, columns, "group", options.group, 0)
         groups = [_text(group) for group in groups]
-    texts = [_text(value) for value in values]
-    known = [str(name) for name in class_names or _classes(texts)]
-    check_once(known)
-    number = {name: i for i, name in enumerate(known)}
     find = functools.lru_cache(None)(functools.partial(_find, root))
     kept: list[int] = []
     files: list[str] = []
     left_out = []
-    for i, (name, text) in enumerate(zip(names, texts, strict=True)):
+    for i, name in enumerate(names):
         file = find(_text(name))
         problem = None
         if file is None:
             file = ""
             problem = f"there is no image {_text(name)!r} in {root!r}"
-        elif text not in number:
-            problem = f"{_text(name)!r} has the label {text!r}, which " + (
-                "`class_names` does not name" if text else "is empty"
-            )
+        elif problems[i]:
+            problem = f"{_text(name)!r} has {problems[i]}"
         elif groups is not None and not groups[i]:
             problem = f"{_text(name)!r} has no {options.group!r}"
         if problem is None:
@@ -125,13 +121,55 @@ def table(
         )
     examples = Examples(
         files,
-        np.array([number[texts[i]] for i in kept], np.int64),
+        labels[kept],
         known,
         functools.partial(read_file, root),
         root,
         left_out,
     )
     return examples, None if groups is None else [groups[i] for i in kept]
+
+
+def _labels(
+    where: str,
+    columns: dict[str, list[Any]],
+    class_names: Sequence[str] | None,
+    options: Options,
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """The classes, each row's label, and what is wrong with it, if anything."""
+    if options.label is None or isinstance(options.label, str):
+        values = _column(where, columns, "label", options.label, 1)
+        texts = [_text(value) for value in values]
+        known = [str(name) for name in class_names or _classes(texts)]
+        check_once(known)
+        number = {name: i for i, name in enumerate(known)}
+        problems = [
+            ""
+            if text in number
+            else f"the label {text!r}, which "
+            + ("`class_names` does not name" if text else "is empty")
+            for text in texts
+        ]
+        labels = [number.get(text, -1) for text in texts]
+        return known, np.array(labels, np.int64), problems
+    known = [str(name) for name in class_names or options.label]
+    if sorted(known) != sorted(set(options.label)):
+        raise ValueError(
+            "`label` must name each column once, and `class_names`, if given, "
+            f"the same ones. Received: label={list(options.label)}, "
+            f"class_names={known}"
+        )
+    each = [_column(where, columns, "label", name, 1) for name in known]
+    vectors = np.zeros((len(each[0]), len(known)), np.float32)
+    problems = [""] * len(vectors)
+    for k, column in enumerate(each):
+        for i, value in enumerate(column):
+            text = _text(value)
+            if text in SWITCH:
+                vectors[i, k] = SWITCH[text]
+            else:
+                problems[i] = f"{text!r} in the column {known[k]!r}, not 0 or 1"
+    return known, vectors, problems
 
 
 def _column(

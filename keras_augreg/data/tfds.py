@@ -362,7 +362,7 @@ def _fields(info: Any, row: PaperDataset, options: Options) -> Fields:
     import tensorflow_datasets as tfds
 
     image, own_label = _keys(tfds, info, options)
-    label = options.label or row.label or own_label
+    label = options.label_key or row.label or own_label
     if label is None:
         raise ValueError(
             f"Cannot tell which feature of {info.name!r} is the label: "

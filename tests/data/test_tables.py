@@ -158,6 +158,47 @@ def test_folds_of_folders_and_digits(tmp_path):
         data.find("cifar10", "train", options=options)
 
 
+@pytest.mark.parametrize("engine", ["tensorflow", "python"])
+def test_columns_of_several_classes(rows, tmp_path, engine):
+    for row in rows:
+        row |= {"pale": int(row["shade"] != "dark"), "odd": row["who"] % 2}
+    path = write(tmp_path / "images" / "train.csv", rows)
+    options = Options(label=["odd", "pale"], engine=engine)
+    load = {"image_size": 8, "batch_size": 10, "training": False}
+    batches, info = data.load(path, "all", options=options, **load)
+    assert info.class_names == ["odd", "pale"]
+    for images, labels in batches:
+        assert np.asarray(labels).dtype == "float32"
+        pale = np.asarray(images).mean(axis=(1, 2, 3)) > 50
+        np.testing.assert_array_equal(np.asarray(labels)[:, 1], pale)
+    # The test set has the same share of each combination.
+    held, _ = data.load(path, "test", options=options, **load)
+    labels = np.concatenate([np.asarray(batch[1]) for batch in held])
+    assert len(labels) == 6
+    assert labels[:, 1].sum() == 4
+    folds = [
+        data.find(path, "validation", options=Options(label=options.label,
+                  folds=3, fold=i))
+        for i in range(3)
+    ]  # fmt: skip
+    assert {fold.labels[:, 1].sum() for fold in folds} <= {6, 7, 8}
+    assert {fold.labels[:, 0].sum() for fold in folds} <= {4, 5, 6}
+    swapped = data.find(path, "all", class_names=["pale", "odd"],
+                        options=options)  # fmt: skip
+    assert swapped.labels[:3].tolist() == [[0, 0], [1, 0], [1, 0]]
+    for names in (["pale", "other"], ["pale"], ["odd", "odd", "pale"]):
+        with pytest.raises(ValueError, match="name each column once"):
+            data.find(path, "all", class_names=names, options=options)
+    with pytest.raises(ValueError, match="vectors of several classes"):
+        data.load(path, "all", class_weight="balanced", options=options, **load)
+    rows[4]["odd"] = "perhaps"
+    write(path, rows)
+    with pytest.raises(ValueError, match="'perhaps' in the column 'odd', not"):
+        data.find(path, "all", options=options)
+    with pytest.raises(ValueError, match="`label` is a column of a table"):
+        data.find("digits", "all", options=options)
+
+
 def test_rows_that_are_wrong_are_named(table, rows, tmp_path):
     rows[6]["id"], rows[7]["shade"] = "lost.jpg", ""
     write(table, rows)
