@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 from keras_augreg import distribution
+from keras_augreg.augment.arrays import soft_labels
 from keras_augreg.batch_labels import (
     check_batch_labels,
     checked_data,
@@ -26,6 +27,7 @@ from keras_augreg.batch_labels import (
 )
 from keras_augreg.checks import warn
 from keras_augreg.jax_state import KeepsState
+from keras_augreg.metric_inputs import labels_for, probabilities, takes_logits
 from keras_augreg.preprocessing import only
 
 # Read now: programs may replace `fit` by a function of (*args, **kwargs).
@@ -151,8 +153,48 @@ class TrainStep(KeepsState):
             return super().train_step(*state, data)
 
     def test_step(self, *args: Any) -> Any:
+        *state, data = args
+        if self._options.augment is not None:
+            # As in training, where they are mixed.
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+            if y is not None:
+                y = soft_labels(only(y), self.output_shape[-1])
+            data = keras.utils.pack_x_y_sample_weight(x, y, weights)
         with _logits(self._options.on_logits):
-            return super().test_step(*args)
+            return super().test_step(*state, data)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> Any:
+        """Gives each metric the labels and outputs that it expects."""
+        compiled = self._compile_metrics
+        if compiled is None or not self._options.on_logits:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        if not compiled.built:
+            compiled.build(y, y_pred)
+        predictions = None
+        # Of each, a list of one: of the model's only output.
+        for (metrics,), weights in (
+            (compiled._flat_metrics, None),
+            (compiled._flat_weighted_metrics, sample_weight),
+        ):
+            for metric in getattr(metrics, "metrics", ()):
+                outputs = y_pred
+                if not takes_logits(metric):
+                    if predictions is None:
+                        predictions = self._predictions(y_pred)
+                    outputs = predictions
+                labels = labels_for(metric, y, y_pred.shape[-1])
+                metric.update_state(labels, outputs, sample_weight=weights)
+        return self.get_metrics_result()
+
+    def _predictions(self, logits: Any) -> Any:
+        """What the model makes of logits; else probabilities, by its loss."""
+        last = self.layers[-1]
+        activation = None
+        if isinstance(last, Predictions):
+            activation = last.activation
+        return probabilities(logits, activation, self.loss)
 
     def _batches_seen(self, state: Any = None) -> Any:
         """Batches trained on so far, which a checkpoint brings back."""

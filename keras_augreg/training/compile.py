@@ -19,6 +19,7 @@ from keras import ops
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.checks import check_choice
 from keras_augreg.layer import freeze as freeze_layers
+from keras_augreg.metric_inputs import takes_logits
 from keras_augreg.recipe import (
     CLIP_NORM,
     FINETUNING_LEARNING_RATE,
@@ -72,9 +73,10 @@ def compile_pretraining(
         loss: `"sigmoid"`: one binary decision per class, summed over the
             classes; `"softmax"`: one class out of all. Both are averaged over
             the batch and computed on logits, whatever `classifier_activation`
-            is. Or a `keras.losses.Loss`, which gets what the model returns,
-            or logits if it was made with `from_logits=True`.
-        label_smoothing: In [0, 1), of a loss that is given by name.
+            is. Or a loss of Keras (an object, a name such as `"mse"`, or a
+            function), which gets what the model returns, or logits if it was
+            made with `from_logits=True`.
+        label_smoothing: In [0, 1), of the losses `"sigmoid"` and `"softmax"`.
         augment_on: Where the recipe's augmentation runs, with the same
             draws: `"device"`, inside the compiled training step; `"host"`,
             inside the data set that `fit` gets: what `data.load` returns, or
@@ -97,8 +99,11 @@ def compile_pretraining(
             less memory, a second forward pass, the same result.
         **kwargs: Further arguments of `keras.Model.compile`, for example
             `metrics`, `jit_compile` or `steps_per_execution` (not on
-            PyTorch). Metrics get what the loss gets. `weighted_metrics`
-            replaces the default, the accuracy if the loss is one of classes.
+            PyTorch). Metrics get what `predict` returns, or, of a model that
+            returns logits, their softmax or sigmoid as the loss has it; those
+            made with `from_logits=True` get logits. `metrics` and
+            `weighted_metrics` replace the default, the accuracy if the loss
+            is one of classes.
 
     Returns:
         `None`, like `keras.Model.compile`. `fit` takes batches of images
@@ -270,28 +275,18 @@ def _loss(model: Any, loss: Any, label_smoothing: float) -> keras.losses.Loss:
             "decision, or pass a loss for regression, such as "
             "keras.losses.MeanSquaredError(). Received: loss='softmax'"
         )
-    if loss in ("sigmoid", "softmax"):
-        return {
-            "sigmoid": losses.SigmoidCrossentropy,
-            "softmax": losses.SoftmaxCrossentropy,
-        }[loss](label_smoothing)
-    if not isinstance(loss, keras.losses.Loss):
+    function = losses.as_loss(loss, label_smoothing)
+    if losses.takes_probabilities(function) and (
+        model.classifier_activation is None
+    ):
+        hint = "Build the model with a `classifier_activation`"
+        if hasattr(function, "from_logits"):
+            hint = "Make it with from_logits=True"
         raise ValueError(
-            "`loss` must be 'sigmoid', 'softmax' or a `keras.losses.Loss`. "
-            f"Received: loss={loss!r}"
+            f"{type(function).__name__} expects probabilities, and the model "
+            f"returns logits. {hint}."
         )
-    if label_smoothing:
-        raise ValueError(
-            "`label_smoothing` is for a loss that is given by name. Give it "
-            f"to the loss itself. Received: loss={loss!r}"
-        )
-    probabilities = not getattr(loss, "from_logits", True)
-    if probabilities and model.classifier_activation is None:
-        raise ValueError(
-            f"{type(loss).__name__} expects probabilities, and the model "
-            "returns logits. Make it with from_logits=True."
-        )
-    return loss
+    return function
 
 
 def _compile(
@@ -305,21 +300,44 @@ def _compile(
             "Keras runs one step at a time on PyTorch. Received: "
             f"steps_per_execution={steps}. Leave it at 1."
         )
+    sparse = isinstance(function, keras.losses.SparseCategoricalCrossentropy)
+    if sparse and kwargs.get("augment") is not None:
+        raise ValueError(
+            "The recipe's augmentation makes probabilities of labels, and "
+            f"{type(function).__name__} expects numbers of classes. Pass "
+            "loss='softmax', or keras.losses.CategoricalCrossentropy("
+            "from_logits=True)."
+        )
+    unweighted, weighted = (
+        losses.as_metrics(kwargs.pop(name, None), function, on_logits)
+        for name in ("metrics", "weighted_metrics")
+    )
+    if unweighted is weighted is None and losses.of_classes(function):
+        weighted = [losses.Accuracy(on_logits)]
+    for metric in [*(unweighted or ()), *(weighted or ())]:
+        if (
+            not on_logits
+            and model.classifier_activation
+            and (takes_logits(metric))
+        ):
+            raise ValueError(
+                f"{type(metric).__name__} was told to expect logits, and the "
+                f"model gives {type(function).__name__} predictions. Make "
+                "both with from_logits=True, or both without. Received: "
+                f"{metric!r}"
+            )
+    # Weighted, so that an evaluation's padding (weight 0) does not count. Not
+    # where a subclass computes another loss, which Keras reports.
+    if type(model).compute_loss is keras.Model.compute_loss:
+        weighted = [*(weighted or ()), losses.MeanLoss(function)]
     if loss == "sigmoid" and model.classes > 1:
         _set_prior(model)
-    # Weighted, so that an evaluation's padding (weight 0) does not count.
-    metrics = kwargs.pop("weighted_metrics", None)
-    if metrics is None:
-        of_classes = hasattr(function, "from_logits")
-        metrics = [losses.Accuracy(on_logits)] if of_classes else []
-    # Not where a subclass computes another loss, which Keras reports.
-    if type(model).compute_loss is keras.Model.compute_loss:
-        metrics = [*keras.tree.flatten(metrics), losses.MeanLoss(function)]
     model.compile(
         optimizer,
         function,
         on_logits=on_logits,
-        weighted_metrics=metrics,
+        metrics=unweighted,
+        weighted_metrics=weighted,
         **kwargs,
     )
     model.optimizer.build(model.trainable_variables)

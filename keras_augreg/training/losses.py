@@ -6,6 +6,7 @@ losses take one or the other, and are built for what the data set yields.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -131,6 +132,114 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
+class FunctionLoss(keras.losses.Loss):
+    """The loss of each example by a function, as `keras.Model.compile` takes.
+
+    Args:
+        fn: Function of (labels, outputs).
+        name: Name of the loss. Defaults to that of the function.
+        **kwargs: Passed to `keras.losses.Loss`.
+
+    Call arguments: Those of `fn`; one output for each example may have labels
+    of shape (batch,).
+
+    Example:
+    >>> loss = FunctionLoss(lambda y, x: keras.ops.abs(y - x)[:, 0])
+    >>> float(loss(np.array([2.0]), np.zeros((1, 1), "float32")))
+    2.0
+    """
+
+    def __init__(
+        self, fn: Callable, name: str | None = None, **kwargs: Any
+    ) -> None:
+        name = name or getattr(fn, "__name__", "function_loss")
+        super().__init__(name=name, **kwargs)
+        self.fn = fn
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        if y_pred.shape[-1] == 1 and len(y_true.shape) < len(y_pred.shape):
+            y_true = ops.expand_dims(y_true, axis=-1)
+        return self.fn(y_true, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        fn = keras.saving.serialize_keras_object(self.fn)
+        return {**super().get_config(), "fn": fn}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FunctionLoss:
+        fn = keras.saving.deserialize_keras_object(config["fn"])
+        return cls(**{**config, "fn": fn})
+
+
+# Besides the losses with an argument `from_logits`.
+_OF_PROBABILITIES = (
+    keras.losses.KLDivergence,
+    keras.losses.CategoricalGeneralizedCrossEntropy,
+    keras.losses.Dice,
+    keras.losses.Tversky,
+)
+
+
+def takes_probabilities(loss: Any) -> bool:
+    """Whether a loss expects probabilities instead of logits or values."""
+    logits = getattr(loss, "from_logits", None)
+    return logits is False or isinstance(loss, _OF_PROBABILITIES)
+
+
+def of_classes(loss: Any) -> bool:
+    """Whether a loss compares classes, so that there is an accuracy."""
+    return hasattr(loss, "from_logits") or takes_probabilities(loss)
+
+
+def as_loss(loss: Any, label_smoothing: float = 0.0) -> keras.losses.Loss:
+    """The loss that a name, function or `keras.losses.Loss` stands for."""
+    if loss == "sigmoid":
+        return SigmoidCrossentropy(label_smoothing)
+    if loss == "softmax":
+        return SoftmaxCrossentropy(label_smoothing)
+    if label_smoothing:
+        raise ValueError(
+            "`label_smoothing` is for the losses 'sigmoid' and 'softmax'. Give "
+            f"it to the loss itself. Received: loss={loss!r}"
+        )
+    message = (
+        "`loss` must be 'sigmoid', 'softmax' or a loss as Keras takes it: a "
+        "`keras.losses.Loss`, its name, such as 'mse', or a function. "
+        f"Received: loss={loss!r}"
+    )
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:
+            raise ValueError(message) from None
+    if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
+        return loss()
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    if not callable(loss):
+        raise ValueError(message)
+    # Of a function of Keras, the class, which says what it expects.
+    name = getattr(loss, "__name__", "").replace("_", "").lower()
+    if loss is getattr(keras.losses, getattr(loss, "__name__", ""), None):
+        for known in vars(keras.losses).values():
+            if isinstance(known, type) and known.__name__.lower() == name:
+                return known()
+    return FunctionLoss(loss)
+
+
+def as_metrics(metrics: Any, loss: Any, from_logits: bool) -> list[Any] | None:
+    """Metrics as `keras.Model.compile` takes them, for any kind of labels."""
+    if metrics is None:
+        return None
+    return [
+        Accuracy(from_logits, name=metric)
+        if metric in ("accuracy", "acc") and of_classes(loss)
+        else metric
+        for metric in keras.tree.flatten(metrics)
+    ]
+
+
+@keras.saving.register_keras_serializable(package="keras_augreg")
 class MeanLoss(keras.metrics.MeanMetricWrapper):
     """The mean of a loss over examples, weighted by their sample weights.
 
@@ -148,6 +257,8 @@ class MeanLoss(keras.metrics.MeanMetricWrapper):
     >>> float(metric.result())  # ln 4
     1.3862943649291992
     """
+
+    from_logits = True  # It gets what the loss gets.
 
     def __init__(
         self, loss: Any, name: str = "loss", dtype: Any = None

@@ -360,7 +360,7 @@ def test_evaluate_returns_what_was_asked_for():
     top = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top")
     finetune(model, metrics=[top])
     named = model.evaluate(*batch(), verbose=0, return_dict=True)
-    assert set(named) == {"loss", "top", "accuracy"}
+    assert set(named) == {"loss", "top"}
     assert named["top"] == 1.0
 
 
@@ -403,6 +403,137 @@ def test_losses_get_logits_or_probabilities(loss, activation, from_logits):
         return
     with pytest.raises(ValueError, match="Make it with from_logits=True"):
         finetune(logits, loss=loss())
+
+
+@keras.saving.register_keras_serializable("test_compile")
+def sum_of_squares(y_true, y_pred):
+    return keras.ops.sum((y_true - y_pred) ** 2, axis=-1)
+
+
+def sure(**changes):
+    """A model with a head that tells images apart, and what it predicts."""
+    model = build(**changes)
+    head = model.get_layer("head")
+    head.kernel.assign(3 * keras.random.normal(head.kernel.shape, seed=0))
+    return model, model.predict(batch()[0], verbose=0)
+
+
+def asked(loss, labels, predictions):
+    """Metrics of Keras, and what they say of predictions."""
+    metrics = {
+        "bce": keras.metrics.BinaryCrossentropy(name="bce"),
+        "auc": keras.metrics.AUC(name="auc", multi_label=True),
+        "precision": keras.metrics.Precision(name="precision"),
+        "recall": keras.metrics.Recall(name="recall"),
+        "half": keras.metrics.BinaryAccuracy(name="half"),
+    }
+    if predictions.shape[1] > 1:
+        metrics["ce"] = keras.metrics.CategoricalCrossentropy(name="ce")
+        metrics["top"] = keras.metrics.TopKCategoricalAccuracy(2, name="top")
+    want = {}
+    for name, metric in metrics.items():
+        metric.update_state(labels, predictions)
+        want[name] = float(metric.result())
+        metric.reset_state()
+    return list(metrics.values()), want
+
+
+@pytest.mark.parametrize(
+    ("classes", "activation", "loss"),
+    [
+        (CLASSES, "softmax", "softmax"),
+        (CLASSES, None, "softmax"),
+        (CLASSES, "sigmoid", keras.losses.BinaryCrossentropy(from_logits=True)),
+        (1, "sigmoid", "sigmoid"),
+        (1, None, "sigmoid"),
+    ],
+)
+def test_metrics_get_probabilities_whatever_the_loss_gets(
+    classes, activation, loss
+):
+    """Exactly those that were asked for."""
+    model, predictions = sure(classes=classes, classifier_activation=activation)
+    images, labels = batch()
+    columns = np.eye(CLASSES)[labels] if classes > 1 else labels[:, None] % 2
+    if activation is None:
+        exact = predictions.astype("float64")
+        predictions = np.exp(exact - exact.max(-1, keepdims=True))
+        predictions /= predictions.sum(-1, keepdims=True)
+        if classes == 1:
+            predictions = 1 / (1 + np.exp(-exact))
+    metrics, want = asked(loss, columns, predictions)
+    columns = columns.astype("float32")
+    logits = keras.metrics.BinaryCrossentropy(from_logits=True, name="logits")
+    finetune(model, loss=loss, metrics=metrics, weighted_metrics=[logits])
+    got = model.evaluate(images, columns, verbose=0, return_dict=True)
+    assert set(got) == {"loss", *want, "logits"}
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    if activation != "softmax" and not (activation is None and classes > 1):
+        assert got["logits"] == pytest.approx(want["bce"], rel=1e-4)
+    if classes > 1 and loss == "softmax":
+        numbers = model.evaluate(images, labels, verbose=0, return_dict=True)
+        assert {k: numbers[k] for k in want} == pytest.approx(want, 1e-4)
+
+
+def test_metrics_by_name_and_none():
+    model, _ = sure()
+    for metrics in (["accuracy"], ["acc"], []):
+        finetune(model, metrics=metrics)
+        named = model.evaluate(*batch(), verbose=0, return_dict=True)
+        assert set(named) == {"loss", *metrics}
+    want = np.mean(
+        model.predict(batch()[0], verbose=0).argmax(-1) == batch()[1]
+    )
+    finetune(model, metrics="accuracy")
+    assert model.evaluate(*batch(), verbose=0)[1] == pytest.approx(want)
+    with pytest.raises(ValueError, match="AUC was told to expect logits"):
+        finetune(
+            model,
+            loss="categorical_crossentropy",
+            metrics=[keras.metrics.AUC(from_logits=True)],
+        )
+
+
+def test_metrics_under_mixup(tmp_path):
+    """Labels are mixed in training, and numbers in the validation."""
+    model, _ = sure()
+    sparse = keras.metrics.SparseCategoricalAccuracy(name="sparse")
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    pretrain(model, loss=loss, metrics=["accuracy", sparse])
+    history = fit(model, validation_data=batch())
+    assert history["val_accuracy"] == history["val_sparse"]
+    assert set(history) == {
+        prefix + name
+        for prefix in ("", "val_")
+        for name in ("loss", "accuracy", "sparse")
+    }
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.evaluate(*batch(), verbose=0) == model.evaluate(
+        *batch(), verbose=0
+    )
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse", "MeanSquaredError", keras.losses.mean_squared_error]
+)
+def test_losses_of_keras_by_name(loss):
+    model = finetune(build(classes=1, classifier_activation=None), loss=loss)
+    assert isinstance(model.loss, keras.losses.MeanSquaredError)
+
+
+def test_a_function_as_loss(tmp_path):
+    model = build(classes=1, classifier_activation=None)
+    finetune(model, loss=sum_of_squares)
+    images, targets = batch()[0], np.linspace(0, 1, 16, dtype="float32")
+    want = model.evaluate(images, targets, verbose=0)
+    assert want == pytest.approx(np.mean(targets**2), rel=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.evaluate(images, targets, verbose=0) == pytest.approx(want)
+    with pytest.raises(ValueError, match=r"expects probabilities.*Build the"):
+        finetune(model, loss=keras.losses.KLDivergence())
 
 
 def test_one_output():
@@ -650,7 +781,16 @@ def test_steps_per_execution():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": "mse"}, "'sigmoid', 'softmax' or.*loss='mse'"),
+        ({"loss": "most"}, "'sigmoid', 'softmax' or.*loss='most'"),
+        ({"loss": 3}, "'sigmoid', 'softmax' or.*loss=3"),
+        (
+            {"loss": keras.losses.SparseCategoricalCrossentropy(True)},
+            "makes probabilities of labels.*Pass loss='softmax'",
+        ),
+        (
+            {"loss": "kl_divergence", "label_smoothing": 0.1},
+            "Give it to the loss itself",
+        ),
         ({"augment_on": "cloud"}, "'device', 'host'.*augment_on='cloud'"),
         ({"warmup_steps": 30}, "warmup_steps=30, total_steps=20"),
     ],
