@@ -153,21 +153,25 @@ class TrainStep(KeepsState):
             return super().train_step(*state, data)
 
     def test_step(self, *args: Any) -> Any:
-        *state, data = args
-        if self._options.augment is not None:
-            # As in training, where they are mixed.
-            x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-            if y is not None:
-                y = soft_labels(only(y), self.output_shape[-1])
-            data = keras.utils.pack_x_y_sample_weight(x, y, weights)
         with _logits(self._options.on_logits):
-            return super().test_step(*state, data)
+            return super().test_step(*args)
+
+    def _labels(self, y: Any) -> Any:
+        """Labels as the augmentation makes them, also without it."""
+        if self._options.augment is None or y is None:
+            return y
+        return soft_labels(only(y), self.output_shape[-1])
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        return super().compute_loss(x, self._labels(y), *args, **kwargs)
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> Any:
         """Gives each metric the labels and outputs that it expects."""
-        compiled = self._compile_metrics
+        compiled, y = self._compile_metrics, self._labels(y)
         if compiled is None or not self._options.on_logits:
             return super().compute_metrics(x, y, y_pred, sample_weight)
         if not compiled.built:

@@ -19,8 +19,10 @@ from keras_augreg.features import Blocks, FeatureExtractor
 from keras_augreg.layer import (
     layer_state,
     named_layers,
+    note_configs,
     restore_layer_state,
     set_frozen,
+    thaw,
 )
 from keras_augreg.preprocessing import (
     Preprocessing,
@@ -198,7 +200,7 @@ class VisionTransformer(TrainStep):
                 inputs=inputs, outputs=x, name=name, trainable=trainable
             )
         self._called = True  # For Keras's ONNX export: the graph is complete.
-        self.dtype_policy = policy
+        self.dtype_policy = self._policy = policy
         self.sizes = sizes
         self.include_top = include_top
         self.image_shape = input_shape
@@ -214,6 +216,7 @@ class VisionTransformer(TrainStep):
         self.class_names = class_names
         self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
         self._watching = False
+        note_configs(self)
         self._extractor = functools.lru_cache(8)(self._make_extractor)
 
     @property
@@ -350,11 +353,10 @@ class VisionTransformer(TrainStep):
         for projection in adapted.values():
             projection.enable_lora(rank, alpha)
         layers = dict(named_layers(self))
-        frozen = {n for n, layer in layers.items() if not layer.trainable}
         # What a call of `compile_finetuning` froze is not the user's choice;
         # the next call must not train the kernels again.
-        frozen -= set(self.frozen_by_compile)
-        self.frozen_by_compile = ()
+        thaw(self)
+        frozen = {n for n, layer in layers.items() if not layer.trainable}
         others = layers.keys() - adapted.keys() - {"head"}
         set_frozen(self, (frozen - adapted.keys()) | others)
         self._forget_functions()
@@ -458,15 +460,29 @@ class VisionTransformer(TrainStep):
             **{key: getattr(self, key) for key in same},
             "input_shape": self.image_shape,
             "class_names": self.class_names and list(self.class_names),
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "dtype": keras.dtype_policies.serialize(self._policy),
+            **self._input_config(),
         }
+
+    def _input_config(self) -> dict[str, Any]:
+        """The config of an input that is not the default one."""
+        layer = self.layers[0]
+        sides = (None, None) if self.dynamic_image_size else self.image_shape
+        usual = _input(None, (*sides[:2], self.image_shape[2]), False)
+        config = layer.get_config()
+        same = config == usual._keras_history.operation.get_config()
+        return {} if same else {"input": config}
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> VisionTransformer:
-        state = config.get("layer_state", {})
-        model = cls(**{k: v for k, v in config.items() if k != "layer_state"})
+        config = dict(config)
+        state = config.pop("layer_state", {})
+        if "input" in config:
+            layer = keras.layers.InputLayer.from_config(config.pop("input"))
+            config["input_tensor"] = layer.output
+        model = cls(**config)
         restore_layer_state(model, state)
         return model
 

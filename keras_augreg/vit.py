@@ -283,6 +283,7 @@ class PositionEmbedding(Layer):
         )
         if self.class_token:
             self.cls = self.weight("cls", (1, 1, width))
+        self.restore_parts()
 
     def call(
         self, x: Any, training: bool | None = None, images: Any = None

@@ -60,7 +60,33 @@ def adapted(model):
     model.get_layer("head").enable_lora(2, lora_alpha=3)
 
 
-@pytest.mark.parametrize("change", [frozen, quantized, adapted])
+def changed(model):
+    """What Keras keeps of the layers of a functional model, and of parts."""
+    block = model.get_layer("encoderblock_0")
+    block.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+    block.norm1.epsilon = 0.5
+    block.mlp_kernel1.trainable = False
+    model.get_layer("encoderblock_1").dropout = 0.5
+    model.get_layer("encoder_norm").epsilon = 0.25
+    head = model.get_layer("head")
+    head.kernel_regularizer = keras.regularizers.L2(0.125)
+    head.activation = keras.activations.sigmoid
+
+
+def check_changed(model):
+    block = model.get_layer("encoderblock_0")
+    assert block.compute_dtype == "bfloat16"
+    assert block.norm1.epsilon == 0.5
+    assert not block.mlp_kernel1.trainable
+    assert model.get_layer("encoderblock_1").dropout == 0.5
+    assert model.get_layer("encoder_norm").epsilon == 0.25
+    head = model.get_layer("head")
+    assert head.activation is keras.activations.sigmoid
+    for regularizer in (head.kernel_regularizer, head.kernel.regularizer):
+        assert float(regularizer.l2) == 0.125
+
+
+@pytest.mark.parametrize("change", [frozen, quantized, adapted, changed])
 @pytest.mark.parametrize("wrap", [lambda model: model, nest])
 def test_state_of_layers_is_saved(tmp_path, change, wrap):
     """Also if the model is a part of another."""
@@ -78,7 +104,26 @@ def test_state_of_layers_is_saved(tmp_path, change, wrap):
             for m in (again, outer)
         ]
         assert paths[0] == paths[1]
+    if change is changed:
+        check_changed(again if wrap is not nest else again.layers[-1])
+        once = type(again).from_config(again.get_config())
+        check_changed(once if wrap is not nest else once.layers[-1])
     x = images()
     np.testing.assert_allclose(
         again.predict(x, verbose=0), outer.predict(x, verbose=0), atol=1e-6
     )
+
+
+def test_the_input_and_policies_of_layers_are_saved(tmp_path):
+    image = keras.Input((16, 16, 3), name="photo", dtype="uint8")
+    policies = keras.dtype_policies.DTypePolicyMap()
+    policies["encoderblock_0"] = keras.DTypePolicy("mixed_bfloat16")
+    model = tiny(input_tensor=image, include_preprocessing=True, dtype=policies)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        assert (each.input.name, each.input.dtype) == ("photo", "uint8")
+        assert each.input_names == ["photo"]
+        assert each.get_layer("encoderblock_0").compute_dtype == "bfloat16"
+        assert each.get_layer("encoderblock_1").compute_dtype == "float32"
+    assert "input" not in tiny().get_config()

@@ -336,6 +336,40 @@ def test_what_is_frozen(tmp_path, freeze, left):
     assert trained(pretrain(again, "none")) == ALL - {"encoder_norm"}
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_the_user_froze_stays_frozen(tmp_path, saved):
+    """Also a layer or weight that a compilation had frozen already."""
+
+    def stored(model):
+        if not saved:
+            return model
+        model.save(tmp_path / "model.keras")
+        return keras.saving.load_model(tmp_path / "model.keras")
+
+    model = build(depth=2)
+    block = model.get_layer("encoderblock_0")
+    block.mlp_kernel1.trainable = False
+    model = stored(finetune(model, freeze="backbone"))
+    assert trained(model) == {"head"}
+    block = model.get_layer("encoderblock_0")
+    block.attention.trainable = False
+    block.norm1.gamma.trainable = False
+    model.get_layer("encoderblock_1").trainable = False
+    model = stored(finetune(stored(model)))
+    assert trained(model) == ALL - {"encoderblock_1"}
+    block = model.get_layer("encoderblock_0")
+    left = {v.path.split("/", 1)[1] for v in block.trainable_variables}
+    assert left == {
+        "norm1/beta", "norm2/beta", "norm2/gamma",
+        "mlp_bias1", "mlp_kernel2", "mlp_bias2",
+    }  # fmt: skip
+    finetune(model, freeze=np.int64(1))
+    assert trained(model) == {"encoder_norm", "head"}
+    model.trainable = True
+    assert trained(finetune(model)) == trained(model) == ALL
+    assert len(block.trainable_variables) == 12
+
+
 @pytest.mark.parametrize("freeze", ["head", 0, 2, -1, ["nolayer"], 0.5])
 def test_refuses_to_freeze_anything_else(freeze):
     with pytest.raises(ValueError, match="a number of blocks from 1 to 1"):
@@ -414,7 +448,7 @@ def sure(**changes):
     """A model with a head that tells images apart, and what it predicts."""
     model = build(**changes)
     head = model.get_layer("head")
-    head.kernel.assign(3 * keras.random.normal(head.kernel.shape, seed=0))
+    head.kernel.assign(keras.random.normal(head.kernel.shape, seed=0) / 3)
     return model, model.predict(batch()[0], verbose=0)
 
 
