@@ -1,8 +1,10 @@
 """Vision Transformers with the AugReg recipes and checkpoints for Keras 3."""
 
+import dis
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +118,16 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     variant = _match(name)
     hint = f". Did you mean: {variant.name!r}?" if variant else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    if not variant and re.match("r[0-9_]*vit|vit", name.lower()):
+        builders = (n for n in __all__ if "ViT_" in n)
+        hint = f". The architectures are: {', '.join(builders)}"
+    message = f"module {__name__!r} has no attribute {name!r}{hint}"
+    caller = sys._getframe(1)
+    code = caller.f_code.co_code[caller.f_lasti]
+    if hint and dis.opname[code] == "IMPORT_FROM":
+        # `from keras_augreg import NAME` would drop the message.
+        raise ImportError(message, name=__name__)
+    raise AttributeError(message)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,9 @@
-"""Labels checked as they pass to `fit` and `evaluate`, in any kind of data."""
+"""Batches checked as they pass to a model, in any kind of data."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_augreg.checks import check_labels
-from keras_augreg.preprocessing import only
+from keras_augreg.preprocessing import images_of, only
 
 
 def check_batch_labels(classes: int | None, unlabelled: bool, y: Any) -> None:
@@ -36,6 +37,16 @@ def check_batch_labels(classes: int | None, unlabelled: bool, y: Any) -> None:
     check_labels(y, classes, unlabelled=unlabelled)
 
 
+def check_batch(
+    check_images: Callable[[Any], None],
+    check_labels: Callable[[Any], None],
+    batch: Any,
+) -> None:
+    """Checks images and labels; a function that workers can unpickle."""
+    check_images(images_of(batch))
+    check_labels(labels_of(batch))
+
+
 def labels_of(batch: Any) -> Any:
     """The labels of (images, labels, ...), or `None`."""
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
@@ -44,27 +55,23 @@ def labels_of(batch: Any) -> Any:
 
 
 def checked_data(
-    data: Any, check: Callable[[Any], None], found: list[Exception]
+    data: Any,
+    check_images: Callable[[Any], None],
+    check_labels: Callable[[Any], None],
+    found: list[Exception],
 ) -> Any:
-    """The same data, whose labels are checked as they pass.
+    """The same data, whose batches are checked as they pass.
 
     What is found wrong is added to `found`, as other libraries wrap errors in
     theirs.
     """
     torch = sys.modules.get("torch")
-
-    def noting(labels: Any) -> np.int32:
-        try:
-            check(labels)
-        except ValueError as error:
-            found.append(error)
-            raise
-        return np.int32(0)
-
+    check = functools.partial(check_batch, check_images, check_labels)
     if isinstance(data, types.GeneratorType):
-        return _checked_generator(data, noting)
+        return _checked_generator(data, _noting(check, found))
     if is_dataset(data):
-        return _checked_dataset(data, noting)
+        data = _checked_shapes(data, _noting(check_images, found))
+        return _checked_labels(data, _noting(check_labels, found))
     if torch is not None and isinstance(data, torch.utils.data.DataLoader):
         data = copy.copy(data)
         data.collate_fn = _CheckedCollate(data.collate_fn, check)
@@ -73,13 +80,49 @@ def checked_data(
     return data
 
 
+def _noting(
+    check: Callable[[Any], None], found: list[Exception]
+) -> Callable[[Any], np.int32]:
+    """A check, as `tf.numpy_function` takes it, that notes what is wrong."""
+
+    def noting(values: Any) -> np.int32:
+        try:
+            check(values)
+        except ValueError as error:
+            found.append(error)
+            raise
+        return np.int32(0)
+
+    return noting
+
+
 def _checked_generator(data: Any, check: Callable[[Any], Any]) -> Iterator[Any]:
     for batch in data:
-        check(labels_of(batch))
+        check(batch)
         yield batch
 
 
-def _checked_dataset(dataset: Any, check: Callable[[Any], Any]) -> Any:
+def _checked_shapes(dataset: Any, check: Callable[[Any], Any]) -> Any:
+    """The same data set; watched if its spec does not state the shape."""
+    tf = sys.modules["tensorflow"]
+    spec = images_of(dataset.element_spec)
+    if not isinstance(spec, tf.TensorSpec) or (
+        spec.shape.rank is not None and None not in spec.shape[1:]
+    ):
+        return dataset
+
+    def check_shape(shape: Any) -> np.int32:
+        return check(np.broadcast_to(np.uint8(0), shape))
+
+    def watch(*batch: Any) -> Any:
+        shape = tf.shape(images_of(batch))
+        tf.numpy_function(check_shape, [shape], "int32")
+        return batch if len(batch) > 1 else batch[0]
+
+    return dataset.map(watch)
+
+
+def _checked_labels(dataset: Any, check: Callable[[Any], Any]) -> Any:
     tf = sys.modules["tensorflow"]
     spec = labels_of(dataset.element_spec)
     if not isinstance(spec, tf.TensorSpec) or not (
@@ -100,7 +143,7 @@ def _checked_dataset(dataset: Any, check: Callable[[Any], Any]) -> Any:
 
 
 class _CheckedCollate:
-    """A `collate_fn` that checks labels; a class, as workers unpickle it."""
+    """A `collate_fn` that checks batches; a class, as workers unpickle it."""
 
     def __init__(self, collate: Any, check: Callable[[Any], None]) -> None:
         self.collate = collate
@@ -108,12 +151,12 @@ class _CheckedCollate:
 
     def __call__(self, examples: Any) -> Any:
         batch = self.collate(examples)
-        self.check(labels_of(batch))
+        self.check(batch)
         return batch
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
-    """A `PyDataset` that checks the labels of each batch."""
+    """A `PyDataset` that checks each batch."""
 
     def __init__(self, data: Any, check: Callable[[Any], None]) -> None:
         super().__init__(
@@ -124,7 +167,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         batch = self.data[index]
-        self.check(labels_of(batch))
+        self.check(batch)
         return batch
 
     @property

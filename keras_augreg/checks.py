@@ -24,6 +24,36 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+# Arguments of timm, KerasHub and torchvision -> ours.
+_MEANT = {
+    "drop_path_rate": "stochastic_depth",
+    "drop_rate": "dropout",
+    "global_pool": "pooling",
+    "image_shape": "input_shape",
+    "image_size": "input_shape",
+    "img_size": "input_shape",
+    "channels": "input_shape",
+    "in_chans": "input_shape",
+    "dynamic_img_size": "dynamic_image_size",
+    "num_class": "classes",
+    "num_classes": "classes",
+    "pretrained": "weights",
+}
+
+
+def check_argument_names(function: str, names: Iterable[str]) -> None:
+    """Raises a `TypeError` that says what another library's argument is here.
+
+    Raises:
+        TypeError: If a name is an argument of another library.
+    """
+    for name in _MEANT.keys() & set(names):
+        raise TypeError(
+            f"{function}() has no argument {name!r}. Here it is called "
+            f"{_MEANT[name]!r}."
+        )
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` if the value is not one of the choices."""
     choices = tuple(choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from keras import ops
 
 from keras_augreg.jax_state import KeepsState
 from keras_augreg.layer import Layer
+from keras_augreg.preprocessing import only
 from keras_augreg.variants import Sizes
 
 Blocks = int | str | Sequence[int | str]
@@ -44,6 +46,17 @@ class Grid(Layer):
     ) -> Shape:
         sides = (n and n // self.stride for n in images_shape[1:3])
         return (tokens_shape[0], *sides, tokens_shape[-1])
+
+
+def _watching(name: str) -> Any:
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with self._source()._watched(x) as x:
+            return getattr(super(FeatureExtractor, self), name)(
+                x, *args, **kwargs
+            )
+
+    return method
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -88,6 +101,14 @@ class FeatureExtractor(KeepsState):
     ```
     """
 
+    # They check images, as the model's own do.
+    fit = _watching("fit")
+    evaluate = _watching("evaluate")
+    predict = _watching("predict")
+    train_on_batch = _watching("train_on_batch")
+    test_on_batch = _watching("test_on_batch")
+    predict_on_batch = _watching("predict_on_batch")
+
     _traced: Any = None  # identities of the variables of the last trace
 
     def __init__(
@@ -121,6 +142,11 @@ class FeatureExtractor(KeepsState):
         self.norm = norm
         # Behind a function, or Keras would take the head for a layer of this.
         self._source = lambda: model
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = only(inputs)
+        with self._source()._watched(inputs):
+            return super().__call__(inputs, *args, **kwargs)
 
     @property
     def include_preprocessing(self) -> bool:

@@ -30,9 +30,26 @@ def _keeping(name: str) -> Any:
 
 
 class KeepsState(keras.Model):
-    """A model whose variables have values after any exception."""
+    """A model whose variables have values after any exception.
+
+    It is saved with `jit_compile` as given: "auto" means another thing on
+    another backend, whereas Keras saves what it meant.
+    """
 
     _jax_state: Any
+    _jit_compile_given: Any = "auto"
+
+    def compile(
+        self, *args: Any, jit_compile: Any = "auto", **kwargs: Any
+    ) -> None:
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+        self._jit_compile_given = jit_compile
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if config:
+            config["jit_compile"] = self._jit_compile_given
+        return config
 
     fit = _keeping("fit")
     evaluate = _keeping("evaluate")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -36,6 +35,17 @@ class Layer(keras.layers.Layer):
             initializer=random_weights(initializer),
             **kwargs,
         )
+
+    @property
+    def dtype_policy(self) -> Any:
+        return super().dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, policy: Any) -> None:
+        # Parts follow, or they would multiply arrays of different dtypes.
+        keras.layers.Layer.dtype_policy.fset(self, policy)
+        for part in getattr(self, "_layers", ()):
+            part.dtype_policy = policy
 
     def own_config(self) -> dict[str, Any]:
         """The config without the state of parts."""
@@ -105,7 +115,7 @@ def note_configs(parent: Any) -> None:
 
 def _changes(parent: Any) -> dict[str, dict[str, Any]]:
     """What differs from the configs of fresh layers, by path."""
-    fresh = getattr(parent, "_fresh", dict)()
+    fresh: dict[str, Any] = getattr(parent, "_fresh", dict)()
     changes = {}
     for path, config in _configs(parent).items():
         before = fresh.get(path, config)
@@ -266,7 +276,7 @@ def _chosen(model: Any, what: Any) -> list[str]:
         what = "backbone" if what else []
     if isinstance(what, str) and what == "backbone":
         return [name for name in names if name != "head"]
-    if isinstance(what, numbers.Integral) and 1 <= what <= depth:
+    if isinstance(what, (int, np.integer)) and 1 <= what <= depth:
         return names[: names.index(f"encoderblock_{what - 1}") + 1]
     if isinstance(what, (list, tuple, set)) and set(what) <= set(names):
         return list(what)

@@ -59,4 +59,6 @@ def probabilities(logits: Any, activation: Any, loss: Any) -> Any:
         activation = sigmoid if binary else softmax
     if activation is softmax and logits.shape[-1] == 1:
         activation = sigmoid  # The softmax of one output is always 1.
-    return activation(logits)
+    # A copy, because Keras on TensorFlow remembers the logits of an activation
+    # and computes any cross-entropy from them.
+    return keras.ops.copy(activation(logits))

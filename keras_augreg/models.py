@@ -14,7 +14,8 @@ import keras
 from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.convert import Contents
 from keras_augreg.checkpoints.load import find, load
-from keras_augreg.checks import warn
+from keras_augreg.checks import check_argument_names, warn
+from keras_augreg.dataset_names import CLASSES
 from keras_augreg.initialization import zero_weights
 from keras_augreg.recipe import AugReg
 from keras_augreg.variants import VARIANTS, Variant
@@ -115,32 +116,12 @@ _DOCSTRING = """{title}.
     """
 
 
-# Arguments of timm, KerasHub and torchvision -> ours.
-_MEANT = {
-    "drop_path_rate": "stochastic_depth",
-    "drop_rate": "dropout",
-    "global_pool": "pooling",
-    "image_shape": "input_shape",
-    "image_size": "input_shape",
-    "img_size": "input_shape",
-    "channels": "input_shape",
-    "in_chans": "input_shape",
-    "dynamic_img_size": "dynamic_image_size",
-    "num_classes": "classes",
-    "pretrained": "weights",
-}
-
-
 def _hinting(builder: Builder) -> Builder:
     """Adds to errors what an argument of another library is called here."""
 
     @functools.wraps(builder)
     def call(*args: Any, **kwargs: Any) -> keras.Model:
-        for name in _MEANT.keys() & kwargs.keys():
-            raise TypeError(
-                f"{builder.__name__}() has no argument {name!r}. Here it is "
-                f"called {_MEANT[name]!r}."
-            )
+        check_argument_names(builder.__name__, kwargs)
         return builder(*args, **kwargs)
 
     return call
@@ -187,8 +168,8 @@ def _builder(name: str) -> Builder:
                 if checkpoint.has_classes(class_names):
                     head = "keep"
             elif include_top and classes in (None, checkpoint.classes):
-                if classes is not None and checkpoint.class_names:
-                    _warn_of_kept_classes(checkpoint.class_names)
+                if classes is not None:
+                    _warn_of_kept_classes(classes, checkpoint.class_names)
                 head, classes = "keep", _kept_classes(checkpoint)
                 class_names = checkpoint.class_names
             if input_shape is None and checkpoint.patch_grid is not None:
@@ -301,12 +282,17 @@ def _kept_classes(checkpoint: Contents) -> int:
     return checkpoint.classes
 
 
-def _warn_of_kept_classes(names: Sequence[str]) -> None:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _warn_of_kept_classes(count: int, names: Sequence[str] | None) -> None:
+    if names is None and count in CLASSES.values():
+        return  # ImageNet's, as of the release.
+    shown = "without names"
+    if names is not None:
+        shown = ", ".join(names[:3]) + (", ..." if count > 3 else "")
     warn(
-        f"The model keeps the checkpoint's classifier of {len(names)} classes "
-        f"({shown}). For {len(names)} other classes, pass class_names=[...] "
-        "with their names: the model then gets a new classifier."
+        f"The model keeps the checkpoint's classifier of {count} classes "
+        f"({shown}). For {count} other classes, pass class_names=[...] with "
+        "their names: the model then gets a new classifier. Leave out "
+        "`classes` to keep it without this warning."
     )
 
 

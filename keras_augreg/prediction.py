@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
     """What a model sees in an image; prints as `cat.jpg: cat 98%, dog 1%`."""
 
     image: str  # the file, or "image 0" of an array
-    classes: list[tuple[str, float]]  # (name, probability), the best first
+    classes: list[tuple[str, float]]  # (name, probability), best first
 
     def __str__(self) -> str:
         found = (f"{name} {share:.0%}" for name, share in self.classes)
@@ -49,7 +49,10 @@ def predict(
     Photos are decoded, upright and in RGB, and resized and cropped as
     `keras_augreg.data.load` does for an evaluation: the middle of the photo,
     or all of it where its smaller side has at most 32 pixels. The names are
-    the model's `class_names`, or those of ImageNet.
+    the model's `class_names`, those of ImageNet, or numbers. A model of one
+    class decides between two: `"cat"` and `"not cat"`, or `"1"` and `"0"`.
+    Outputs of a model that ends in a layer without activation are logits, of
+    which the softmax is taken, or the sigmoid of a single one.
 
     Args:
         model: A classifier of images (B, H, W, 3), such as a
@@ -109,17 +112,32 @@ def predict(
         if not getattr(model, "include_preprocessing", True):
             batch = keras.ops.convert_to_numpy(preprocess_input(batch))
         scores = model.predict(batch, batch_size, verbose=0)
-        if getattr(model, "classifier_activation", "softmax") is None:
-            scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
+        scores, names = _probabilities(model, scores)
         scores = scores[: len(part) * VIEWS[tta]]
         scores = scores.reshape(len(part), VIEWS[tta], -1).mean(axis=1)
-        names = getattr(model, "class_names", None)
         best = best_classes(scores, min(top, scores.shape[1]), names)
         named += [
             Prediction(name, [(label, score) for _, label, score in row])
             for (name, _), row in zip(part, best, strict=True)
         ]
     return named
+
+
+def _probabilities(model: Any, scores: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Probabilities of what a model returned, and names of the classes."""
+    last = model
+    names = getattr(model, "class_names", None)
+    while getattr(last, "outputs", None):  # also of a model in the model
+        last = last.outputs[0]._keras_history.operation
+        names = names or getattr(last, "class_names", None)
+    one = scores.shape[1] == 1
+    if getattr(last, "activation", None) is keras.activations.linear:
+        function = keras.ops.sigmoid if one else keras.ops.softmax
+        scores = keras.ops.convert_to_numpy(function(scores))
+    if one:
+        scores = np.concatenate([1 - scores, scores], axis=1)
+        names = (f"not {names[0]}", names[0]) if names else None
+    return scores, names
 
 
 def submission(

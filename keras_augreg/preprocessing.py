@@ -81,6 +81,51 @@ class Preprocessing(keras.layers.Layer):
         return input_shape
 
 
+def check_shape(
+    expected: tuple[int, int, int], stride: int | None, images: Any
+) -> None:
+    """Checks the shape of a batch, before a compiled step gets it.
+
+    With a `stride`, it may have any size that the stride divides.
+    """
+    shape = getattr(images, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return
+    shape = tuple(shape)
+    height, width, channels = expected
+    if len(shape) == 4 and all(
+        n is None or n == m or (stride and axis < 2 and n and not n % stride)
+        for axis, (n, m) in enumerate(zip(shape[1:], expected, strict=True))
+    ):
+        return
+    if len(shape) == 3:
+        hint = "Add the axis of images, images[None]."
+    elif len(shape) != 4:
+        hint = "Expected are four axes."
+    elif shape[3] != channels and shape[1] == channels:
+        hint = (
+            "Put the channels last: keras.ops.transpose(images, (0, 2, 3, 1))."
+        )
+    elif shape[3] == 1:
+        hint = f"Repeat it: keras.ops.repeat(images, {channels}, axis=-1)."
+    elif shape[3] != channels:
+        hint = f"This model takes {channels} channels."
+        if channels == 3:
+            hint = "Make them RGB."
+    elif stride:
+        hint = f"Pad or resize them: {stride} divides height and width."
+    else:
+        hint = (
+            "Resize them, or build the model with "
+            f"input_shape={(*shape[1:3], channels)} or dynamic_image_size=True."
+        )
+    sides = "height, width" if stride else f"{height}, {width}"
+    raise ValueError(
+        f"Expected images of shape (batch, {sides}, {channels}). Received: "
+        f"shape={shape}. {hint}"
+    )
+
+
 def first_images(data: Any, check: Callable[[Any], None]) -> Any:
     """Calls `check` on the first images; use the data that it returns.
 
@@ -92,20 +137,20 @@ def first_images(data: Any, check: Callable[[Any], None]) -> Any:
     tf, torch = sys.modules.get("tensorflow"), sys.modules.get("torch")
     if isinstance(data, types.GeneratorType):
         for first in data:
-            check(_images(first))
+            check(images_of(first))
             return (batch for batch in itertools.chain([first], data))
     elif isinstance(data, keras.utils.PyDataset):
         # Those of `keras_augreg.data` say that they yield integers.
         if getattr(data, "image_dtype", None) != "uint8":
             with same_draws():
-                check(_images(data[0]))
+                check(images_of(data[0]))
     elif tf is not None and isinstance(data, tf.data.Dataset):
         return _first_of_dataset(tf, data, check)
     elif torch is not None and isinstance(data, torch.utils.data.DataLoader):
         examples = data.dataset
         if not isinstance(examples, torch.utils.data.IterableDataset):
             with same_draws():
-                image = _images(examples[0])
+                image = images_of(examples[0])
             check(image[None] if hasattr(image, "shape") else image)
     else:
         check(only(data))
@@ -119,7 +164,7 @@ def only(x: Any) -> Any:
     return x
 
 
-def _images(batch: Any) -> Any:
+def images_of(batch: Any) -> Any:
     """The images of (images, labels, ...)."""
     return only(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
@@ -189,7 +234,7 @@ def _first_of_dataset(
     Iterating over it in advance would fill its shuffle buffers, and draw other
     orders for the passes that follow.
     """
-    images = _images(dataset.element_spec)
+    images = images_of(dataset.element_spec)
     check(images)
     if not isinstance(images, tf.TensorSpec) or not images.dtype.is_floating:
         return dataset
@@ -206,7 +251,7 @@ def _first_of_dataset(
         tf.cond(
             number == 0,
             lambda: tf.numpy_function(
-                look, [_images(batch)[:_SAMPLE]], "int32"
+                look, [images_of(batch)[:_SAMPLE]], "int32"
             ),
             lambda: 0,
         )

@@ -63,7 +63,6 @@ class _Options:
     augment: Any = None  # layer: images, labels, step -> images, labels
     augment_on: str = "device"  # or "host", "auto"
     remat: bool = False  # whether blocks run again for the backward pass
-    jit_compile: Any = "auto"  # as given: Keras saves what it meant here
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -81,9 +80,11 @@ class _LossWithOptions(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         raise ValueError(
             "A clone from `keras.models.clone_model` is a plain Keras model: "
-            "it cannot train as its original was compiled to. Compile the "
-            "clone, or copy the model with "
-            "`type(model).from_config(model.get_config())`."
+            "it cannot train or be evaluated as its original was compiled to. "
+            "Compile the clone with Keras's `compile`; or make a "
+            "VisionTransformer of the same layers with "
+            "`type(model).from_config(model.get_config())`, which has new "
+            "weights and is not compiled."
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -111,17 +112,14 @@ class TrainStep(KeepsState):
         augment: Any = None,
         augment_on: str = "device",
         remat: bool = False,
-        jit_compile: Any = "auto",
         **kwargs: Any,
     ) -> None:
         """Configures the model for training, as `keras.Model.compile`.
 
         `keras_augreg.compile_pretraining`, which calls it, explains the rest.
         """
-        super().compile(*args, jit_compile=jit_compile, **kwargs)
-        self._options = _Options(
-            on_logits, augment, augment_on, remat, jit_compile
-        )
+        super().compile(*args, **kwargs)
+        self._options = _Options(on_logits, augment, augment_on, remat)
         self._on_host = augment_on == "host"
         for layer in self.layers:
             if hasattr(layer, "remat"):
@@ -129,11 +127,9 @@ class TrainStep(KeepsState):
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
-        if config:
-            config["jit_compile"] = self._options.jit_compile
-            if self._options != _Options(jit_compile=config["jit_compile"]):
-                loss = _LossWithOptions(self.loss, vars(self._options))
-                config["loss"] = keras.saving.serialize_keras_object(loss)
+        if config and self._options != _Options():
+            loss = _LossWithOptions(self.loss, vars(self._options))
+            config["loss"] = keras.saving.serialize_keras_object(loss)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -229,26 +225,32 @@ class TrainStep(KeepsState):
             )
 
     @contextmanager
-    def _labels_checked(
-        self, x: Any, y: Any = None, unlabelled: bool = False
+    def _batches_checked(
+        self,
+        x: Any,
+        y: Any = None,
+        unlabelled: bool = False,
+        predicting: bool = False,
     ) -> Iterator[Any]:
-        """Yields `x`; refuses labels that are not numbers of classes.
+        """Yields `x`; refuses images of another shape, and wrong labels.
 
         And batches without examples, in training.
         """
         classes = self.output_shape[-1]
         # The engines of `keras_augreg.data` have checked theirs.
         checked = getattr(x, "checked_classes", None) == classes
-        self._trace_for(x, y)
+        if not predicting:
+            self._trace_for(x, y)
         if checked:
             yield x
             return
-        classes = classes if self._takes_numbers() else None
+        if predicting or not self._takes_numbers():
+            classes = None
         check = functools.partial(check_batch_labels, classes, unlabelled)
         check(only(y))
         found: list[Exception] = []
         try:
-            yield checked_data(x, check, found)
+            yield checked_data(x, self._shape_check, check, found)
         except Exception:
             if found:  # without the traceback of the library that read it
                 raise found[0] from None
@@ -278,9 +280,15 @@ class TrainStep(KeepsState):
         augments = self._options.augment is not None
         return augments or getattr(loss, "takes_numbers", False)
 
+    def _shape_check(self, images: Any) -> None:
+        """Refuses images that the model cannot take; nothing here."""
+
     @contextmanager
-    def _watched(self, data: Any) -> Iterator[Any]:
-        """Yields data whose images are checked; nothing here."""
+    def _watched(self, data: Any, batch: bool = False) -> Iterator[Any]:
+        """Yields data whose images are checked; nothing here.
+
+        Arrays are images, or a `batch` (images, labels, ...).
+        """
         yield data
 
     @contextmanager
@@ -290,7 +298,7 @@ class TrainStep(KeepsState):
         """Yields data that is checked."""
         with (
             self._watched(x) as x,
-            self._labels_checked(x, y, unlabelled) as x,
+            self._batches_checked(x, y, unlabelled) as x,
         ):
             yield x
 
@@ -302,9 +310,13 @@ class TrainStep(KeepsState):
         validation = given.get("validation_data")
         arrays = isinstance(validation, (tuple, list))
         labels = labels_of(validation) if arrays else None
+        if validation is not None:
+            # Before the first update.
+            with self._watched(validation, batch=arrays) as validation:
+                pass
         with (
             self._entered(given.get("x"), given.get("y")) as x,
-            self._labels_checked(validation, labels, True) as validation,
+            self._batches_checked(validation, labels, True) as validation,
         ):
             return self._fit(**{**given, "x": x, "validation_data": validation})
 
@@ -377,7 +389,10 @@ class TrainStep(KeepsState):
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._watched(x) as x:
+        with (
+            self._watched(x) as x,
+            self._batches_checked(x, None, True, predicting=True) as x,
+        ):
             if getattr(only(x), "shape", (None,))[0] == 0:
                 return self.predict_on_batch(only(x))  # Keras needs a batch.
             return super().predict(x, *args, **kwargs)

@@ -81,8 +81,9 @@ _WORDS = {"vit": "", "tiny": "ti", "small": "s", "base": "b", "large": "l"}
 
 
 def _letters(name: str) -> str:
-    """Maps "ViT_B16", "B_16", "B/16" and "vit-base-16" to "b16"."""
-    name = re.sub("[^a-z0-9]", "", name.lower())
+    """Maps "ViT_B16", "B/16", "vit_base_patch16_224" to "b16"."""
+    name = re.sub(r"patch(\d+)_\d+$", r"\1", name.lower())  # timm's
+    name = re.sub("[^a-z0-9]", "", name)
     for word, short in _WORDS.items():
         name = name.replace(word, short)
     return name

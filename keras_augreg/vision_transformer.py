@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from keras_augreg.checkpoints import lora
+from keras_augreg.checks import check_argument_names
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.features import Blocks, FeatureExtractor
 from keras_augreg.layer import (
@@ -26,7 +27,9 @@ from keras_augreg.layer import (
 )
 from keras_augreg.preprocessing import (
     Preprocessing,
+    check_shape,
     first_images,
+    images_of,
     only,
     warn_if_scaled,
 )
@@ -128,6 +131,10 @@ class VisionTransformer(TrainStep):
     assert model.predict(images, verbose=0).shape == (2, 10)
     ```
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_argument_names(cls.__name__, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -487,20 +494,29 @@ class VisionTransformer(TrainStep):
         return model
 
     @contextlib.contextmanager
-    def _watched(self, data: Any) -> Iterator[Any]:
+    def _watched(self, data: Any, batch: bool = False) -> Iterator[Any]:
         """`data` with its first images checked; not again in calls inside."""
         if self._watching:
             yield data
             return
         self._watching = True
         try:
-            yield first_images(data, self._check_images)
+            if batch:
+                self._check_images(images_of(data))
+            else:
+                data = first_images(data, self._check_images)
+            yield data
         finally:
             self._watching = False
 
-    def _check_images(self, images: Any) -> None:
+    @property
+    def _shape_check(self) -> Any:
+        """What refuses images of another shape; workers can unpickle it."""
         stride = self.sizes.stride if self.dynamic_image_size else None
-        _check_shape(images, self.image_shape, stride)
+        return functools.partial(check_shape, self.image_shape, stride)
+
+    def _check_images(self, images: Any) -> None:
+        self._shape_check(images)
         if self.include_preprocessing:
             warn_if_scaled(images)
         elif hasattr(images, "dtype"):
@@ -595,51 +611,6 @@ def _classifier(
     if activation is not None:
         x = Predictions(activation, dtype=dtype, name="predictions")(x)
     return x
-
-
-def _check_shape(
-    images: Any, expected: tuple[int, int, int], stride: int | None
-) -> None:
-    """Checks the shape of a batch, before a compiled step gets it.
-
-    With a `stride`, it may have any size that the stride divides.
-    """
-    shape = getattr(images, "shape", None)
-    if shape is None or getattr(shape, "rank", 0) is None:
-        return
-    shape = tuple(shape)
-    height, width, channels = expected
-    if len(shape) == 4 and all(
-        n is None or n == m or (stride and axis < 2 and n and not n % stride)
-        for axis, (n, m) in enumerate(zip(shape[1:], expected, strict=True))
-    ):
-        return
-    if len(shape) == 3:
-        hint = "Add the axis of images, images[None]."
-    elif len(shape) != 4:
-        hint = "Expected are four axes."
-    elif shape[3] != channels and shape[1] == channels:
-        hint = (
-            "Put the channels last: keras.ops.transpose(images, (0, 2, 3, 1))."
-        )
-    elif shape[3] == 1:
-        hint = f"Repeat it: keras.ops.repeat(images, {channels}, axis=-1)."
-    elif shape[3] != channels:
-        hint = f"This model takes {channels} channels."
-        if channels == 3:
-            hint = "Make them RGB."
-    elif stride:
-        hint = f"Pad or resize them: {stride} divides height and width."
-    else:
-        hint = (
-            "Resize them, or build the model with "
-            f"input_shape={(*shape[1:3], channels)} or dynamic_image_size=True."
-        )
-    sides = "height, width" if stride else f"{height}, {width}"
-    raise ValueError(
-        f"Expected images of shape (batch, {sides}, {channels}). Received: "
-        f"shape={shape}. {hint}"
-    )
 
 
 def _check_sizes(sizes: Sizes) -> None:

@@ -206,6 +206,7 @@ class PatchEmbedding(Layer):
     def build(self, input_shape: Shape) -> None:
         p = self.patch_size
         shape = (p, p, input_shape[-1], self.width)
+        self.kernel_shape = shape
         self.kernel = self.weight("kernel", shape, "lecun_normal")
         self.bias = self.weight("bias", (self.width,))
         self.projection = Projection(self, "kernel", 3, "projection")
@@ -213,6 +214,12 @@ class PatchEmbedding(Layer):
 
     def call(self, x: Any) -> Any:
         p = self.patch_size
+        expected = self.kernel_shape[2]
+        if len(x.shape) != 4 or x.shape[3] != expected:
+            raise ValueError(
+                f"Expected images of shape (batch, height, width, {expected}), "
+                f"channels last. Received: shape={tuple(x.shape)}"
+            )
         _, height, width, channels = ops.shape(x)
         if any(isinstance(n, int) and n % p for n in (height, width)):
             raise ValueError(
@@ -297,6 +304,15 @@ class PositionEmbedding(Layer):
                 (height // self.stride, width // self.stride),
                 int(self.class_token),
                 ops,
+            )
+        expected = self.pos_embedding.shape[1] - self.class_token
+        if self.stride is None and x.shape[1] not in (None, expected):
+            rows, columns = self.patch_grid or (expected, 1)
+            raise ValueError(
+                f"The model was built for images of {rows} x {columns} "
+                f"patches, {expected} in all. Received: images of {x.shape[1]} "
+                "patches. Resize them, or build the model with their "
+                "`input_shape` or dynamic_image_size=True."
             )
         if self.class_token:
             cls = ops.broadcast_to(

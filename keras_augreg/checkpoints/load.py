@@ -48,7 +48,8 @@ def load(
         path: A `.npz` of the AugReg release or of big_vision, a timm
             `.safetensors`, a `.weights.h5` or `.keras` file of a
             `VisionTransformer`, or the `Contents` of one of these.
-        head: `"keep"` loads the file's classifier, `"new"` keeps the model's.
+        head: `"keep"` loads the file's classifier and the names of its
+            classes, `"new"` keeps the model's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,6 +88,17 @@ def load(
             f"{file} has {contents.classes or 'no'} classes, the model has "
             f"{model.classes}. Pass head='new' to keep the model's own head."
         )
+    names = contents.class_names if keep_head else None
+    if (
+        names
+        and model.class_names
+        and not contents.has_classes(model.class_names)
+    ):
+        raise ValueError(
+            f"{file} has a classifier of other classes, {names[:3]}..., than "
+            f"the model's, {model.class_names[:3]}... Pass head='new' to keep "
+            "the model's own head."
+        )
     variables = {
         row[0]: variable
         for row, variable in convert.variables(model, keep_head)
@@ -116,3 +128,5 @@ def load(
         )
     for key, variable in variables.items():
         variable.assign(arrays.pop(key))
+    if names:
+        model.class_names = names

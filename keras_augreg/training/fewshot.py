@@ -125,14 +125,16 @@ class FewShot(keras.callbacks.Callback):
         self.shots, self.every = shots, every
         self._chosen: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._body: Any = None
+        self._body_of: Any = None  # the model of this body
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if (epoch + 1) % self.every:
             return
         if self._chosen is None:
             self._chosen = list(_first_of_each(self.train, self.shots))
-        if self._body is None:  # Kept: a new one would compile again.
-            self._body = features_model(self.model)
+        if self._body_of is not self.model:
+            # Kept: a new one would compile again.
+            self._body_of, self._body = self.model, features_model(self.model)
         train, test = self._features(self._chosen), self._features(self.test)
         accuracy = fewshot_accuracy(*train, *test, shots=self.shots)
         if logs is not None:

@@ -452,7 +452,7 @@ def sure(**changes):
     return model, model.predict(batch()[0], verbose=0)
 
 
-def asked(loss, labels, predictions):
+def asked(labels, predictions):
     """Metrics of Keras, and what they say of predictions."""
     metrics = {
         "bce": keras.metrics.BinaryCrossentropy(name="bce"),
@@ -495,7 +495,7 @@ def test_metrics_get_probabilities_whatever_the_loss_gets(
         predictions /= predictions.sum(-1, keepdims=True)
         if classes == 1:
             predictions = 1 / (1 + np.exp(-exact))
-    metrics, want = asked(loss, columns, predictions)
+    metrics, want = asked(columns, predictions.astype("float32"))
     columns = columns.astype("float32")
     logits = keras.metrics.BinaryCrossentropy(from_logits=True, name="logits")
     finetune(model, loss=loss, metrics=metrics, weighted_metrics=[logits])
