@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -39,7 +40,7 @@ _OF_COLUMNS = (
 )
 
 
-def labels_for(metric: Any, y: Any, classes: int) -> Any:
+def _labels_for(metric: Any, y: Any, classes: int) -> Any:
     """Labels as a metric expects them: numbers, or columns for classes."""
     if classes == 1 or not hasattr(y, "shape"):
         return y
@@ -62,3 +63,28 @@ def probabilities(logits: Any, activation: Any, loss: Any) -> Any:
     # A copy, because Keras on TensorFlow remembers the logits of an activation
     # and computes any cross-entropy from them.
     return keras.ops.copy(activation(logits))
+
+
+def update_metrics(
+    compiled: Any,
+    y: Any,
+    logits: Any,
+    predictions: Callable[[], Any],
+    sample_weight: Any,
+) -> None:
+    """Gives each compiled metric the labels and outputs that it expects."""
+    if not compiled.built:
+        compiled.build(y, logits)
+    outputs = None  # computed if a metric needs them
+    # Of each kind a list of one: of the model's only output.
+    for (metrics,), weights in (
+        (compiled._flat_metrics, None),
+        (compiled._flat_weighted_metrics, sample_weight),
+    ):
+        for metric in getattr(metrics, "metrics", ()):
+            labels = _labels_for(metric, y, logits.shape[-1])
+            if takes_logits(metric):
+                metric.update_state(labels, logits, sample_weight=weights)
+                continue
+            outputs = predictions() if outputs is None else outputs
+            metric.update_state(labels, outputs, sample_weight=weights)

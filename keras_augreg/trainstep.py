@@ -27,7 +27,7 @@ from keras_augreg.batch_labels import (
 )
 from keras_augreg.checks import warn
 from keras_augreg.jax_state import KeepsState
-from keras_augreg.metric_inputs import labels_for, probabilities, takes_logits
+from keras_augreg.metric_inputs import probabilities, update_metrics
 from keras_augreg.preprocessing import only
 
 # Read now: programs may replace `fit` by a function of (*args, **kwargs).
@@ -38,7 +38,8 @@ _scope = threading.local()
 
 
 @contextmanager
-def _logits(active: bool) -> Iterator[None]:
+def on_logits(active: bool) -> Iterator[None]:
+    """Makes models return logits."""
     before = getattr(_scope, "logits", False)
     _scope.logits = active
     try:
@@ -144,12 +145,12 @@ class TrainStep(KeepsState):
         *state, data = args  # JAX: (state, data); the others: (data,)
         options = self._options
         if options.augment is not None and not self._on_host:
-            data = self._augmented(data, self._batches_seen(*state))
-        with _logits(options.on_logits):
+            data = self.augmented(data, batches_seen(self, *state))
+        with on_logits(options.on_logits):
             return super().train_step(*state, data)
 
     def test_step(self, *args: Any) -> Any:
-        with _logits(self._options.on_logits):
+        with on_logits(self._options.on_logits):
             return super().test_step(*args)
 
     def _labels(self, y: Any) -> Any:
@@ -167,44 +168,28 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> Any:
         """Gives each metric the labels and outputs that it expects."""
-        compiled, y = self._compile_metrics, self._labels(y)
+        compiled = self._compile_metrics
         if compiled is None or not self._options.on_logits:
+            y = self._labels(y)
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        if not compiled.built:
-            compiled.build(y, y_pred)
-        predictions = None
-        # Of each, a list of one: of the model's only output.
-        for (metrics,), weights in (
-            (compiled._flat_metrics, None),
-            (compiled._flat_weighted_metrics, sample_weight),
-        ):
-            for metric in getattr(metrics, "metrics", ()):
-                outputs = y_pred
-                if not takes_logits(metric):
-                    if predictions is None:
-                        predictions = self._predictions(y_pred)
-                    outputs = predictions
-                labels = labels_for(metric, y, y_pred.shape[-1])
-                metric.update_state(labels, outputs, sample_weight=weights)
+        self._update_metrics(compiled, y, y_pred, sample_weight)
         return self.get_metrics_result()
 
-    def _predictions(self, logits: Any) -> Any:
-        """What the model makes of logits; else probabilities, by its loss."""
+    def _update_metrics(
+        self, compiled: Any, y: Any, logits: Any, weights: Any
+    ) -> None:
+        """Updates metrics that were compiled, here or with a `Distiller`."""
         last = self.layers[-1]
         activation = None
         if isinstance(last, Predictions):
             activation = last.activation
-        return probabilities(logits, activation, self.loss)
+        outputs = functools.partial(
+            probabilities, logits, activation, self.loss
+        )
+        update_metrics(compiled, self._labels(y), logits, outputs, weights)
 
-    def _batches_seen(self, state: Any = None) -> Any:
-        """Batches trained on so far, which a checkpoint brings back."""
-        counter = inner_optimizer(self)._iterations
-        if state is None:
-            return keras.ops.convert_to_tensor(counter)
-        values = zip(self.optimizer.variables, state[2], strict=True)
-        return next(value for v, value in values if v is counter)
-
-    def _augmented(self, data: Any, step: Any) -> Any:
+    def augmented(self, data: Any, step: Any) -> Any:
+        """A batch as the model is trained on it in a step."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         if weights is not None:
             self._check_weights()
@@ -329,10 +314,15 @@ class TrainStep(KeepsState):
         callbacks = kwargs.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
+<<<<<<< HEAD
         _check_callbacks(callbacks)
         # The engines of `keras_augreg.data` are a data set and such an object.
         suits = is_dataset(x) or hasattr(x, "augmented")
         self._augment_where(suits and distribution.augments_on_host())
+=======
+        _check_callbacks(callbacks, inner_optimizer(self)._learning_rate)
+        self._augment_where(is_dataset(x) and distribution.augments_on_host())
+>>>>>>> d6209f3 (Distiller that augments; predictions of one class; near names)
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
@@ -451,14 +441,14 @@ class TrainStep(KeepsState):
 
         count = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda *_: first.assign(
-                int(distribution.to_numpy(self._batches_seen()))
+                int(distribution.to_numpy(batches_seen(self)))
             )
         )
 
         def augment(step: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
             if len(data) > 2:
                 self._check_weights()
-            # Processes should not share their draws, as in `_augmented`.
+            # Processes should not share their draws, as in `augmented`.
             step = tf.cast(step, "int32") * processes + index
             images, labels = self._options.augment(
                 only(data[0]), data[1], step=step
@@ -495,6 +485,15 @@ def _warn_of_schedule(what: str) -> None:
     )
 
 
+def batches_seen(model: Any, state: Any = None) -> Any:
+    """Batches trained on so far, which a checkpoint brings back."""
+    counter = inner_optimizer(model)._iterations
+    if state is None:
+        return keras.ops.convert_to_tensor(counter)
+    values = zip(model.optimizer.variables, state[2], strict=True)
+    return next(value for v, value in values if v is counter)
+
+
 def inner_optimizer(model: Any) -> Any:
     """The optimizer, without the one that scales losses in float16."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -511,8 +510,21 @@ def separate_averages(model: Any) -> None:
             variable.assign(keras.ops.copy(variable))
 
 
-def _check_callbacks(callbacks: Any) -> None:
-    """Refuses to restore other weights than those that were validated."""
+def _check_callbacks(callbacks: Any, rate: Any) -> None:
+    """Refuses two learning rates, and to restore what was not validated."""
+    setters = (
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+    )
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    for callback in callbacks:
+        if isinstance(callback, setters) and isinstance(rate, schedule):
+            raise ValueError(
+                f"{type(callback).__name__} sets the learning rate, and so "
+                f"does the schedule that the model was compiled with, {rate}. "
+                "Compile it with total_steps=None and a number as "
+                "`learning_rate`."
+            )
     swaps = [
         i
         for i, callback in enumerate(callbacks)

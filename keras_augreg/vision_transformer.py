@@ -108,7 +108,8 @@ class VisionTransformer(TrainStep):
             stored in every saved file. `model.class_names = [...]` sets them
             later.
         name: Name of the model.
-        dtype: Dtype or dtype policy; `None` for Keras's global policy.
+        dtype: Dtype or dtype policy, or a `DTypePolicyMap` of layers' paths;
+            `None` for Keras's global policy.
         trainable: Whether the weights are trained.
         dynamic_image_size: Whether the model takes images of any height and
             width that the stride divides, all of a batch of the same size. It
@@ -177,6 +178,9 @@ class VisionTransformer(TrainStep):
                 input_tensor, input_shape, dynamic_image_size
             )
         input_shape = check_input_shape(input_shape, sizes)
+        policies = dtype
+        if isinstance(dtype, keras.dtype_policies.DTypePolicyMap):
+            dtype = dtype.default_policy
         policy = _policy(dtype)
         blocks = _blocks(
             sizes, reads == "token", dropout, stochastic_depth, seed, policy
@@ -207,7 +211,7 @@ class VisionTransformer(TrainStep):
                 inputs=inputs, outputs=x, name=name, trainable=trainable
             )
         self._called = True  # For Keras's ONNX export: the graph is complete.
-        self.dtype_policy = self._policy = policy
+        self.dtype_policy = policy
         self.sizes = sizes
         self.include_top = include_top
         self.image_shape = input_shape
@@ -224,6 +228,10 @@ class VisionTransformer(TrainStep):
         self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
         self._watching = False
         note_configs(self)
+        if isinstance(policies, keras.dtype_policies.DTypePolicyMap):
+            for _, layer in named_layers(self):
+                if policies[layer.path] != policies.default_policy:
+                    layer.dtype_policy = _policy(policies[layer.path])
         self._extractor = functools.lru_cache(8)(self._make_extractor)
 
     @property
@@ -467,7 +475,7 @@ class VisionTransformer(TrainStep):
             **{key: getattr(self, key) for key in same},
             "input_shape": self.image_shape,
             "class_names": self.class_names and list(self.class_names),
-            "dtype": keras.dtype_policies.serialize(self._policy),
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **self._input_config(),
         }
 

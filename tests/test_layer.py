@@ -123,7 +123,6 @@ def test_the_input_and_policies_of_layers_are_saved(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     for each in (model, again):
         assert (each.input.name, each.input.dtype) == ("photo", "uint8")
-        assert each.input_names == ["photo"]
         assert each.get_layer("encoderblock_0").compute_dtype == "bfloat16"
         assert each.get_layer("encoderblock_1").compute_dtype == "float32"
     assert "input" not in tiny().get_config()

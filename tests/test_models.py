@@ -990,3 +990,55 @@ def test_the_same_every_time(tmp_path):
     again = tiny()
     checkpoints.load(again, tmp_path / "tiny.npz")
     assert np.array_equal(predict(model, x), predict(again, x))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ViT_Tiny16", "Did you mean: 'ViT_Ti16'"),
+        ("vit_base_patch16_224", "Did you mean: 'ViT_B16'"),
+        ("ViT_H14", "The architectures are: R26_ViT_B32"),
+        ("vit_small", "The architectures are: R26_ViT_B32"),
+    ],
+)
+def test_near_names(name, hint):
+    with pytest.raises(AttributeError, match=hint):
+        getattr(keras_augreg, name)
+    with pytest.raises(ImportError, match=hint):
+        exec(f"from keras_augreg import {name}")
+    assert not hasattr(keras_augreg, name)
+
+
+@pytest.mark.once
+def test_arguments_of_other_libraries():
+    with pytest.raises(TypeError, match="called 'classes'"):
+        keras_augreg.VisionTransformer(16, 8, 1, 1, 8, num_classes=3)
+
+
+@pytest.mark.once
+def test_kept_classes_are_said(tmp_path):
+    sizes = {"weights": None, "classes": 10, "input_shape": (32, 32, 3)}
+    file = tmp_path / "model.keras"
+    keras_augreg.ViT_Ti32(**sizes).save(file)
+    with pytest.warns(UserWarning, match=r"of 10 classes \(without names\)"):
+        keras_augreg.ViT_Ti32(weights=file, classes=10)
+
+
+@pytest.mark.once
+def test_load_brings_the_names(tmp_path):
+    sizes = {
+        "patch_size": 8, "width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8,
+        "input_shape": (8, 8, 3), "classes": 2,
+    }  # fmt: skip
+    file = tmp_path / "model.keras"
+    build = keras_augreg.VisionTransformer
+    build(**sizes, class_names=["cat", "dog"]).save(file)
+    model = build(**sizes)
+    keras_augreg.checkpoints.load(model, file)
+    assert model.class_names == ("cat", "dog")
+    model.class_names = ["dog", "cat"]
+    with pytest.raises(ValueError, match="of other classes"):
+        keras_augreg.checkpoints.load(model, file)
+    keras_augreg.checkpoints.load(model, file, head="new")
+    assert model.class_names == ("dog", "cat")

@@ -101,6 +101,35 @@ def test_a_saved_model_and_one_with_logits(model, photos, tmp_path):
     assert classes[0] == ("0", pytest.approx(expected[0].classes[0][1]))
 
 
+def test_one_class_own_heads_and_nested_models(model):
+    photo = np.full((16, 16, 3), 245, "uint8")
+
+    def found(model):
+        ((_, classes),) = keras_augreg.predict(model, photo)
+        return classes
+
+    own = {"include_top": True, "classes": 1, "class_names": None}
+    for names, activation, want in (
+        (None, None, ["0", "1"]),
+        (["cat"], "sigmoid", ["not cat", "cat"]),
+    ):
+        config = model.get_config() | own
+        config |= {"classifier_activation": activation, "class_names": names}
+        one = keras_augreg.VisionTransformer.from_config(config)
+        one.get_layer("head").bias.assign([-3.0])
+        assert [name for name, _ in found(one)] == want
+        shares = [share for _, share in found(one)]
+        assert shares == pytest.approx([0.95257, 0.04743], abs=1e-4)
+    nested = keras.Sequential([keras.Input((16, 16, 3)), model])
+    assert found(nested) == found(model)
+    head = keras.layers.Dense(2)
+    logits = head(model.get_layer("pool").output)
+    head.set_weights(model.get_layer("head").get_weights())
+    own_head = keras.Model(model.input, logits)
+    shares = [share for _, share in found(model)]
+    assert [s for _, s in found(own_head)] == pytest.approx(shares, rel=1e-4)
+
+
 @pytest.mark.once
 def test_errors(model, photos, tmp_path):
     os.mkfifo(photos / "pipe.jpg")

@@ -67,3 +67,18 @@ def test_statistics_of_layer_norm_in_one_pass():
         one = keras.ops.convert_to_numpy(layer(x))
     assert np.isfinite(one).all()
     np.testing.assert_allclose(one[0, 0], two[0, 0], atol=0.1)
+
+
+def test_layers_say_what_images_they_take():
+    """As the layers of a clone or a part of a model, which check nothing."""
+    positions = vit.PositionEmbedding(patch_grid=(2, 2))
+    positions(np.zeros((1, 4, 8), "float32"))
+    with pytest.raises(
+        ValueError, match=r"images of 2 x 2 patches, 4 in all\. Received.* 16"
+    ):
+        positions(np.zeros((1, 16, 8), "float32"))
+    patches = vit.PatchEmbedding(8, 4)
+    patches(np.zeros((1, 16, 16, 3), "float32"))
+    for shape in ((1, 3, 16, 16), (16, 16, 3)):
+        with pytest.raises(ValueError, match="width, 3\\), channels last"):
+            patches(np.zeros(shape, "float32"))

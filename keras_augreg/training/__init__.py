@@ -4,6 +4,7 @@ from keras_augreg.training.compile import (
     compile_finetuning,
     compile_pretraining,
 )
+from keras_augreg.training.distill import Distiller
 from keras_augreg.training.workdir import Workdir
 
-__all__ = ["Workdir", "compile_finetuning", "compile_pretraining"]
+__all__ = ["Distiller", "Workdir", "compile_finetuning", "compile_pretraining"]

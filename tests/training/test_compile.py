@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import VisionTransformer, data, training
+from keras_augreg import FeatureExtractor, VisionTransformer, training
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.data.sources import Examples
 from keras_augreg.recipe import AugReg
@@ -610,7 +610,17 @@ def test_own_learning_rates():
     halved = keras.callbacks.LearningRateScheduler(lambda _, rate: rate / 2)
     fit(model, callbacks=[halved])
     assert float(model.optimizer.learning_rate) == pytest.approx(0.025)
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=1, min_delta=100
+    )
+    fit(model, epochs=3, callbacks=[plateau])
+    assert float(model.optimizer.learning_rate) < 0.025
     training.compile_finetuning(model, total_steps=10)
+    for callback in (halved, plateau):
+        with pytest.raises(
+            ValueError, match="Compile it with total_steps=None"
+        ):
+            fit(model, callbacks=[callback])
     assert model.optimizer._learning_rate.warmup_target == 0.003
 
 
@@ -633,6 +643,9 @@ def test_compiled_clones(tmp_path):
 def test_jit_compile_is_the_backend_s_choice_again():
     model = finetune(build())
     assert model.get_compile_config()["jit_compile"] == "auto"
+    extractor = FeatureExtractor(model)
+    extractor.compile("sgd", "mse")
+    assert extractor.get_compile_config()["jit_compile"] == "auto"
     finetune(model, jit_compile=False)
     assert model.get_compile_config()["jit_compile"] is False
 
@@ -648,6 +661,69 @@ def test_labels_of_another_shape():
     for y in (labels, labels[:, None], soft, labels):
         model.train_on_batch(images, y)
         model.fit(images, y, validation_data=(images, y), verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def test_wrong_images_after_the_first_batch():
+    """One error, whatever brings them, before any update with them."""
+    model = finetune(build())
+    images, labels = batch(4)
+    good = images, labels
+    larger = np.zeros((4, 32, 32, 3), "uint8"), labels
+    before = model.get_weights()
+
+    def batches():
+        return iter([good, larger])
+
+    generator = (x for x in batches())
+    for entry, updates in (
+        (lambda: model.fit(*good, validation_data=larger, verbose=0), 0),
+        (lambda: model.predict((x for x, _ in batches()), verbose=0), 0),
+        (lambda: model.evaluate(Batches([*batches()]), verbose=0), 0),
+        (lambda: FeatureExtractor(model).predict(larger[0], verbose=0), 0),
+        (lambda: FeatureExtractor(model)(larger[0]), 0),
+        (lambda: model.fit(generator, steps_per_epoch=2, verbose=0), 1),
+        (lambda: model.fit(Batches([*batches()]), shuffle=False, verbose=0), 2),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"\(batch, 16, 16, 3\)\. Received.*input_shape=\(32",
+        ):
+            entry()
+        # Some of the good batches may have been used.
+        assert int(model.optimizer.iterations) <= updates
+        if not updates:
+            for got, want in zip(model.get_weights(), before, strict=True):
+                np.testing.assert_array_equal(got, want)
+
+
+def test_unknown_shapes_of_datasets():
+    tf = pytest.importorskip("tensorflow")
+    model = finetune(build())
+    _, labels = batch(4)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter([(np.zeros((4, 32, 32, 3), "uint8"), labels)]),
+        output_signature=(
+            tf.TensorSpec(None, "uint8"),
+            tf.TensorSpec((None,), "int32"),
+        ),
+    )
+    for entry in (model.fit, model.evaluate):
+        with pytest.raises(
+            ValueError, match=r"\(batch, 16, 16, 3\)\. Received"
+        ):
+            entry(dataset, verbose=0)
 
 
 @pytest.mark.parametrize("soft", [False, True])

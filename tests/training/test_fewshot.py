@@ -117,6 +117,10 @@ def test_callback_compiles_once(tiny_model):
     )
     assert functions[0] is not None
     assert functions[0] is functions[1] is functions[2]
+    other = keras.models.clone_model(tiny_model)
+    callback.set_model(other)
+    callback.on_epoch_end(0)
+    assert callback._body.get_layer("embedding") is other.get_layer("embedding")
 
 
 def test_callback_refuses_too_few_examples(tiny_model):

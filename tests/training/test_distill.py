@@ -1,0 +1,69 @@
+"""Distillation with the student's augmentation."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_augreg import AugReg, VisionTransformer
+from keras_augreg.augment import AugRegAugment
+from keras_augreg.training import Distiller, compile_pretraining
+
+
+def build(seed):
+    keras.utils.set_random_seed(seed)
+    model = VisionTransformer(
+        patch_size=8, width=8, depth=1, num_heads=1, mlp_dim=8,
+        input_shape=(16, 16, 3), classes=3, seed=0,
+    )  # fmt: skip
+    head = model.get_layer("head")
+    head.kernel.assign(keras.random.normal(head.kernel.shape, seed=seed))
+    return model
+
+
+def distiller(teacher, recipe):
+    student = build(1)
+    compile_pretraining(
+        student, AugReg(recipe), total_steps=9, warmup_steps=1, seed=3
+    )
+    made = Distiller(teacher, student, keras.distillation.LogitsDistillation())
+    made.compile()
+    return made
+
+
+def test_augments_for_teacher_and_student(tmp_path):
+    """It trains as on images and labels that were augmented before."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 16, 16, 3)).astype("uint8")
+    labels = (np.arange(8) % 3).astype("int32")
+    teacher = build(0)
+    first = distiller(teacher, "medium1")
+    history = first.fit(
+        images, labels, batch_size=4, epochs=2, shuffle=False, verbose=0,
+        validation_data=(images, labels),
+    ).history  # fmt: skip
+    assert {"accuracy", "val_accuracy", "val_loss"} <= set(history)
+
+    layer = AugRegAugment(AugReg("medium1"), 3, seed=3)
+    by_hand = distiller(teacher, "none")
+    for step in range(4):
+        part = slice(step % 2 * 4, step % 2 * 4 + 4)
+        by_hand.train_on_batch(*layer(images[part], labels[part], step=step))
+    for got, want in zip(
+        first.student.get_weights(), by_hand.student.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+    first.save(tmp_path / "distiller.keras")
+    again = keras.saving.load_model(tmp_path / "distiller.keras")
+    np.testing.assert_allclose(
+        again.student.predict(images, verbose=0),
+        first.student.predict(images, verbose=0),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.once
+def test_refuses_a_student_that_is_not_compiled():
+    loss = keras.distillation.LogitsDistillation()
+    with pytest.raises(ValueError, match="says how to train it"):
+        Distiller(build(0), build(1), loss).compile()
