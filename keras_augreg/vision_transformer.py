@@ -229,9 +229,9 @@ class VisionTransformer(TrainStep):
         self._watching = False
         note_configs(self)
         if isinstance(policies, keras.dtype_policies.DTypePolicyMap):
-            for _, layer in named_layers(self):
-                if policies[layer.path] != policies.default_policy:
-                    layer.dtype_policy = _policy(policies[layer.path])
+            for path, layer in named_layers(self):
+                if policies[path] != policies.default_policy:
+                    layer.dtype_policy = _policy(policies[path])
         self._extractor = functools.lru_cache(8)(self._make_extractor)
 
     @property
