@@ -1,4 +1,6 @@
-"""Keras's own test of a layer, on every layer of this package.
+"""Keras's own test of a layer, on the layers that take one tensor.
+
+That is all of this package's but `features.Grid`, which takes two.
 
 `run_layer_test` checks configuration, serialization, symbolic and eager calls,
 gradients, `fit`, mixed precision, and what the layer claims to have.
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from keras.src import testing
 
-from keras_augreg import preprocessing, resnet, vit
+from keras_augreg import preprocessing, resnet, trainstep, vit
 
 # Class, arguments, shape of the input, of the output, and how many weights
 # and seed generators it has.
@@ -25,6 +27,8 @@ LAYERS = [
     (vit.Pool, {"kind": "max"}, (2, 7, 8), (2, 8), 0, 0),
     (resnet.StandardizedConv, {"filters": 4, "kernel_size": 3, "strides": 2},
      (2, 8, 8, 3), (2, 4, 4, 4), 1, 0),
+    (vit.LayerNormalization, {}, (2, 6, 8), (2, 6, 8), 2, 0),
+    (trainstep.Predictions, {"activation": "softmax"}, (2, 3), (2, 3), 0, 0),
     (preprocessing.Preprocessing, {}, (2, 8, 8, 3), (2, 8, 8, 3), 0, 0),
 ]  # fmt: skip
 
