@@ -314,15 +314,10 @@ class TrainStep(KeepsState):
         callbacks = kwargs.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
-<<<<<<< HEAD
-        _check_callbacks(callbacks)
+        _check_callbacks(callbacks, inner_optimizer(self)._learning_rate)
         # The engines of `keras_augreg.data` are a data set and such an object.
         suits = is_dataset(x) or hasattr(x, "augmented")
         self._augment_where(suits and distribution.augments_on_host())
-=======
-        _check_callbacks(callbacks, inner_optimizer(self)._learning_rate)
-        self._augment_where(is_dataset(x) and distribution.augments_on_host())
->>>>>>> d6209f3 (Distiller that augments; predictions of one class; near names)
         if self._options.augment is not None and self._on_host:
             if kwargs.get("class_weight"):
                 self._check_weights()
@@ -420,7 +415,7 @@ class TrainStep(KeepsState):
             self._check_weights()
 
         def begin(*_: Any) -> None:
-            augmented.first = int(distribution.to_numpy(self._batches_seen()))
+            augmented.first = int(distribution.to_numpy(batches_seen(self)))
 
         return augmented, keras.callbacks.LambdaCallback(on_epoch_begin=begin)
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import FeatureExtractor, VisionTransformer, training
+from keras_augreg import FeatureExtractor, VisionTransformer, data, training
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.data.sources import Examples
 from keras_augreg.recipe import AugReg
