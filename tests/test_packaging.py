@@ -280,7 +280,7 @@ def test_clean_installation(
     run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python)
-    extras = backend if kind == "wheel" else f"{backend},array_record"
+    extras = backend if kind == "wheel" else f"{backend},tfds"
     package = f"{package}[{extras}]"
     run(*pip, "install", "-q", "--no-compile", package, *pins)
     run(*pip, "check")

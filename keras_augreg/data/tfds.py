@@ -210,7 +210,7 @@ def open_builder(name: str, data_dir: str | None, engine: str) -> Any:
             f"No folder {name!r} in {os.getcwd()!r}. To read a data set of "
             "TensorFlow Datasets with that name, pip install "
             "'keras_augreg[data]' or, for array_record files without "
-            "TensorFlow, 'keras_augreg[array_record]'"
+            "TensorFlow, 'keras_augreg[tfds]'"
         ) from error
     installed = importlib.util.find_spec("tensorflow") is not None
     random_access = engine == "python" or not installed
