@@ -185,7 +185,7 @@ def _indexed_folder(
     digest = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape"))
     elsewhere = cache_dir() / "indexes" / f"{digest.hexdigest()[:16]}.json"
     paths = [folder / INDEX, elsewhere]
-    form = [VERSION, options.image, options.label]
+    form = [VERSION, options.image, options.label_key]
     kept: dict[str, Any] = {}
     for path in paths:
         try:
@@ -298,7 +298,7 @@ def _row(
         file.seek(start)
         return file.read(size)
 
-    wanted = options.label
+    wanted = options.label_key
     label = None
     try:
         if wanted in parts or (wanted is None and "cls" in parts):

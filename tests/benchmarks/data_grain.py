@@ -8,7 +8,7 @@ Each round reads all of them EPOCHS times (10) with each pipeline, with the
 same operations: decode, inception crop, resize to 224, flip, batches of 64.
 Grain reads on threads and in processes, and batches after its threads or in
 them. Printed are medians over the rounds, by the clock and by processor time
-(of all processes, after the first batch), which other work on the machine
+(of all processes, after a batch for each core), which other work on the machine
 disturbs less: it gives more of the clock to those with more threads.
 """
 
@@ -112,7 +112,8 @@ def main() -> None:
     for i in range(rounds + 1):
         for name, pipeline in pipelines.items():
             iterator = iter(pipeline)
-            next(iterator)
+            for _ in range(cores):  # All processes have started then.
+                next(iterator)
             start = time.perf_counter(), processor_time()
             count = sum(len(batch[0]) for batch in iterator)
             end = time.perf_counter(), processor_time()
