@@ -125,14 +125,15 @@ def distribute(
             `"data"` if there are several devices; the choice is printed on
             stderr.
         model_devices: With `"model"`, the number of devices that share one
-            model; it must divide the number of devices. `None` for all.
+            model; it must divide the number of this host's devices. `None`
+            for all of them.
 
     Returns:
         A `Distribution`, also for `with`.
 
     Raises:
         ValueError: `kind` is unknown, the backend lacks it, or
-            `model_devices` does not divide the number of devices.
+            `model_devices` does not divide the number of devices of a host.
 
     Example:
     ```python
@@ -183,6 +184,15 @@ def _start_jax(
     if kind == "auto":
         kind = "data" if count > 1 else "none"
     before = lib.distribution()
+    if kind == "model":
+        # Hosts that shared one model would need the same images.
+        here = jax.local_device_count()
+        model_devices = model_devices or here
+        if here % model_devices:
+            raise ValueError(
+                "`model_devices` must divide the number of a host's devices, "
+                f"{here}. Received: model_devices={model_devices}"
+            )
     if kind != "none":
         chosen, replicas = keras_distribution(kind, devices, model_devices)
         lib.set_distribution(chosen)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from keras_augreg import atomic, visualize
+from keras_augreg import atomic, distribution, visualize
 from keras_augreg.augment import AugRegAugment
 from keras_augreg.training import Workdir
 from keras_augreg.training.fewshot import real_examples
@@ -38,12 +38,6 @@ def open_run(devices: Any) -> Workdir:
 
     A command that fails before leaves no directory behind.
     """
-    if devices.kind in ("model", "fsdp") and devices.shard[1] > 1:
-        raise app.UsageError(
-            f"With --distribute={devices.kind}, no host has the whole model, "
-            "and the scripts save it from one. Use --distribute=data, or one "
-            "host."
-        )
     if FLAGS.tensorboard:
         try:
             import tensorboardX  # noqa: F401 (writes the files)
@@ -136,6 +130,8 @@ def finish(
     other processes.
     """
     index, processes = devices.shard
+    if processes > 1 and devices.kind in ("model", "fsdp"):
+        net = _gathered(net)
     if index:
         return
     net.class_names = info.class_names
@@ -154,6 +150,14 @@ def finish(
     result |= {f"test_{name}": value for name, value in scores.items()}
     result |= {"devices": devices.replicas, "workdir": str(run.path)}
     print(json.dumps({**result, "backend": keras.config.backend()}))
+
+
+def _gathered(net: Any) -> Any:
+    """The model, without its optimizer, whole in every process."""
+    whole = net.from_config(net.get_config())
+    for mine, theirs in zip(whole.weights, net.weights, strict=True):
+        mine.assign(distribution.to_numpy(theirs))
+    return whole
 
 
 def _sample(test: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """A tiny run of everything that a checkpoint has to bring back.
 
-`_run.py --workdir=DIR [--distribute=KIND]` trains it, for `kills.py`.
+`_run.py --workdir=DIR [--distribute=KIND] [--recipe=NAME] [--until=STEP]`
+trains it. With a recipe, nothing is dropped, so that backends agree.
 """
 
 import os
@@ -57,13 +58,19 @@ def digits(split="train", training=True):
 
 
 def train(
-    model, workdir, callbacks=(), verbose=0, settings=SETTINGS, shard=(0, 1)
+    model,
+    workdir,
+    callbacks=(),
+    verbose=0,
+    settings=SETTINGS,
+    shard=(0, 1),
+    until=STEPS,
 ):
     run = Workdir(workdir, settings)
     run.fit(
         model,
         digits().sharded(*shard),
-        total_steps=STEPS,
+        total_steps=until,
         interval=INTERVAL,
         callbacks=list(callbacks),
         verbose=verbose,
@@ -74,9 +81,15 @@ def train(
 def main(*arguments):
     options = dict(text.removeprefix("--").split("=") for text in arguments)
     set_determinism(True)
+    recipe = AugReg(options["recipe"]) if "recipe" in options else None
     kind, _, parts = options.get("distribute", "none").partition(":")
     with distribute(kind, int(parts) if parts else None) as devices:
-        train(make_model(), options["workdir"], shard=devices.shard)
+        train(
+            make_model(recipe),
+            options["workdir"],
+            shard=devices.shard,
+            until=int(options.get("until", STEPS)),
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ is followed by damage to one or two of the run's files: truncated, emptied, a
 flipped bit, a directory or a FIFO in its place. The exit status is 0 if all
 are equal.
 
-    python tests/training/kills.py --matrix 100 FOLDER
+    python tests/training/kills.py --matrix 100 FOLDER [JOBS]
 
 does so with a tiny run (`_run.py`) on every backend, on a disk and on gs://
 (a server on this machine), on one device, on two and in two processes.
@@ -25,6 +25,7 @@ Each run is a process of its own, forked from this one, which has imported
 what scripts need: imports take longer than a tiny run.
 """
 
+import concurrent.futures
 import contextlib
 import importlib
 import os
@@ -282,6 +283,8 @@ def serving(folder):
     os.environ["STORAGE_EMULATOR_HOST"] = url
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = url
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
+    # gcsfs asks Google for the kind of each bucket.
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     try:
         for _ in range(200):
             with contextlib.suppress(OSError):
@@ -330,22 +333,39 @@ def cpu_seconds(pid):
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
-def matrix(kills, folder, rows=MATRIX):
+def matrix(kills, folder, jobs=1, rows=MATRIX):
     """Divides the kills over the rows of `MATRIX`, each a program."""
-    total, done = sum(row[-1] for row in rows), 0
-    for i, (backend, options, arguments, devices, share) in enumerate(rows):
+    total = sum(row[-1] for row in rows)
+
+    def program(i):
+        backend, options, arguments, devices, share = rows[i]
         count = max(round(kills * share / total), 1)
-        print(f"--- {backend} {devices} device(s)", *options, *arguments,
-              flush=True)  # fmt: skip
-        began = time.monotonic()
         flag = f"--xla_force_host_platform_device_count={devices}"
-        program = [sys.executable, __file__, *options, str(count)]
-        program += [f"{folder}/{i}", str(HERE / "_run.py"), *arguments]
+        command = [sys.executable, __file__, *options, str(count)]
+        command += [f"{folder}/{i}", str(HERE / "_run.py"), *arguments]
         environment = {"KERAS_BACKEND": backend, "XLA_FLAGS": flag}
-        subprocess.run(program, env={**os.environ, **environment}, check=True)
-        done += count
-        print(f"{time.monotonic() - began:.0f} s", flush=True)
-    print(f"{done} kills, all bit-identical")
+        began = time.monotonic()
+        done = subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if jobs > 1 else None,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - began
+        print(
+            f"--- {backend}, {devices} device(s)", *options, *arguments,
+            f"({seconds:.0f} s)\n{done.stdout}", end="", flush=True,
+        )  # fmt: skip
+        if done.returncode:
+            print(done.stderr)
+        return 0 if done.returncode else count
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        counts = list(pool.map(program, range(len(rows))))
+    print(f"{sum(counts)} kills; {counts.count(0)} of {len(rows)} ways failed")
+    return counts.count(0)
 
 
 if __name__ == "__main__":
@@ -353,6 +373,6 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     count = next(i for i, a in enumerate(given) if not a.startswith("--"))
     if given[0] == "--matrix":
-        matrix(int(given[1]), given[2])
+        sys.exit(matrix(int(given[1]), given[2], int((*given, "1")[3])))
     else:
         main(given[:count], *given[count:])
