@@ -4,7 +4,7 @@ r"""Where the files of the release are.
 | --- | --- |
 | `KERAS_AUGREG_CACHE` | cache directory, by default `~/.cache/keras_augreg` |
 | `KERAS_AUGREG_MIRROR` | what replaces the release's bucket: a directory (a \
-mounted Kaggle data set, say) or the URL of a copy |
+mounted Kaggle data set, say), the URL of a copy, or gs:// if it is public |
 | `KERAS_AUGREG_OFFLINE` | `1`: the network is never used |
 
 The cache and a mirror are laid out as the bucket is, `augreg/NAME.npz`; a
@@ -32,13 +32,14 @@ def cache_dir() -> Path:
 def mirror() -> Path | str:
     """Returns a mirror directory, or the URL of the bucket or its copy."""
     value = os.environ.get("KERAS_AUGREG_MIRROR") or BUCKET
-    if re.match(r"https?://", value):
-        return value.rstrip("/")
+    if re.match(r"(https?|gs)://", value):
+        public = "https://storage.googleapis.com/"
+        return value.rstrip("/").replace("gs://", public, 1)
     if (path := Path(value).expanduser()).is_dir():
         return path
     raise ValueError(
-        f"KERAS_AUGREG_MIRROR={value!r}: expected a directory or an http(s) "
-        f"URL."
+        f"KERAS_AUGREG_MIRROR={value!r}: expected a directory, an http(s) "
+        "URL, or gs://BUCKET/FOLDER of public files."
     )
 
 

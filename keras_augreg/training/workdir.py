@@ -227,14 +227,14 @@ class Workdir:
             step: Batches trained on.
             logs: Metrics of the interval, empty within one.
         """
-        self.begin_to_save(model, step, logs)
-        self.wait()
+        self._begin_to_save(model, step, logs)
+        self._wait()
 
-    def begin_to_save(
+    def _begin_to_save(
         self, model: Any, step: int, logs: dict[str, Any]
     ) -> None:
         """As `save`, but may leave the writing to the background."""
-        self.wait()
+        self._wait()
         self._still_mine()
         try:
             taken = self._engine.take(
@@ -246,7 +246,7 @@ class Workdir:
             self._log({"step": step, **logs})
         self._pending = self._engine.write(self._folder, step, taken)
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         """Waits until the last checkpoint is written; deletes old ones."""
         file, self._pending = self._pending, None
         if file is None:
@@ -290,7 +290,7 @@ class Workdir:
                 of later steps.
             ImportError: Orbax wrote it, and is not installed here.
         """
-        self.wait()
+        self._wait()
         later = 0
         # The network's file system may show each host others.
         names = [p.name for p in storage.checkpoints(self._folder)]
@@ -329,7 +329,7 @@ class Workdir:
         Raises:
             ValueError: The checkpoint is of another model.
         """
-        self.wait()
+        self._wait()
         files = self._by_value(storage.checkpoints(self._folder))
         pairs = [[file.name, value] for file, value in files]
         for name, value in distribution.gather(pairs)[0]:
@@ -376,7 +376,7 @@ class Workdir:
         try:
             yield
         finally:
-            self.wait()
+            self._wait()
 
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:
@@ -442,7 +442,7 @@ class Workdir:
             f.writelines(f"{dump(entry)}\n".encode() for entry in (*kept, line))
 
     def _stop(self, model: Any, step: int, what: str) -> None:
-        self.wait()
+        self._wait()
         files = storage.checkpoints(self._folder)
         good = [p for p in files if p not in self._damaged]
         optimizer = inner_optimizer(model)
@@ -503,7 +503,7 @@ class _Checkpoints(keras.callbacks.Callback):
                 f"which hold {', '.join(logs)}. Pass `validation_data`, or "
                 "another `monitor` to Workdir."
             )
-        self._run.begin_to_save(self.model, self._step, logs)
+        self._run._begin_to_save(self.model, self._step, logs)
         distribution.barrier()
         self._epoch_start = self._step
         if self._run.terminated:

@@ -42,6 +42,13 @@ def test_cache(cache):
     assert files.find(PATH) == download(NAME) == cache / PATH
 
 
+def test_a_bucket_as_mirror(monkeypatch):
+    monkeypatch.setenv("KERAS_AUGREG_MIRROR", "gs://ours/weights/")
+    address = "https://storage.googleapis.com/ours/weights"
+    assert files.mirror() == address
+    assert files.url("augreg/a.npz") == f"{address}/augreg/a.npz"
+
+
 @pytest.mark.parametrize("place", ["augreg/", ""])
 def test_mirror_directory(monkeypatch, tmp_path, place):
     mirror = tmp_path / "mirror"
@@ -80,8 +87,8 @@ def test_offline(monkeypatch, cache):
     ("variable", "value", "message"),
     [
         ("KERAS_AUGREG_OFFLINE", "yes", "expected 0 or 1"),
-        ("KERAS_AUGREG_MIRROR", "/nowhere", "expected a directory or an http"),
-        ("KERAS_AUGREG_MIRROR", "ftp://x", "expected a directory or an http"),
+        ("KERAS_AUGREG_MIRROR", "/nowhere", "expected a directory, an http"),
+        ("KERAS_AUGREG_MIRROR", "ftp://x", "expected a directory, an http"),
     ],
 )
 def test_bad_settings(monkeypatch, variable, value, message):

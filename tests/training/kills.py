@@ -191,7 +191,7 @@ def main(options, kills, folder, *command):
 
 
 def kill(runs, kills, damages):
-    rng = random.Random(0)
+    rng = random.Random(f"{runs.address} {runs.command}")
     name, count = "killed", 0
     seconds = runs.finish("whole")
     print(f"unbroken: {seconds:.0f} s of CPU time", flush=True)

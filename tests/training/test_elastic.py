@@ -1,8 +1,7 @@
-"""Runs that go on with other devices, hosts and backends."""
+"""Runs that go on with other devices and backends."""
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -16,38 +15,13 @@ pytestmark = pytest.mark.once
 RUN = pathlib.Path(__file__).with_name("_run.py")
 
 
-def start(workdir, *options, devices=1, **environment):
+def run(workdir, *options, devices=1, **environment):
     flag = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
+    subprocess.run(
         [sys.executable, RUN, f"--workdir={workdir}", *options],
         env={**os.environ, "XLA_FLAGS": flag, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
+        check=True,
     )
-
-
-def run(*arguments, **keywords):
-    with start(*arguments, **keywords) as process:
-        errors = process.stderr.read()
-    assert process.returncode == 0, errors
-
-
-def several(count, workdir, *options):
-    """Processes of JAX with two devices each."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    return [
-        start(
-            workdir,
-            *options,
-            devices=2,
-            KERAS_DISTRIBUTION_JOB_ADDRESSES=address,
-            KERAS_DISTRIBUTION_NUM_PROCESSES=str(count),
-            KERAS_DISTRIBUTION_PROCESS_ID=str(i),
-        )
-        for i in range(count)
-    ]
 
 
 def losses(workdir):

@@ -69,8 +69,7 @@ def test_an_unfinished_checkpoint(bucket, model):
     names = [p.name for p in (run.path / "checkpoints").iterdir()]
     assert names == ["0000000001"]
     # The process that was killed had no time to delete it.
-    (bucket / "unfinished/checkpoints/0000000002").mkdir(exist_ok=True)
-    (bucket / "unfinished/checkpoints/0000000002/half").write_bytes(b"half")
+    (run.path / "checkpoints/0000000002/half").write_bytes(b"half")
     run.save(model, 2, {})
     assert run.restore(model) == 2
 
