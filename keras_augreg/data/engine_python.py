@@ -2,8 +2,8 @@
 
 Pillow and OpenCV release the interpreter's lock for most of their work, so
 threads keep all cores busy; they prepare the next batches while the model
-works on this one. Grain is slower with the same operations
-(docs/performance.md).
+works on this one. Grain's threads are about as fast with the same operations,
+its processes slower (docs/performance.md).
 """
 
 from __future__ import annotations
