@@ -406,7 +406,7 @@ class TrainStep(KeepsState):
         def augment(
             images: Any, labels: Any, step: int, run: Any
         ) -> tuple[Any, Any]:
-            # Processes should not share their draws, as in `_augmented`.
+            # Processes should not share their draws, as in `augmented`.
             step = step * processes + index
             return self._options.augment.on_host(images, labels, step, run)
 

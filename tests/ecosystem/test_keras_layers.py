@@ -48,5 +48,6 @@ def test_layer(layer, arguments, images, expected, weights, seeds):
         expected_num_non_trainable_weights=0,
         expected_num_seed_generators=seeds,
         expected_num_losses=0,
-        supports_masking=False,
+        supports_masking=layer
+        in (vit.LayerNormalization, trainstep.Predictions),
     )
