@@ -12,7 +12,19 @@ import numpy as np
 from keras_augreg.initialization import random_weights
 
 
-class Layer(keras.layers.Layer):
+class Freezable(keras.layers.Layer):
+    """A layer that notices when it is frozen again."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable":
+            # TensorFlow skips the setter if the flag has the value already;
+            # the weights, which `thaw` looks at, must change.
+            keras.layers.Layer.trainable.fset(self, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class Layer(Freezable):
     """A layer whose attributes hold its constructor's arguments.
 
     `get_config` finds them there by name, and adds the state of its parts,

@@ -24,7 +24,7 @@ from keras import ops
 
 from keras_augreg import distribution
 from keras_augreg.checks import check_choice
-from keras_augreg.layer import Layer
+from keras_augreg.layer import Freezable, Layer
 from keras_augreg.positions import resample_positions
 from keras_augreg.projection import Projection
 
@@ -72,7 +72,7 @@ def batched() -> bool:
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
-class LayerNormalization(keras.layers.LayerNormalization):
+class LayerNormalization(Freezable, keras.layers.LayerNormalization):
     """LayerNorm whose statistics need one pass, where passes take the time.
 
     Flax's, and so the original, computes the variance as E[x^2] - E[x]^2 too.
