@@ -59,18 +59,19 @@ def checked_data(
     check_images: Callable[[Any], None],
     check_labels: Callable[[Any], None],
     found: list[Exception],
+    shape: tuple[int | None, ...],
 ) -> Any:
     """The same data, whose batches are checked as they pass.
 
     What is found wrong is added to `found`, as other libraries wrap errors in
-    theirs.
+    theirs. A data set's images of unknown shape get the `shape` of the model's.
     """
     torch = sys.modules.get("torch")
     check = functools.partial(check_batch, check_images, check_labels)
     if isinstance(data, types.GeneratorType):
         return _checked_generator(data, _noting(check, found))
     if is_dataset(data):
-        data = _checked_shapes(data, _noting(check_images, found))
+        data = _checked_shapes(data, _noting(check_images, found), shape)
         return _checked_labels(data, _noting(check_labels, found))
     if torch is not None and isinstance(data, torch.utils.data.DataLoader):
         data = copy.copy(data)
@@ -102,7 +103,9 @@ def _checked_generator(data: Any, check: Callable[[Any], Any]) -> Iterator[Any]:
         yield batch
 
 
-def _checked_shapes(dataset: Any, check: Callable[[Any], Any]) -> Any:
+def _checked_shapes(
+    dataset: Any, check: Callable[[Any], Any], expected: tuple[int | None, ...]
+) -> Any:
     """The same data set; watched if its spec does not state the shape."""
     tf = sys.modules["tensorflow"]
     spec = images_of(dataset.element_spec)
@@ -115,8 +118,9 @@ def _checked_shapes(dataset: Any, check: Callable[[Any], Any]) -> Any:
         return check(np.broadcast_to(np.uint8(0), shape))
 
     def watch(*batch: Any) -> Any:
-        shape = tf.shape(images_of(batch))
-        tf.numpy_function(check_shape, [shape], "int32")
+        images = images_of(batch)
+        tf.numpy_function(check_shape, [tf.shape(images)], "int32")
+        images.set_shape((None, *expected))
         return batch if len(batch) > 1 else batch[0]
 
     return dataset.map(watch)

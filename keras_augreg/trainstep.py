@@ -235,7 +235,8 @@ class TrainStep(KeepsState):
         check(only(y))
         found: list[Exception] = []
         try:
-            yield checked_data(x, self._shape_check, check, found)
+            shape = self.input_shape[1:]
+            yield checked_data(x, self._shape_check, check, found, shape)
         except Exception:
             if found:  # without the traceback of the library that read it
                 raise found[0] from None

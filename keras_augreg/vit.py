@@ -215,7 +215,7 @@ class PatchEmbedding(Layer):
     def call(self, x: Any) -> Any:
         p = self.patch_size
         expected = self.kernel_shape[2]
-        if len(x.shape) != 4 or x.shape[3] != expected:
+        if len(x.shape) != 4 or x.shape[3] not in (None, expected):
             raise ValueError(
                 f"Expected images of shape (batch, height, width, {expected}), "
                 f"channels last. Received: shape={tuple(x.shape)}"
