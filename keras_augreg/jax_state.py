@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from keras_augreg.layer import sets_trainable
+
 # What steps of training, testing and prediction take and return on JAX.
 _JAX_STATES = {
     len(names): [f"{name}_variables" for name in names]
@@ -38,6 +40,10 @@ class KeepsState(keras.Model):
 
     _jax_state: Any
     _jit_compile_given: Any = "auto"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not sets_trainable(self, name, value):
+            super().__setattr__(name, value)
 
     def compile(
         self, *args: Any, jit_compile: Any = "auto", **kwargs: Any

@@ -12,15 +12,23 @@ import numpy as np
 from keras_augreg.initialization import random_weights
 
 
+def sets_trainable(layer: Any, name: str, value: Any) -> bool:
+    """Sets the attribute of this name if it is the flag `trainable`.
+
+    TensorFlow skips the flag's setter if it has the value already. The
+    weights, which `thaw` looks at, must change nevertheless.
+    """
+    if name != "trainable":
+        return False
+    keras.layers.Layer.trainable.fset(layer, value)
+    return True
+
+
 class Freezable(keras.layers.Layer):
     """A layer that notices when it is frozen again."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "trainable":
-            # TensorFlow skips the setter if the flag has the value already;
-            # the weights, which `thaw` looks at, must change.
-            keras.layers.Layer.trainable.fset(self, value)
-        else:
+        if not sets_trainable(self, name, value):
             super().__setattr__(name, value)
 
 
