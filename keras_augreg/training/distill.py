@@ -38,7 +38,7 @@ class Distiller(keras.distillation.Distiller):
         ValueError: If the models do not fit.
 
     Example:
-    >>> compile_pretraining(student, recipe, total_steps=1_000)
+    >>> compile_pretraining(student, recipe, total_steps=90_000)
     >>> distiller = Distiller(
     ...     teacher, student, keras.distillation.LogitsDistillation())
     >>> distiller.compile()
