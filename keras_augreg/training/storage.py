@@ -332,12 +332,15 @@ def _digests(arrays: dict[str, Any]) -> dict[str, tuple[bool, int]]:
     """
     found = {}
     for key in sorted(arrays):  # In one order on all hosts.
-        numpy = isinstance(arrays[key], np.ndarray)
-        finite, bits = (_digest_numpy if numpy else _in_jax())(arrays[key])
-        # One after the other: devices of a CPU wait for each other forever
-        # where several such programs are on their way.
-        found[key] = bool(finite), int(bits)
-    return found
+        if isinstance(arrays[key], np.ndarray):
+            found[key] = _digest_numpy(arrays[key])
+            continue
+        found[key] = _in_jax()(arrays[key])
+        # Devices of a CPU wait for each other forever where several such
+        # programs are on their way.
+        if len(arrays[key].sharding.device_set) > 1:
+            int(found[key][1])
+    return {k: (bool(finite), int(bits)) for k, (finite, bits) in found.items()}
 
 
 def _digest_numpy(array: np.ndarray) -> tuple[Any, Any]:

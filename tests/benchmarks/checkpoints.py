@@ -1,6 +1,6 @@
 """Saves and reads the state of a ViT-L/16 with Adam, by Orbax and by NumPy.
 
-    python tests/benchmarks/checkpoints.py FOLDER
+    python tests/benchmarks/checkpoints.py FOLDER [MODEL]
 
 FOLDER should be on a disk with 8 GB of room. Each way runs in a process of
 its own: random arrays under the names that a run has; one save, during which
@@ -22,11 +22,11 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 WAYS = ["npz", "orbax", "orbax, arrays of NumPy"]
 
 
-def state():
+def state(name):
     """Arrays of weights, Adam's moments, seeds, as (name, shape)."""
     import keras_augreg
 
-    model = keras_augreg.ViT_L16(weights=None)
+    model = getattr(keras_augreg, name)(weights=None)
     shapes = {
         f"model/{i}/{w.name}": w.shape for i, w in enumerate(model.weights)
     }
@@ -50,7 +50,7 @@ def take(engine, arrays):
     return engine.take(arrays)
 
 
-def measure(way, folder):
+def measure(folder, name, way):
     import jax
     import numpy as np
 
@@ -58,7 +58,8 @@ def measure(way, folder):
 
     rng = np.random.default_rng(0)
     arrays = {
-        k: rng.standard_normal(shape, "float32") for k, shape in state().items()
+        k: rng.standard_normal(shape, "float32")
+        for k, shape in state(name).items()
     }
     size = sum(a.nbytes for a in arrays.values()) / 1e9
     if way != WAYS[2]:
@@ -72,10 +73,10 @@ def measure(way, folder):
     )  # Compiles what depends on shapes only; a run's first save does.
     before = memory("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     taken = take(engine, arrays)
     path = engine.write(folder, 1, taken)
-    blocked = time.perf_counter() - began
+    blocked, busy = time.perf_counter() - began, time.process_time() - cpu
     del taken
     for key, array in arrays.items():
         if way == WAYS[2]:
@@ -91,20 +92,24 @@ def measure(way, folder):
     read = time.perf_counter() - began
     used = subprocess.check_output(["du", "-s", "-B1", path]).split()[0]
     print(
-        f"{way:>23}: state {size:.2f} GB; blocks {blocked:.2f} s, written "
-        f"after {written:.1f} s; memory +{peak:.2f} GB "
-        f"({peak / size:.2f} of the state); on the disk {int(used) / 1e9:.2f} "
-        f"GB; read in {read:.1f} s",
+        f"{way:>23}: state {size:.2f} GB; blocks {blocked:.2f} s "
+        f"({busy:.1f} s of CPU), written after {written:.1f} s; "
+        f"memory +{peak:.2f} GB ({peak / size:.2f} of the state); on "
+        f"the disk {int(used) / 1e9:.2f} GB; read in {read:.1f} s",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    folder = pathlib.Path(sys.argv[1])
-    if len(sys.argv) > 2:
-        measure(sys.argv[2], folder)
+    folder, name, *way = (
+        pathlib.Path(sys.argv[1]),
+        *(sys.argv[2:] or ["ViT_L16"]),
+    )
+    if way:
+        measure(folder, name, *way)
     else:
         for way in WAYS:
             folder.mkdir(parents=True)
-            subprocess.run([sys.executable, __file__, folder, way], check=True)
+            command = [sys.executable, __file__, folder, name, way]
+            subprocess.run(command, check=True)
             shutil.rmtree(folder)
