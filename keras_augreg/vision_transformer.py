@@ -166,21 +166,14 @@ class VisionTransformer(TrainStep):
         stages = None if stages is None else tuple(stages)
         sizes = Sizes(patch_size, width, depth, num_heads, mlp_dim, stages)
         _check_sizes(sizes)
-        if class_names is not None and include_top:
-            classes = number_of_classes(class_names, classes)
-        elif classes is None:
-            classes = DEFAULT_CLASSES
+        classes = number_of_classes(class_names, classes)
         reads = _reads(include_top, pooling, class_token, classes)
         dropout, stochastic_depth = _rates(recipe, dropout, stochastic_depth)
         if input_tensor is not None:
             _check_dtype(input_tensor, include_preprocessing)
-            input_shape = _shape_of(
-                input_tensor, input_shape, dynamic_image_size
-            )
+            any_size = dynamic_image_size
+            input_shape = _shape_of(input_tensor, input_shape, any_size)
         input_shape = check_input_shape(input_shape, sizes)
-        policies = dtype
-        if isinstance(dtype, keras.dtype_policies.DTypePolicyMap):
-            dtype = dtype.default_policy
         policy = _policy(dtype)
         blocks = _blocks(
             sizes, reads == "token", dropout, stochastic_depth, seed, policy
@@ -191,15 +184,12 @@ class VisionTransformer(TrainStep):
         with keras.RematScope(mode=None):
             inputs = _input(input_tensor, input_shape, dynamic_image_size)
             x = _embed(inputs, sizes, include_preprocessing, policy)
+            grid = [side // sizes.stride for side in input_shape[:2]]
+            stride = sizes.stride if dynamic_image_size else None
             x = PositionEmbedding(
-                class_token,
-                dropout,
-                seed,
-                patch_grid=[side // sizes.stride for side in input_shape[:2]],
-                stride=sizes.stride if dynamic_image_size else None,
-                dtype=policy,
-                name="posembed_input",
-            )(x, images=inputs if dynamic_image_size else None)
+                class_token, dropout, seed, patch_grid=grid, stride=stride,
+                dtype=policy, name="posembed_input",
+            )(x, images=inputs if dynamic_image_size else None)  # fmt: skip
             for block in blocks:
                 x = block(x)
             x = layer_norm("encoder_norm", policy)(x)
@@ -228,10 +218,7 @@ class VisionTransformer(TrainStep):
         self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
         self._watching = False
         note_configs(self)
-        if isinstance(policies, keras.dtype_policies.DTypePolicyMap):
-            for path, layer in named_layers(self):
-                if policies[path] != policies.default_policy:
-                    layer.dtype_policy = _policy(policies[path])
+        _set_policies(self, dtype)
         self._extractor = functools.lru_cache(8)(self._make_extractor)
 
     @property
@@ -537,6 +524,9 @@ class VisionTransformer(TrainStep):
 
 
 def _policy(dtype: Any) -> Any:
+    """The policy of the model; of a map, that of layers without their own."""
+    if isinstance(dtype, keras.dtype_policies.DTypePolicyMap):
+        dtype = dtype.default_policy
     policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     if policy.quantization_mode is not None:
         raise ValueError(
@@ -544,6 +534,14 @@ def _policy(dtype: Any) -> Any:
             f"Received: dtype={policy.name!r}"
         )
     return policy
+
+
+def _set_policies(model: keras.Model, policies: Any) -> None:
+    """Gives the layers that a map names their policies."""
+    if isinstance(policies, keras.dtype_policies.DTypePolicyMap):
+        for path, layer in named_layers(model):
+            if policies[path] != policies.default_policy:
+                layer.dtype_policy = _policy(policies[path])
 
 
 def _shape_of(
@@ -668,8 +666,12 @@ def _rates(
     return dropout, stochastic_depth
 
 
-def number_of_classes(class_names: Sequence[str], classes: int | None) -> int:
-    """Checks that the names are as many as the classes, if they are given."""
+def number_of_classes(
+    class_names: Sequence[str] | None, classes: int | None
+) -> int:
+    """The classes: as many as their names, if both are given."""
+    if class_names is None:
+        return DEFAULT_CLASSES if classes is None else classes
     if isinstance(class_names, str) or classes not in (None, len(class_names)):
         raise ValueError(
             "`class_names` must be a list of strings, one for each of the "
