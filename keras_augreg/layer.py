@@ -123,8 +123,19 @@ def _configs(parent: Any) -> dict[str, dict[str, Any]]:
         left_out = _NOT_COMPARED
         if getattr(layer, "quantization_mode", None):
             left_out = left_out | {"dtype"}
-        found[path] = {k: v for k, v in config.items() if k not in left_out}
+        found[path] = {
+            k: _plain(v) for k, v in config.items() if k not in left_out
+        }
     return found
+
+
+def _plain(config: Any) -> Any:
+    """Without the numbers that Keras gives objects while it loads a model."""
+    if isinstance(config, dict):
+        return {
+            k: _plain(v) for k, v in config.items() if k != "shared_object_id"
+        }
+    return config
 
 
 def note_configs(parent: Any) -> None:

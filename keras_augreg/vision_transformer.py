@@ -221,6 +221,9 @@ class VisionTransformer(TrainStep):
         _set_policies(self, dtype)
         self._extractor = functools.lru_cache(8)(self._make_extractor)
 
+    # For `help` and editors, which would show its *args and **kwargs.
+    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
+
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classifier's outputs."""
