@@ -70,10 +70,11 @@ def pretrained(
             variant,
             image_size,
             classes=classes,
-            class_names=class_names,
             class_token=file.class_token,
         )
     load(model, file, head)
+    if class_names:  # Not before: a head of other names is kept if asked for.
+        model.class_names = class_names
     there = shown(file.class_names, file.classes)
     if head == "keep":
         print(f"Keeps the classifier of {weights}: {there}.")
