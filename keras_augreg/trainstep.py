@@ -270,10 +270,13 @@ class TrainStep(KeepsState):
         """Refuses images that the model cannot take; nothing here."""
 
     @contextmanager
-    def _watched(self, data: Any, batch: bool = False) -> Iterator[Any]:
+    def _watched(
+        self, data: Any, batch: bool = False, shape_only: bool = False
+    ) -> Iterator[Any]:
         """Yields data whose images are checked; nothing here.
 
-        Arrays are images, or a `batch` (images, labels, ...).
+        Arrays are images, or a `batch` (images, labels, ...). Where only their
+        shape is checked, another check warns of images that were scaled.
         """
         yield data
 
@@ -298,7 +301,7 @@ class TrainStep(KeepsState):
         labels = labels_of(validation) if arrays else None
         if validation is not None:
             # Before the first update.
-            with self._watched(validation, batch=arrays) as validation:
+            with self._watched(validation, arrays, True) as validation:
                 pass
         with (
             self._entered(given.get("x"), given.get("y")) as x,

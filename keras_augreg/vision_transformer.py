@@ -492,17 +492,20 @@ class VisionTransformer(TrainStep):
         return model
 
     @contextlib.contextmanager
-    def _watched(self, data: Any, batch: bool = False) -> Iterator[Any]:
+    def _watched(
+        self, data: Any, batch: bool = False, shape_only: bool = False
+    ) -> Iterator[Any]:
         """`data` with its first images checked; not again in calls inside."""
         if self._watching:
             yield data
             return
         self._watching = True
+        check = self._shape_check if shape_only else self._check_images
         try:
             if batch:
-                self._check_images(images_of(data))
+                check(images_of(data))
             else:
-                data = first_images(data, self._check_images)
+                data = first_images(data, check)
             yield data
         finally:
             self._watching = False
@@ -678,7 +681,8 @@ def number_of_classes(
     if isinstance(class_names, str) or classes not in (None, len(class_names)):
         raise ValueError(
             "`class_names` must be a list of strings, one for each of the "
-            f"`classes`. Received: class_names={str(class_names)[:80]}, "
+            f"{'' if classes is None else f'{classes} '}outputs of the "
+            f"classifier. Received: class_names={str(class_names)[:80]}, "
             f"classes={classes}"
         )
     return len(class_names)

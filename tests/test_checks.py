@@ -295,10 +295,10 @@ def test_skips_sets_whose_engine_has_checked_them(make):
     data = make(X, GOOD)
     data.checked_classes = 5
     model = compiled_model()
-    with model._labels_checked(data) as same:
+    with model._batches_checked(data) as same:
         assert same is data
     data.checked_classes = 6
-    with model._labels_checked(data) as other:
+    with model._batches_checked(data) as other:
         assert other is not data
 
 
