@@ -126,12 +126,14 @@ def test_runs(name, tmp_path_factory, monkeypatch):
     kept = shown(notebook)
     for cell in notebook.cells:
         cell.pop("outputs", None)
-    nbclient.NotebookClient(
+    client = nbclient.NotebookClient(
         notebook,
         timeout=300,
         km=manager(tmp_path_factory.mktemp("sockets")),
         resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
+    )
+    client.owns_km = True  # to end the process, too
+    client.execute()
     assert shown(notebook) == kept  # Otherwise: python docs/execute.py
     outputs = [o for c in notebook.cells for o in c.get("outputs", ())]
     text = "".join(o.get("text", "") for o in outputs)
