@@ -122,7 +122,7 @@ def runs_our_command(said):
         "python", "-m", "keras_augreg", "pretrain", *ARGUMENTS,
     ]  # fmt: skip
     (package,) = [w for w in words if "keras_augreg[" in w]
-    assert "[jax,tpu,data] @ git+https://" in package
+    assert "[jax,tpu,data,gcs] @ git+https://" in package
 
 
 def test_gke_gets_one_workload(tmp_path):

@@ -13,5 +13,5 @@ PACKAGE="${PACKAGE:-git+https://github.com/keras-augreg/keras_augreg}"
 
 xpk workload create --cluster="$CLUSTER" --workload="$NAME" \
   --tpu-type="$TYPE" --max-restarts=100 --docker-image=python:3.12 \
-  --command="pip install -q 'keras_augreg[jax,tpu,data] @ $PACKAGE' && \
+  --command="pip install -q 'keras_augreg[jax,tpu,data,gcs] @ $PACKAGE' && \
 python -m keras_augreg pretrain $(printf '%q ' "$@")"

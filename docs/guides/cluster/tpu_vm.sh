@@ -27,5 +27,5 @@ fi
 # The image's Python is 3.10, too old; uv fetches another.
 tpu ssh --worker=all --command="pip install -q uv && \
 python3 -m uv run --no-project --python=3.12 \
---with='keras_augreg[jax,tpu,data] @ $PACKAGE' \
+--with='keras_augreg[jax,tpu,data,gcs] @ $PACKAGE' \
 python -m keras_augreg pretrain $(printf '%q ' "$@")"
