@@ -25,7 +25,12 @@ printf '%s\\n' "${RANK-} ${LOCAL_RANK-} ${WORLD_SIZE-} ${MASTER_ADDR-}" \
     "$KERAS_BACKEND" "$@" > task$SLURM_PROCID
 """
 # A task that needs a moment for its checkpoint.
-SLOW = "trap 'sleep 0.3; exit 143' TERM; touch started; sleep 30 & wait\n"
+SLOW = """
+sleep 60 &
+trap "kill $!; sleep 0.3; exit 143" TERM
+touch started
+wait
+"""
 SAY = 'printf "%s\\n" "$@" >> "$(basename "$0")".said\n'
 HOSTS = 'printf "%s\\n" "$@" >> scontrol.said; printf "node1\\nnode2\\n"\n'
 

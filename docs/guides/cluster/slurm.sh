@@ -20,7 +20,7 @@ export KERAS_BACKEND="${KERAS_BACKEND:-jax}"
 launch=(srun)
 if [ "$KERAS_BACKEND" = torch ]; then
   # What `torchrun` sets, from what SLURM sets.
-  MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+  MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
   export MASTER_ADDR MASTER_PORT=29500
   launch=(srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID \
     WORLD_SIZE=$SLURM_NTASKS exec "$@"' task)
