@@ -13,5 +13,7 @@ def test_counts_steps(tmp_path, capsys):
     assert "Epoch" not in printed
     # The first step compiles; an estimate from it would be far too long.
     assert "1/4" not in printed.partition("Steps 5")[0]
-    assert "2/4" in printed.partition("Steps 5")[0]
+    # Keras shows a step if the last one shown was 50 ms ago.
+    first = printed.partition("Steps 5")[0]
+    assert "2/4" in first or "3/4" in first
     assert "4/4" in printed

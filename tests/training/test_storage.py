@@ -17,8 +17,8 @@ ARRAYS = {KEY: np.arange(6, dtype="float32").reshape(2, 3)}
 VARIABLES = {KEY: keras.Variable(ARRAYS[KEY])}
 MORE = {
     "half": keras.Variable(np.linspace(0, 1, 7), dtype="bfloat16"),
-    "seed": keras.Variable([3, 4], dtype="uint32"),
-    "on": keras.Variable([True, False], dtype="bool"),
+    "seed": keras.Variable([3, 4], dtype="uint32", trainable=False),
+    "on": keras.Variable([True, False], dtype="bool", trainable=False),
     "one": keras.Variable(0.5),
 }
 
