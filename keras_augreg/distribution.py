@@ -217,7 +217,8 @@ def _one_of_several_processes() -> bool:
         return True
     if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
         return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", _hosts_of_tpu_vm())
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
+    return "," in (_hosts_of_tpu_vm() if hosts is None else hosts)
 
 
 def _has_tpu() -> bool:

@@ -180,6 +180,10 @@ def test_processes_of_several_hosts_are_noticed(hosts, monkeypatch):
         assert not noticed()  # no TPU: not asked
         monkeypatch.setattr(distribution, "_has_tpu", lambda: True)
         assert noticed() == (hosts == "a,b")
+        with monkeypatch.context() as patch:  # GKE has said it: not asked
+            patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+            patch.setattr(distribution, "_hosts_of_tpu_vm", pytest.fail)
+            assert not noticed()
         server.shutdown()
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     for variable in VARIABLES:
