@@ -31,7 +31,7 @@ import keras
 import numpy as np
 
 from keras_augreg import atomic, distribution
-from keras_augreg.checks import warn
+from keras_augreg.checks import check_choice, warn
 from keras_augreg.training import state, storage
 from keras_augreg.training.progress import Progress
 from keras_augreg.training.rundir import (
@@ -91,10 +91,7 @@ class Workdir:
             raise ValueError(
                 f"`keep` must be at least 1. Received: keep={keep}"
             )
-        if mode not in ("max", "min"):
-            raise ValueError(
-                f"`mode` must be 'max' or 'min'. Received: mode={mode!r}"
-            )
+        check_choice("mode", mode, ("max", "min"))
         self.path = atomic.as_path(path)
         if not atomic.is_remote(self.path):
             self.path = self.path.absolute()
