@@ -23,6 +23,10 @@ class Progress(keras.callbacks.ProgbarLogger):
         self._compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._uncounted = (
+            0 if self._compiled else self.model.steps_per_execution
+        )
+        self._compiled = True
         self.epochs = 1  # No heading of Keras's.
         super().on_epoch_begin(epoch, logs)
         if self.verbose:
@@ -32,10 +36,11 @@ class Progress(keras.callbacks.ProgbarLogger):
             self._step = last
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._compiled:
+        # On JAX, Keras calls this in threads, in any order, where asking for
+        # `self.model` would take the state from the step that runs.
+        if batch >= self._uncounted:
             super().on_train_batch_end(batch, logs)
             return
-        self._compiled = True
         self.progbar = keras.utils.Progbar(
             self.target, verbose=self.verbose, stateless_metrics=set()
         )

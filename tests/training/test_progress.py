@@ -2,6 +2,8 @@
 
 from _run import make_model, train
 
+from keras_augreg.training import progress
+
 
 def test_counts_steps(tmp_path, capsys):
     train(make_model(), tmp_path, verbose=1)
@@ -17,3 +19,19 @@ def test_counts_steps(tmp_path, capsys):
     first = printed.partition("Steps 5")[0]
     assert "2/4" in first or "3/4" in first
     assert "4/4" in printed
+
+
+def test_steps_in_any_order(capsys):
+    """Keras calls it in threads on JAX."""
+    bar = progress.Progress(0, 8)
+    bar.set_params({"verbose": 1, "epochs": 2, "steps": 4})
+    bar.set_model(make_model())
+    bar.on_epoch_begin(0)
+    for batch in (1, 0, 2):
+        bar.on_train_batch_end(batch, {})
+    printed = capsys.readouterr().out
+    assert "1/4" not in printed
+    assert "2/4" in printed and "3/4" in printed
+    bar.on_epoch_begin(1)
+    bar.on_train_batch_end(0, {})
+    assert "1/4" in capsys.readouterr().out
