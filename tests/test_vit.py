@@ -46,6 +46,95 @@ def test_forms_are_equal():
         np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
 
 
+def plain_attention(query, key, value):
+    """Of JAX; 16-bit scores are kept as such, as a TPU does."""
+    import jax
+    import jax.numpy as jnp
+
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+    if scores.dtype == jnp.bfloat16:
+        scores = jax.lax.reduce_precision(scores, 8, 7)
+    share = jax.nn.softmax(scores.astype("float32")).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", share, value)
+
+
+def attended(attend, *parts):
+    """The output and the gradients of query, key and value, as float32."""
+    import jax
+
+    weight = np.random.default_rng(1).normal(size=parts[0].shape)
+
+    def loss(*parts):
+        y = attend(*parts).astype("float32")
+        return (y * weight.astype("float32")).sum(), y
+
+    gradients, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*parts)
+    return [np.asarray(x, "float32") for x in (y, *gradients)]
+
+
+def parts_of_attention(scale=1.0):
+    import jax.numpy as jnp
+
+    parts = np.random.default_rng(0).normal(size=(3, 2, 197, 3, 8))
+    parts[:2] *= scale
+    return list(jnp.asarray(parts, "float32"))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="the attention of a TPU is JAX's"
+)
+class TestAttentionByColumns:
+    @pytest.mark.parametrize("scale, error", [(1, 2e-6), (10, 2e-4)])
+    def test_output_and_gradients(self, scale, error):
+        """Also where the exponential of a score would overflow."""
+        parts = parts_of_attention(scale)
+        want = attended(plain_attention, *parts)
+        got = attended(vit._attention_by_columns(), *parts)
+        for one, other in zip(want, got, strict=True):
+            atol = error * np.abs(one).max()
+            np.testing.assert_allclose(other, one, rtol=0, atol=atol)
+
+    def test_16_bits_lose_no_more_than_a_softmax_does(self):
+        parts = parts_of_attention()
+        exact = attended(plain_attention, *parts)
+        half = [x.astype("bfloat16") for x in parts]
+        plain = attended(plain_attention, *half)
+        got = attended(vit._attention_by_columns(), *half)
+        for truth, one, other in zip(exact, plain, got, strict=True):
+            error, limit = (
+                np.sqrt(np.mean((x - truth) ** 2)) for x in (other, one)
+            )
+            assert 0 < error < 1.2 * limit
+
+    def test_vmap(self):
+        import jax
+
+        parts = parts_of_attention()
+        attend = vit._attention_by_columns()
+        mapped = jax.vmap(lambda *x: attend(*(y[None] for y in x))[0])
+        np.testing.assert_allclose(
+            mapped(*parts), attend(*parts), rtol=0, atol=1e-6
+        )
+
+    def test_layouts_only_in_training(self):
+        """jax.export, and so a SavedModel, cannot hold them."""
+        import jax
+
+        block = vit.Block(num_heads=2, mlp_dim=16)
+        block.build((None, 5, 8))
+
+        def traced(training):
+            with vit.products("batched"), keras.StatelessScope():
+                return str(
+                    jax.make_jaxpr(lambda x: block(x, training=training))(
+                        np.zeros((2, 5, 8), "float32")
+                    )
+                )
+
+        assert "layout_constraint" in traced(True)
+        assert "layout_constraint" not in traced(False)
+
+
 def test_form_on_cpus():
     assert distribution.platform() == "cpu"
     assert not vit.batched()

@@ -20,8 +20,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from keras_augreg import flight_check
+from keras_augreg import flight_check, vit
 
 HALF, IMAGES = jnp.bfloat16, 128
 
@@ -70,6 +71,8 @@ flash.defvjp(flash_forward, flash_backward)
 
 def attend(q, k, v, bias, late):
     q = q * HALF(q.shape[-1] ** -0.5)
+    if late == "columns":
+        return vit._attention_by_columns()(q, k, v)
     if late == "flash":
         return flash(q, k, v, bias)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) + bias
@@ -90,8 +93,14 @@ def attend(q, k, v, bias, late):
     return (y / total).astype(HALF)
 
 
-def block(w, x, passes=1, late=False, masked=None, pad=None):
+def in_rows(x, rows):
+    layout = Layout(tuple(range(x.ndim)))
+    return with_layout_constraint(x, layout) if rows else x
+
+
+def block(w, x, passes=1, late=False, masked=None, pad=None, rows=False):
     """`masked`: the tokens that are not padding; `pad`: inside attention."""
+    x = in_rows(x, rows)
     w = jax.tree.map(lambda a: a.astype(HALF), w)
     y, tokens = norm(x, *w["norm1"], passes), x.shape[1]
     if pad:
@@ -102,7 +111,7 @@ def block(w, x, passes=1, late=False, masked=None, pad=None):
     y = attend(q, k, v, bias, late)
     x = x + (jnp.einsum("bqhd,hdw->bqw", y, w["out"]) + w["bias"])[:, :tokens]
     y = norm(x, *w["norm2"], passes)
-    y = jax.nn.gelu(y @ w["mlp1"][0] + w["mlp1"][1])
+    y = jax.nn.gelu(in_rows(y @ w["mlp1"][0] + w["mlp1"][1], rows))
     return x + y @ w["mlp2"][0] + w["mlp2"][1]
 
 
