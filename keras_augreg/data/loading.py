@@ -81,9 +81,10 @@ def load(
         source: One of
 
             - `"digits"`: scikit-learn's handwritten digits;
-            - a folder with one folder of images per class, or with one such
-              folder per split (`train/CLASS/x.jpg`, `test/CLASS/...`; a
-              `pathlib.Path` is always a folder): JPEG, PNG, WebP, BMP, TIFF,
+            - a folder, local or `gs://BUCKET/FOLDER`, with one folder of
+              images per class, or with one such folder per split
+              (`train/CLASS/x.jpg`, `test/CLASS/...`; a `pathlib.Path` is
+              always a folder): JPEG, PNG, WebP, BMP, TIFF,
               the first frame of GIF files, and what else Pillow reads
               (docs/data.md). Grey, CMYK, 16-bit, rotated (EXIF) and
               transparent (on white) files become the RGB image that a person

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from keras_augreg import dataset_names
+from keras_augreg.atomic import is_remote
 from keras_augreg.data import (
     access,
     folds,
+    remote,
     report,
     sources,
     tables,
@@ -38,7 +40,8 @@ class Location:
     path: str  # a folder, or a name of TensorFlow Datasets
     kind: str  # "bundled", "folder", "table", "object", "tar" or "tfds"
     data_dir: str | None = None  # TFDS's directory, if the user named one
-    # A table (path or DataFrame), an object of examples, or tar files by split.
+    # A table (path or DataFrame), an object of examples, tar files by split, or
+    # a `RemoteFolder`.
     given: Any = None
 
     def read(
@@ -127,7 +130,7 @@ class Location:
                 # The release's order.
                 class_names = [n for n, _ in class_labels(self.row.num_classes)]
             found = sources.folder(
-                self.path, listed, seed, class_names, options.on_error
+                self._root(), listed, seed, class_names, options.on_error
             )
         if not options.folds or split not in ("train", "validation"):
             return found
@@ -138,11 +141,15 @@ class Location:
         inside = (fold == options.fold) == (split == "validation")
         return found.subset(np.flatnonzero(inside))
 
+    def _root(self) -> Any:
+        """The folder, local or on gs://, whose names are then known."""
+        return self.given or pathlib.Path(self.path)
+
     def _folded(self, split: str) -> str:
         """The split that `split` with folds is a part of."""
         whole = "all"
         if self.kind == "folder":
-            root = sources.unwrapped(pathlib.Path(self.path))
+            root = sources.unwrapped(self._root())
             if "train" in sources.split_folders(root):
                 whole = "train"
         if isinstance(self.given, Mapping) and "" not in self.given:
@@ -159,7 +166,7 @@ class Location:
     def splits(self) -> list[str]:
         """Returns the names of the splits that can be read."""
         if self.kind == "folder":
-            root = sources.unwrapped(pathlib.Path(self.path))
+            root = sources.unwrapped(self._root())
             found = sources.split_folders(root)
             if not sources.SPLITS.isdisjoint(map(str.lower, found)):
                 return found
@@ -214,7 +221,8 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
         return Location(row, root, "table", given=source)
     if not isinstance(source, (str, os.PathLike)):
         return _locate_object(source)
-    if os.path.splitext(str(source))[1].lower() in tables.SUFFIXES:
+    suffix = os.path.splitext(str(source))[1].lower()
+    if suffix in tables.SUFFIXES and not is_remote(source):
         return _locate_table(os.path.expanduser(source), data_dir)
     is_folder = isinstance(source, os.PathLike)
     source = os.path.expanduser(source)
@@ -242,6 +250,8 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
                 "folder of class folders or a directory that TFDS wrote."
             )
         path = directory
+    if is_remote(path):
+        return _locate_remote(row, path, directory)
     if tars.are_at(path):
         return Location(row, path, "tar", given=tars.shards(path))
     if access.saved(path):
@@ -250,7 +260,6 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
     if tfds.is_prepared_directory(path):
         return Location(row, path, "tfds", directory)
     is_path = known or path.startswith((".", "/", "~")) or path.endswith("/")
-    is_path = is_path or "://" in path
     # Where TFDS's directory is given, a name is one of TFDS's.
     if os.path.isdir(path) and (is_path or directory is None):
         return Location(row, path, "folder")
@@ -261,6 +270,25 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
             f"dataset_info.json). Nearest names: {tfds.nearest(path)}"
         )
     return Location(row, path, "tfds", directory)
+
+
+def _locate_remote(
+    row: PaperDataset, path: str, directory: str | None
+) -> Location:
+    if path.endswith((".tar", *tars.COMPRESSED, *tables.SUFFIXES)):
+        raise ValueError(
+            "Tables and tar files are read from disks only: copy them here, or "
+            f"mount the bucket (gcsfuse). Received: {path!r}"
+        )
+    if tfds.is_prepared_directory(path):
+        return Location(row, path, "tfds", directory)
+    found = remote.RemoteFolder(path)
+    if not found.exists():
+        raise ValueError(
+            f"No folder {path!r}. Expected a folder of class folders, or a "
+            "directory that TFDS wrote (with dataset_info.json)."
+        )
+    return Location(row, path, "folder", given=found)
 
 
 def _locate_table(

@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 import stat
 import sys
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_augreg.data import report
+from keras_augreg.data import remote, report
 from keras_augreg.data.decode import (
     ArrayPicture,
     ImageError,
@@ -276,7 +275,7 @@ def digits(split: str, split_seed: int) -> Examples:
 
 
 def folder(
-    path: str | os.PathLike[str],
+    path: Any,
     split: str,
     split_seed: int,
     class_names: Sequence[str] | None,
@@ -285,10 +284,11 @@ def folder(
     """Lists image files in one folder per class, sorted by class and name.
 
     The class folders, or folders of splits that hold them, may be in a single
-    outer folder. Without `class_names`, the classes are the sorted names of
+    outer folder. `path` is a `pathlib.Path`, or a `RemoteFolder`. Without
+    `class_names`, the classes are the sorted names of
     the folders in `train`, if it exists, or else in the split or in `path`.
     """
-    root = unwrapped(pathlib.Path(path), class_names or ())
+    root = unwrapped(path, class_names or ())
     splits = [n for n in ("train", split) if n in split_folders(root)]
     inside = _folders(root)
     top = root / split if splits else root
@@ -313,7 +313,9 @@ def folder(
     number = {name: i for i, name in enumerate(known)}
     names = [f"{name}/{file}" for name, file in files]
     labels = np.array([number[name] for name, _ in files], np.int64)
-    read = functools.partial(read_file, str(top))
+    is_remote = isinstance(top, remote.RemoteFolder)
+    reader = remote.read_file if is_remote else read_file
+    read = functools.partial(reader, str(top))
     everything = Examples(
         names, labels, known, read, str(top), left_out, dict(unread)
     )
@@ -331,14 +333,12 @@ def check_once(class_names: Sequence[str]) -> None:
         )
 
 
-def split_folders(root: pathlib.Path) -> list[str]:
+def split_folders(root: Any) -> list[str]:
     """Returns the names of the folders that hold class folders."""
     return [name for name in _folders(root) if _folders(root / name)]
 
 
-def unwrapped(
-    root: pathlib.Path, class_names: Sequence[str] = ()
-) -> pathlib.Path:
+def unwrapped(root: Any, class_names: Sequence[str] = ()) -> Any:
     """Returns the inner folder if archives wrapped everything in one."""
     folders = _folders(root)
     if len(folders) != 1 or folders[0].lower() in SPLITS:
@@ -353,9 +353,9 @@ def unwrapped(
 
 
 def _classes(
-    top: pathlib.Path,
+    top: Any,
     found: dict[str, list[str]],
-    of_train: pathlib.Path,
+    of_train: Any,
     class_names: Sequence[str] | None,
     on_error: str,
 ) -> tuple[list[str], list[str]]:
@@ -465,23 +465,23 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(extensions())
 
 
-def _folders(path: pathlib.Path) -> list[str]:
+def _folders(path: Any) -> list[str]:
     entries = sorted(path.iterdir())
     return [p.name for p in entries if p.is_dir() and _wanted(p.name)]
 
 
-def _files(path: pathlib.Path) -> list[str]:
+def _files(path: Any) -> list[str]:
     return [p.name for p in path.iterdir() if p.is_file() and _wanted(p.name)]
 
 
-def _lost_links(path: pathlib.Path) -> list[str]:
+def _lost_links(path: Any) -> list[str]:
     """Returns broken links in the place of class folders."""
     lost = sorted(p for p in path.iterdir() if not p.exists())
     return [p.name for p in lost if _wanted(p.name)]
 
 
 def _images_of_classes(
-    path: pathlib.Path,
+    path: Any,
 ) -> tuple[dict[str, list[str]], collections.Counter[str]]:
     unread: collections.Counter[str] = collections.Counter()
     return {
@@ -489,7 +489,7 @@ def _images_of_classes(
     }, unread
 
 
-def images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
+def images(path: Any, unread: collections.Counter[str]) -> list[str]:
     """Returns the sorted relative names of images; counts other files."""
     found = []
 
@@ -497,8 +497,12 @@ def images(path: pathlib.Path, unread: collections.Counter[str]) -> list[str]:
         raise error
 
     seen = set()
-    for where, folders, names in os.walk(path, onerror=fail, followlinks=True):
-        real = pathlib.Path(where).resolve()
+    if isinstance(path, remote.RemoteFolder):
+        walk = path.walk()
+    else:
+        walk = os.walk(path, onerror=fail, followlinks=True)
+    for where, folders, names in walk:
+        real = os.path.realpath(where)
         if real in seen:  # Links can lead to a folder again, and in circles.
             folders.clear()
             continue

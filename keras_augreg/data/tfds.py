@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_augreg.atomic import as_path
 from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import ImageError, Picture
 from keras_augreg.data.options import Options
@@ -276,15 +277,7 @@ def _check_format(
 
 def is_prepared_directory(path: str) -> bool:
     """Whether TFDS wrote this directory, local or on `gs://`."""
-    if "://" in path:
-        try:
-            import tensorflow as tf
-        except ImportError as error:
-            raise ImportError(
-                f"Reading {path!r} needs pip install 'keras_augreg[data]'"
-            ) from error
-        return bool(tf.io.gfile.exists(f"{path}/dataset_info.json"))
-    return os.path.exists(os.path.join(path, "dataset_info.json"))
+    return (as_path(path) / "dataset_info.json").exists()
 
 
 def part_of(builder: Any, split: str, part: str) -> str:

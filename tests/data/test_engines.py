@@ -699,11 +699,7 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         " training=True, options=data.Options(engine='tensorflow'))\n"
         "except ImportError as error:\n"
         "    kept = str(error)\n"
-        "try:\n"
-        "    data.load('gs://tfds/x', 'train', image_size=16, batch_size=4,"
-        " training=True)\n"
-        "except ImportError as other:\n"
-        "    print(json.dumps([i.engine, x[0].shape, kept, str(other)]))\n"
+        "print(json.dumps([i.engine, x[0].shape, kept]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(photos)],
@@ -713,11 +709,10 @@ def test_a_data_set_without_tensorflow(photos, tmp_path):
         text=True,
         check=True,
     )
-    engine, shape, error, other = json.loads(done.stdout.splitlines()[-1])
+    engine, shape, error = json.loads(done.stdout.splitlines()[-1])
     assert engine == "python"
     assert shape == [4, 16, 16, 3]
     assert "pip install tensorflow" in error
-    assert "'gs://tfds/x' needs pip install 'keras_augreg[data]'" in other
 
 
 # --- arguments

@@ -7,10 +7,11 @@ import sys
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 from kills import serving
 
-from keras_augreg import atomic, study, visualize
+from keras_augreg import atomic, data, study, visualize
 from keras_augreg.training import Workdir, rundir, storage
 
 pytestmark = pytest.mark.once
@@ -149,3 +150,86 @@ def test_settings_are_json(bucket):
     Workdir("gs://bucket/settings", {"a": 1})
     text = (bucket / "settings/settings.json").read_text()
     assert json.loads(text) == {"a": 1}
+
+
+@pytest.fixture(scope="module")
+def photos(bucket, tmp_path_factory):
+    """Class folders on this machine; gs://bucket/photos has the same."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            inside = folder / split / name
+            (inside / "old").mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 256, (9, 8))
+                image = PIL.Image.fromarray(pixels.astype("uint8"))
+                image.save(inside / ("old" if i else "") / f"{i}.png")
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / ".ipynb_checkpoints" / "x.png").write_bytes(b"")
+    (folder / "train" / "cat" / "notes.txt").write_text("meow")
+    for file in filter(pathlib.Path.is_file, folder.rglob("*")):
+        upload(file, folder)
+    return folder
+
+
+def upload(file, folder):
+    name = file.relative_to(folder).as_posix()
+    atomic.as_path(f"gs://bucket/photos/{name}").write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("engine", ["python", "tensorflow"])
+@pytest.mark.parametrize("split", ["train", "test", "train[50%:]"])
+def test_a_folder_of_images(bucket, photos, engine, split):
+    if engine == "tensorflow":
+        pytest.importorskip("tensorflow")
+    given = {
+        "image_size": 8, "batch_size": 2, "training": True,
+        "options": data.Options(engine=engine),
+    }  # fmt: skip
+    remote, info = data.load("gs://bucket/photos", split, **given)
+    local, same = data.load(photos, split, **given)
+    assert info.class_names == same.class_names == ["cat", "dog"]
+    assert info.num_examples == same.num_examples
+    count = 0
+    for got, want in zip(remote, local, strict=False):
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_array_equal(one, other)
+        count += 1
+        if count == 3:
+            break
+    assert count
+
+
+def test_a_folder_without_splits(bucket, photos):
+    found = data.find("gs://bucket/photos/train", "all")
+    same = data.find(photos / "train", "all")
+    assert list(found.names) == list(same.names)
+    assert data.evaluation_split("gs://bucket/photos/") == ("train", "test")
+
+
+def test_an_image_that_vanished(bucket, photos):
+    dataset, _ = data.load(
+        "gs://bucket/photos", "test", image_size=8, batch_size=4,
+        training=False, options=data.Options(engine="python"),
+    )  # fmt: skip
+    atomic.as_path("gs://bucket/photos/test/cat/0.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"Cannot read .gs://bucket/photos/test/cat/0\.png"
+    ):
+        next(iter(dataset))
+    upload(photos / "test" / "cat" / "0.png", photos)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tar", "x.tar.gz"])
+def test_what_is_read_from_disks_only(bucket, name):
+    with pytest.raises(ValueError, match=r"from disks only: copy them here"):
+        data.find(f"gs://bucket/{name}", "train")
+
+
+def test_no_such_data(bucket, photos):
+    with pytest.raises(ValueError, match="No folder 'gs://bucket/none'"):
+        data.find("gs://bucket/none", "train")
+    with pytest.raises(ValueError, match="has no split 'val'"):
+        data.find("gs://bucket/photos", "val")
+    with pytest.raises(ValueError, match="Expected a local path, or gs://"):
+        data.find("s3://bucket/photos", "train")
