@@ -84,7 +84,7 @@ def parts_of_attention(scale=1.0):
     keras.backend.backend() != "jax", reason="the attention of a TPU is JAX's"
 )
 class TestAttentionByColumns:
-    @pytest.mark.parametrize("scale, error", [(1, 2e-6), (10, 2e-4)])
+    @pytest.mark.parametrize(("scale", "error"), [(1, 2e-6), (10, 2e-4)])
     def test_output_and_gradients(self, scale, error):
         """Also where the exponential of a score would overflow."""
         parts = parts_of_attention(scale)
