@@ -64,7 +64,7 @@ def test_contracts_are_kept():
         ),
         ({"labels.py": "import keras_augreg"}, DOOR),
         ({"labels.py": "def f(): import tensorflow"}, BACKEND),
-        ({"vit.py": "import jax.numpy"}, BACKEND),
+        ({"projection.py": "import jax.numpy"}, BACKEND),
         ({"training.py": "import tensorflow_datasets"}, BACKEND),
     ],
 )
