@@ -281,7 +281,10 @@ def _batch(model: Any, batch_size: int) -> list[tuple[tuple[int, ...], str]]:
 
 def _too_large(error: Exception) -> dict[str, Any]:
     """The report of a step that the memory does not hold."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])", str(error))
+    size = r"([\d.]+)([KMG])"
+    found = re.search(rf"[Uu]sed {size} of {size}", str(error)) or re.search(
+        rf"\({size}\) exceeds available HBM \({size}\)", str(error)
+    )
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
         raise error
     unit = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -5,9 +5,10 @@ r"""Estimated cycles of a training step on a TPU: ours and its peers'.
 
 compiles each for v5e:2x4 with 128 images a chip (`--images`), in mixed
 bfloat16, with Adam and clipping. "plain" is the same maths in a page of
-jax.numpy, with optax, as big_vision writes it. The cycles are the compiler's estimate. A step with 12
-blocks takes minutes of processor time; with --depth=2 and 3, the difference is
-what a block adds. Needs `keras_augreg[tpu]`, keras-hub and optax.
+jax.numpy, with optax, as big_vision writes it. The cycles are the compiler's
+estimate. A step with 12 blocks takes minutes of processor time; with --depth=2
+and 3, the difference is what a block adds. Needs `keras_augreg[tpu]`,
+keras-hub and optax.
 """
 
 from __future__ import annotations
