@@ -93,11 +93,17 @@ def test_errors():
         check(keras.Sequential(), batch_size=8)
 
 
-def test_memory_that_is_too_small():
-    said = RuntimeError(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used "
-        "20.5G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    )
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. "
+        "Exceeded hbm capacity by 4.75G.",
+        "Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (20.5G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_memory_that_is_too_small(said):
+    said = RuntimeError(f"RESOURCE_EXHAUSTED: {said}")
     report = flight_check._too_large(said)
     assert report["fits"] is False
     assert report["bytes"] == {"total": 20.5 * 2**30}
