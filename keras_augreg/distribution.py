@@ -323,7 +323,9 @@ def keras_distribution(
     if kind == "data":
         return lib.DataParallel(mesh, auto_shard_dataset=False), count
     if kind == "fsdp":
-        return _split_over(mesh, lambda v: fsdp_axis(v.shape, count)), count
+        split = _split_over(mesh, lambda v: fsdp_axis(v.shape, count))
+        split.gathers_weights = True
+        return split, count
     parts = model_devices or count
     if parts < 1 or count % parts:
         raise ValueError(
@@ -352,6 +354,40 @@ def _split_over(mesh: Any, axis_of: Callable[[Any], int | None]) -> Any:
         batch_dim_name="batch",
         auto_shard_dataset=False,
     )
+
+
+def gathered(values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Values of variables, whole on every device under `"fsdp"` on JAX.
+
+    XLA might otherwise gather the images' tokens, which are more, and keep
+    the weights in parts. Gradients come in parts again.
+    """
+    split = keras.distribution.distribution()
+    if not getattr(split, "gathers_weights", False):
+        return list(values)
+    import jax
+
+    sharding = jax.sharding
+    mesh = split.device_mesh.backend_mesh
+    whole = sharding.NamedSharding(mesh, sharding.PartitionSpec())
+
+    def gather(value: Any, variable: Any) -> Any:
+        layout = split.get_variable_layout(variable)
+        if not any(layout.axes):
+            return value
+        place = jax.lax.with_sharding_constraint
+
+        @jax.custom_vjp
+        def one(value: Any) -> Any:
+            return place(value, whole)
+
+        one.defvjp(
+            lambda value: (one(value), None),
+            lambda _, gradient: (place(gradient, layout.backend_layout),),
+        )
+        return one(value)
+
+    return list(map(gather, values, variables))
 
 
 def platform() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_augreg.distribution import gathered
 from keras_augreg.layer import sets_trainable
 
 # What steps of training, testing and prediction take and return on JAX.
@@ -50,6 +51,20 @@ class KeepsState(keras.Model):
     ) -> None:
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self._jit_compile_given = jit_compile
+
+    def stateless_call(
+        self,
+        trainable_variables: Any,
+        non_trainable_variables: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return super().stateless_call(
+            gathered(trainable_variables, self.trainable_variables),
+            gathered(non_trainable_variables, self.non_trainable_variables),
+            *args,
+            **kwargs,
+        )
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()

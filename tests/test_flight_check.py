@@ -161,7 +161,8 @@ def test_kinds():
     assert set(sent["data"]) == {"all-reduce"}
     # bfloat16 or float32 gradients, one each.
     assert 2 * numbers <= sent["data"]["all-reduce"]["bytes"] < 6 * numbers
-    assert sent["fsdp"]["all-gather"]["bytes"] >= 2 * numbers
+    # Weights in float32, and no images.
+    assert 2 * numbers <= sent["fsdp"]["all-gather"]["bytes"] < 5 * numbers
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
     images = np.zeros((4, 16, 16, 3), "uint8")

@@ -42,7 +42,8 @@ def cycles() -> dict[str, float]:
             row = json.loads(line)
             whole = row["blocks"] == (24 if row["model"] == "L/16" else 12)
             if row["peer"] == "keras_augreg" and whole:
-                found[row["model"]] = row["cycles"] / 128
+                images = row.get("images", 128)
+                found[row["model"]] = row["cycles"] / images
     return found
 
 
