@@ -285,6 +285,9 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any = None, unlabelled: bool = False
     ) -> Iterator[Any]:
         """Yields data that is checked."""
+        # Before `fit` builds the optimizer. Keras's `evaluate` and
+        # `test_on_batch` do not ask on every backend.
+        self._assert_compile_called()
         with (
             self._watched(x) as x,
             self._batches_checked(x, y, unlabelled) as x,
