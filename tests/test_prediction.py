@@ -184,6 +184,15 @@ def test_views_are_averaged(model):
         assert share(one) == pytest.approx(mean, abs=1e-5)
 
 
+def test_averaged_views_become_a_submission(model, photos, tmp_path):
+    (tmp_path / "sample.csv").write_text("id,label\nb,\na,\n")
+    found = keras_augreg.predict(model, photos, tta="crops", batch_size=2)
+    path = keras_augreg.submission(
+        found, tmp_path / "sample.csv", tmp_path / "submission.csv"
+    )
+    assert path.read_text().split() == ["id,label", "b,light", "a,dark"]
+
+
 @pytest.mark.once
 def test_tta_that_is_none(model):
     with pytest.raises(ValueError, match=r"`tta` must be one of \(None, 'flip"):

@@ -34,10 +34,10 @@ def photos(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("photos"), 12)
 
 
-def train_and_evaluate(train, test, count):
+def train_and_evaluate(train, test, count, epochs=4):
     model = classifier()
-    history = model.fit(train, epochs=4, verbose=0)
-    assert len(history.history["loss"]) == 4
+    history = model.fit(train, epochs=epochs, verbose=0)
+    assert len(history.history["loss"]) == epochs
     assert history.history["loss"][-1] < history.history["loss"][0]
     results = model.evaluate(test, return_dict=True, verbose=0)
     predictions = model.predict(test, verbose=0)
@@ -75,6 +75,27 @@ def test_a_tfds_data_set(tmp_path):
         for s in ("train", "test")
     )
     train_and_evaluate(train, test, 36)
+
+
+@pytest.mark.parametrize("kind", ["csv", "DataFrame"])
+def test_folds_of_a_table(photos, tmp_path, kind):
+    files = sorted((photos / "train").glob("*/*"))
+    rows = [(str(f.relative_to(photos)), f.parent.name) for f in files]
+    if kind == "csv":
+        source = photos / "train.csv"
+        lines = ["id,label", *map(",".join, rows)]
+        source.write_text("\n".join(lines))
+    else:
+        pandas = pytest.importorskip("pandas")
+        source = pandas.DataFrame(rows, columns=["id", "label"])
+    train, test = (
+        load(
+            source, split, training=split == "train", data_dir=photos,
+            folds=3, engine="python", pad=split != "train", **SIZE,
+        )[0]
+        for split in ("train", "validation")
+    )  # fmt: skip
+    train_and_evaluate(train, test, 12, epochs=12)
 
 
 class Seen(keras.layers.Layer):
