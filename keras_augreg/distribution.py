@@ -390,6 +390,12 @@ def gathered(values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     return list(map(gather, values, variables))
 
 
+def splits_model() -> bool:
+    """Whether devices compute parts of a layer, as under `"model"`."""
+    active = keras.distribution.distribution()
+    return active is not None and len(active.device_mesh.axis_names) > 1
+
+
 def platform() -> str:
     """`"cpu"`, `"gpu"` or `"tpu"`: what computes the models.
 

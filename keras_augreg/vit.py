@@ -235,6 +235,9 @@ def in_rows(x: Any) -> Any:
     on_jax = keras.config.backend() == "jax"
     if not (on_jax and batched()) or distribution.platform() == "gpu":
         return x
+    # XLA would gather an array with a layout that is split over both axes.
+    if distribution.splits_model():
+        return x
     from jax.experimental.layout import Layout, with_layout_constraint
 
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -123,8 +123,18 @@ class TestAttentionByColumns:
         block = vit.Block(num_heads=2, mlp_dim=16)
         block.build((None, 5, 8))
 
-        def traced(training):
-            with vit.products("batched"), keras.StatelessScope():
+        def traced(training, devices=1):
+            names = ("batch", "model")[:devices]
+            mesh = keras.distribution.DeviceMesh((1,) * devices, names)
+            layout = keras.distribution.ModelParallel(
+                layout_map=keras.distribution.LayoutMap(mesh),
+                batch_dim_name="batch",
+            )
+            with (
+                vit.products("batched"),
+                layout.scope(),
+                keras.StatelessScope(),
+            ):
                 return str(
                     jax.make_jaxpr(lambda x: block(x, training=training))(
                         np.zeros((2, 5, 8), "float32")
@@ -133,6 +143,8 @@ class TestAttentionByColumns:
 
         assert "layout_constraint" in traced(True)
         assert "layout_constraint" not in traced(False)
+        # Where layers are split, XLA would gather what has a layout.
+        assert "layout_constraint" not in traced(True, devices=2)
 
 
 def test_form_on_cpus():
