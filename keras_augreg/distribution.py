@@ -367,15 +367,15 @@ def gathered(values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         return list(values)
     import jax
 
-    sharding = jax.sharding
-    mesh = split.device_mesh.backend_mesh
-    whole = sharding.NamedSharding(mesh, sharding.PartitionSpec())
+    place = jax.lax.with_sharding_constraint
+    whole = jax.sharding.NamedSharding(
+        split.device_mesh.backend_mesh, jax.sharding.PartitionSpec()
+    )
 
     def gather(value: Any, variable: Any) -> Any:
         layout = split.get_variable_layout(variable)
         if not any(layout.axes):
             return value
-        place = jax.lax.with_sharding_constraint
 
         @jax.custom_vjp
         def one(value: Any) -> Any:

@@ -147,9 +147,9 @@ def attention(query: Any, key: Any, value: Any) -> Any:
     if backend == "jax" and half and distribution.platform() == "gpu":
         return ops.dot_product_attention(query, key, value)
     query = ops.multiply(query, 1 / math.sqrt(query.shape[-1]))
-    if batched() and query.shape[1] == key.shape[1] and backend == "jax":
-        return _attention_by_columns()(query, key, value)
     if batched():
+        if backend == "jax" and query.shape[1] == key.shape[1]:
+            return _attention_by_columns()(query, key, value)
         scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
         scores = ops.softmax(ops.cast(scores, "float32"), axis=-1)
         scores = ops.cast(scores, value.dtype)

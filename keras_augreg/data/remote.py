@@ -59,12 +59,6 @@ class RemoteFolder(RemoteFile):
         missing = RemoteFolder(f"{self.path}/{name}", [])
         return self._folders.get(name, missing)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteFolder) and other.path == self.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
-
     def is_file(self) -> bool:
         return False
 
@@ -88,12 +82,12 @@ class RemoteFolder(RemoteFile):
 
 def _listed(path: str) -> list[str]:
     """The names of all files below a folder, relative to it."""
+    atomic.as_path(path)  # Raises what is missing; sets gcsfs up.
     system, root = _system(path)
     return [file.removeprefix(f"{root}/") for file in system.find(root)]
 
 
 def _system(path: str) -> tuple[Any, str]:
-    atomic.as_path(path)  # Raises what is missing; sets gcsfs up.
     import fsspec
 
     return fsspec.core.url_to_fs(path)

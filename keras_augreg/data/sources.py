@@ -285,8 +285,8 @@ def folder(
 
     The class folders, or folders of splits that hold them, may be in a single
     outer folder. `path` is a `pathlib.Path`, or a `RemoteFolder`. Without
-    `class_names`, the classes are the sorted names of
-    the folders in `train`, if it exists, or else in the split or in `path`.
+    `class_names`, the classes are the sorted names of the folders in `train`,
+    if it exists, or else in the split or in `path`.
     """
     root = unwrapped(path, class_names or ())
     splits = [n for n in ("train", split) if n in split_folders(root)]
