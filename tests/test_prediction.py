@@ -132,11 +132,12 @@ def test_one_class_own_heads_and_nested_models(model):
 
 @pytest.mark.once
 def test_errors(model, photos, tmp_path):
-    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty").mkdir()
     for images, message in (
-        (photos / "pipe.jpg", r"pipe\.jpg.*not a regular file"),
+        (tmp_path / "pipe.jpg", r"pipe\.jpg.*not a regular file"),
         ("nothing.jpg", "No such file or folder: 'nothing.jpg'"),
-        (tmp_path, "No image files in the folder"),
+        (tmp_path / "empty", "No image files in the folder"),
         (photos / "notes0.txt", "Cannot read the image"),
         (np.zeros((3, 16, 16)), "has shape"),
     ):
