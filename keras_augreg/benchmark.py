@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_augreg import models
 from keras_augreg.describe import describe
+from keras_augreg.distribution import on_cpu
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 from keras_augreg.variants import find
@@ -172,14 +173,6 @@ def _seconds(run: Callable[[int], None], count: int) -> float:
     return time.perf_counter() - start
 
 
-def _accelerated() -> bool:
-    if keras.config.backend() == "torch":
-        import torch
-
-        return torch.cuda.is_available()
-    return not keras.distribution.list_devices()[0].startswith("cpu")
-
-
 def _fastest_product(
     policy: str, seconds: float
 ) -> tuple[Callable[[int], None], int]:
@@ -199,7 +192,7 @@ def _fastest_product(
 
         return run
 
-    largest = LARGEST_ACCELERATOR if _accelerated() else LARGEST_CPU
+    largest = LARGEST_CPU if on_cpu() else LARGEST_ACCELERATOR
     side, best = SMALLEST, 0.0
     while side <= largest:
         run, operations = multiply(side), 2 * side**3
@@ -218,7 +211,7 @@ def _fastest_product(
 def _peak_memory() -> float:
     """Bytes: the accelerator's peak, or the process's on a CPU."""
     backend = keras.config.backend()
-    if not _accelerated():
+    if on_cpu():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if backend == "jax":
         import jax

@@ -111,8 +111,8 @@ def fit(
     run.fit(
         net,
         train,
-        total_steps=total_steps * FLAGS.accumulation,
-        interval=FLAGS.save_every * FLAGS.accumulation,
+        total_steps=total_steps,
+        interval=FLAGS.save_every,
         restore_best=FLAGS.restore_best,
         validation_data=test,
         callbacks=callbacks,

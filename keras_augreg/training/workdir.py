@@ -141,8 +141,8 @@ class Workdir:
                 object whose `at(step, steps)` returns the run's batches from
                 `step` on, which depend on nothing else. It is asked for
                 `UNREAD` more than are trained on, also beyond the last.
-            total_steps: Batches of the whole run.
-            interval: Batches from one checkpoint to the next.
+            total_steps: Weight updates of the whole run, as for `compile_*`.
+            interval: Weight updates from one checkpoint to the next.
             restore_best: Whether the model ends with the checkpoint whose
                 `monitor` is the best, instead of the last one.
             callbacks: More Keras callbacks.
@@ -163,6 +163,8 @@ class Workdir:
                 "`total_steps` and `interval` must be at least 1. Received: "
                 f"{total_steps=}, {interval=}"
             )
+        batches = total_steps * _batches_per_update(model)
+        interval *= _batches_per_update(model)
         for callback in callbacks or []:
             if getattr(callback, "swap_on_epoch", False):
                 raise ValueError(
@@ -183,12 +185,12 @@ class Workdir:
             if distribution.process()[0] == 0:
                 storage.clean(self._folder)
             distribution.barrier()
-            while (step := self.restore(model, total_steps)) < total_steps:
+            while (step := self.restore(model, batches)) < batches:
                 # First finish the interval that was interrupted.
                 steps, epochs = interval - step % interval, 1
-                if steps == interval and total_steps - step >= interval:
-                    epochs = (total_steps - step) // interval
-                steps = min(steps, total_steps - step)
+                if steps == interval and batches - step >= interval:
+                    epochs = (batches - step) // interval
+                steps = min(steps, batches - step)
                 epoch = step // interval
                 model.fit(
                     train.at(step, epochs * steps + UNREAD),
@@ -198,7 +200,7 @@ class Workdir:
                     callbacks=[
                         # First, so that what they add to the logs is saved.
                         *(callbacks or []),
-                        Progress(step, total_steps),
+                        Progress(step, batches),
                         _Checkpoints(
                             self, step, step % interval > 0, restore_best
                         ),
@@ -270,14 +272,14 @@ class Workdir:
             if old not in {*steps[-self.keep :], *best}:
                 storage.remove(old)
 
-    def restore(self, model: Any, total_steps: float = math.inf) -> int:
+    def restore(self, model: Any, last: float = math.inf) -> int:
         """Puts the newest whole checkpoint into the model.
 
         Checkpoints that are damaged in any way are skipped with a warning.
 
         Args:
             model: The model, compiled and built.
-            total_steps: Checkpoints of later steps are skipped, too.
+            last: Batches; checkpoints after more are skipped, too.
 
         Returns:
             Batches trained on; 0 and an untouched model without a checkpoint.
@@ -295,9 +297,9 @@ class Workdir:
             file = self._folder / name
             if not (arrays := self._read(file, model)):
                 continue
-            if arrays["step"] > total_steps:
+            if arrays["step"] > last:
                 later = later or arrays["step"]
-                warn(f"{file} is skipped: after total_steps={total_steps}")
+                warn(f"{file} is skipped: after step {last}, the last")
                 continue
             state.assign(model, arrays, file)
             self._metrics = {
@@ -305,10 +307,11 @@ class Workdir:
             }
             return int(arrays["step"])
         if later:
+            needed = math.ceil(later / _batches_per_update(model))
             raise ValueError(
                 f"The run in {self.path} is at step {later} and has no "
-                f"checkpoint up to total_steps={total_steps}. Use at least "
-                f"total_steps={later}, or another directory."
+                f"checkpoint up to step {last}. Use at least total_steps="
+                f"{needed}, or another directory."
             )
         return 0
 
@@ -442,16 +445,19 @@ class Workdir:
         self._wait()
         files = storage.checkpoints(self._folder)
         good = [p for p in files if p not in self._damaged]
-        optimizer = inner_optimizer(model)
         # The rate of the update that this batch belonged to.
-        update = (step - 1) // (optimizer.gradient_accumulation_steps or 1)
-        rate = optimizer._learning_rate
+        update = (step - 1) // _batches_per_update(model)
+        rate = inner_optimizer(model)._learning_rate
         rate = float(rate(update) if callable(rate) else rate)
         raise FloatingPointError(
             f"Stopped at step {step}, learning rate {rate:.3g}: {what}. Last "
             f"good checkpoint: {good[-1] if good else 'none'}. A lower "
             "learning_rate, a longer warm-up or float32 may help."
         )
+
+
+def _batches_per_update(model: Any) -> int:
+    return inner_optimizer(model).gradient_accumulation_steps or 1
 
 
 class _Checkpoints(keras.callbacks.Callback):

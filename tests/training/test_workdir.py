@@ -197,7 +197,7 @@ def test_a_checkpoint_after_the_last_step_is_skipped(tmp_path):
     run = Workdir(tmp_path, {})
     run.save(model, 3, {})
     run.save(model, 10**9, {})
-    with pytest.warns(UserWarning, match="skipped: after total_steps=20"):
+    with pytest.warns(UserWarning, match="skipped: after step 20"):
         assert run.restore(model, 20) == 3
 
 
@@ -277,6 +277,21 @@ def test_restore_best_ends_with_the_best_average(tmp_path):
         ValueError, match=r"needs 'val_f1' in the logs.*val_loss"
     ):
         run.fit(make_plain(), digits(), **options)
+
+
+@pytest.mark.once
+def test_total_steps_and_interval_count_weight_updates(tmp_path):
+    model = make_plain(gradient_accumulation_steps=3)
+    run = Workdir(tmp_path, {})
+    options = {"total_steps": 4, "interval": 2, "verbose": 0}
+    run.fit(model, digits(), **options)
+    assert int(model.optimizer.iterations) == 4
+    assert steps_in(tmp_path) == [6, 12]  # batches
+    with (
+        pytest.warns(UserWarning, match="skipped: after step 5"),
+        pytest.raises(ValueError, match="Use at least total_steps=4"),
+    ):
+        run.restore(model, 5)
 
 
 def test_early_stopping_ends_the_run(tmp_path):
@@ -431,7 +446,7 @@ def test_a_run_that_is_past_the_last_step_is_not_begun_again(tmp_path):
     run = Workdir(tmp_path, {})
     run.save(model, 30, {"loss": 1.0})
     with (
-        pytest.warns(UserWarning, match="skipped: after total_steps=20"),
+        pytest.warns(UserWarning, match="skipped: after step 20"),
         pytest.raises(ValueError, match=r"is at step 30 .* total_steps=30"),
     ):
         train(model, tmp_path, settings={})
