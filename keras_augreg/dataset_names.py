@@ -34,10 +34,10 @@ CLASSES = {
 }
 
 
-def find(name: str, choices: Iterable[str], argument: str = "dataset") -> str:
+def choose(name: str, choices: Iterable[str], argument: str = "dataset") -> str:
     """Returns the one of `choices` that means the same data set as `name`.
 
-    >>> find("pets", ["cifar100", "oxford_iiit_pet"])
+    >>> choose("pets", ["cifar100", "oxford_iiit_pet"])
     'oxford_iiit_pet'
     """
     choices = tuple(choices)
@@ -49,7 +49,7 @@ def find(name: str, choices: Iterable[str], argument: str = "dataset") -> str:
 
 
 def lookup(name: object, choices: Iterable[str]) -> str | None:
-    """Like `find`, but returns `None` if no choice is meant."""
+    """Like `choose`, but returns `None` if no choice is meant."""
     if not isinstance(name, str):
         return None
     choices = tuple(choices)

@@ -11,8 +11,7 @@ import keras
 
 from keras_augreg import variants
 from keras_augreg.checkpoints import index
-from keras_augreg.dataset_names import CLASSES
-from keras_augreg.dataset_names import find as find_dataset
+from keras_augreg.dataset_names import CLASSES, choose
 from keras_augreg.recipe import AugReg
 from keras_augreg.resnet import EXPANSION, ROOT_CHANNELS, ROOT_KERNEL
 from keras_augreg.variants import VARIANTS, Sizes, identify
@@ -135,7 +134,7 @@ def describe(
             resolution = fields.adapt_resolution or resolution
             dataset = fields.adapt_dataset or fields.dataset
             # "i21k_30" is ImageNet-21k for 30 epochs.
-            dataset = find_dataset(dataset.removesuffix("_30"), CLASSES)
+            dataset = choose(dataset.removesuffix("_30"), CLASSES)
             top["classes"] = CLASSES[dataset]
         shape: tuple[int, ...] = (resolution, resolution, 3)
         dtype = dtype or keras.config.dtype_policy()

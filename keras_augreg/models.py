@@ -13,7 +13,7 @@ import keras
 
 from keras_augreg.checkpoints import names
 from keras_augreg.checkpoints.convert import Contents
-from keras_augreg.checkpoints.load import find, load
+from keras_augreg.checkpoints.load import load, open_weights
 from keras_augreg.checks import check_argument_names, warn
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.initialization import zero_weights
@@ -267,7 +267,7 @@ def _checkpoint(
 ) -> Contents:
     """Finds and opens the checkpoint that `weights` names."""
     resolution = input_shape and max(input_shape[:2])
-    checkpoint = find(weights, variant, resolution)
+    checkpoint = open_weights(weights, variant, resolution)
     checkpoint.require(variant.sizes)
     return checkpoint
 

@@ -409,7 +409,7 @@ class AugReg:
                 "`AugReg.from_checkpoint(keras_augreg.checkpoints.best("
                 f"{variant!r}, {dataset!r}))`."
             )
-        dataset = dataset_names.find(dataset, PRETRAINING_EPOCHS)
+        dataset = dataset_names.choose(dataset, PRETRAINING_EPOCHS)
         if (dataset, release) not in _PICKS:
             known = [v for d, v in _PICKS if d == dataset]
             raise ValueError(

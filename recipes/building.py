@@ -9,8 +9,7 @@ from typing import Any
 from absl import app
 
 import keras_augreg
-from keras_augreg.checkpoints.load import find as find_weights
-from keras_augreg.checkpoints.load import load
+from keras_augreg.checkpoints.load import load, open_weights
 from keras_augreg.initialization import zero_weights
 from keras_augreg.variants import Variant, find, identify
 
@@ -52,7 +51,7 @@ def pretrained(
     Prints which it was.
     """
     variant = find(name)
-    file = find_weights(weights, variant, image_size)
+    file = open_weights(weights, variant, image_size)
     sizes = variant.sizes
     same = dataclasses.replace(file.sizes, patch_size=sizes.patch_size)
     # Other patches are what `new` can make; `load` refuses other architectures.

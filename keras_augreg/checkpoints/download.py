@@ -119,7 +119,7 @@ def download(
     if name.startswith("hf://"):
         return _from_hub(name, timeout, progress)
     path = names.bucket_path(name)
-    return files.find(path) or _to_cache(path, timeout, retries, progress)
+    return files.local(path) or _to_cache(path, timeout, retries, progress)
 
 
 def download_index() -> Path:

@@ -51,7 +51,7 @@ def offline() -> bool:
     return value == "1"
 
 
-def find(path: str) -> Path | None:
+def local(path: str) -> Path | None:
     """Finds a file of the bucket in the cache or a mirror directory."""
     return next(filter(Path.is_file, _places(path)), None)
 

@@ -166,11 +166,11 @@ def search(
     if variant is not None:
         variant = find(variant).name
     if dataset is not None:
-        dataset = dataset_names.find(dataset, names.DATASETS)
+        dataset = dataset_names.choose(dataset, names.DATASETS)
     if augment is not None:
         augment = AugReg(augment).augment
     if adapt_dataset is not None:
-        adapt_dataset = dataset_names.find(
+        adapt_dataset = dataset_names.choose(
             adapt_dataset, names.ADAPT, "adapt_dataset"
         )
     _check("release_augment", release_augment, LEVEL_OF_RELEASE)
@@ -230,9 +230,9 @@ def best(variant: str, dataset: str = "i21k", by: str = "final_val") -> str:
     'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
     """
     variant = find(variant).name
-    dataset = dataset_names.find(dataset, names.DATASETS)
+    dataset = dataset_names.choose(dataset, names.DATASETS)
     _check("by", by, UPSTREAM)
-    path = files.find(files.INDEX)
+    path = files.local(files.INDEX)
     if path is None and (dataset, by) == ("i21k", "final_val"):
         return names.resolve(variant, "augreg-in21k")
     path = path or download_index()
@@ -257,7 +257,7 @@ def lookup(name: str) -> Checkpoint:
     {'size_mib': 37.0}
     """
     found = _bundled(names.parse(name))
-    path = files.find(files.INDEX)
+    path = files.local(files.INDEX)
     row = _index(path).get(found.name) if path else None
     if row is None:
         return found
@@ -275,7 +275,7 @@ def _index_path(refresh: bool) -> Path | None:
     """Returns the index, downloaded if necessary; `None` if impossible."""
     if refresh:
         return download_index()
-    if path := files.find(files.INDEX):
+    if path := files.local(files.INDEX):
         return path
     try:
         return download_index()

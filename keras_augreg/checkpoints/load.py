@@ -13,7 +13,7 @@ from keras_augreg.variants import Variant
 FILE_SUFFIXES = (".npz", ".safetensors", ".h5", ".keras")
 
 
-def find(
+def open_weights(
     weights: str | pathlib.Path, variant: Variant, resolution: int | None
 ) -> convert.Contents:
     """Opens the file that a builder's `weights` stand for; may download it."""

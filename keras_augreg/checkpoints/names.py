@@ -52,7 +52,7 @@ DATASETS = {
 
 ADAPT = {
     name: RELEASE_FINETUNING_RUNS[
-        dataset_names.find(name, RELEASE_FINETUNING_RUNS)
+        dataset_names.choose(name, RELEASE_FINETUNING_RUNS)
     ]
     for name in (
         "cifar100", "imagenet2012", "kitti", "oxford_iiit_pet", "resisc45"

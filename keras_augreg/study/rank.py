@@ -286,7 +286,7 @@ def _candidates(
             found.append((name, None, True))
             continue
         known = index.lookup(name)  # Complains about unknown names.
-        here = files.find(names.bucket_path(known.name)) is not None
+        here = files.local(names.bucket_path(known.name)) is not None
         found.append((name, known.figures.get("final_val"), here))
     accuracy, _ = published_models()
     picks = {names.resolve(v, "augreg-in21k"): a for v, a in accuracy.items()}

@@ -86,11 +86,11 @@ def _leave(part, content):
 
 
 def test_complete(server, target, part, waits):
-    assert files.find(PATH[1:]) is None
+    assert files.local(PATH[1:]) is None
     assert download(NAME) == target
     assert target.read_bytes() == BODY
     assert not part.exists()
-    assert files.find(PATH[1:]) == download(f"{NAME}.npz") == target
+    assert files.local(PATH[1:]) == download(f"{NAME}.npz") == target
     assert (server.log, waits) == ([(PATH, None)], [])
 
 

@@ -36,10 +36,10 @@ def test_defaults(monkeypatch):
 
 
 def test_cache(cache):
-    assert files.find(PATH) is None
+    assert files.local(PATH) is None
     (cache / PATH).parent.mkdir(parents=True)
     (cache / PATH).write_bytes(b"")
-    assert files.find(PATH) == download(NAME) == cache / PATH
+    assert files.local(PATH) == download(NAME) == cache / PATH
 
 
 def test_a_bucket_as_mirror(monkeypatch):
@@ -58,16 +58,16 @@ def test_mirror_directory(monkeypatch, tmp_path, place):
         download(NAME)
     path = mirror / f"{place}{NAME}.npz"
     path.write_bytes(b"")
-    assert download(NAME) == files.find(PATH) == path
+    assert download(NAME) == files.local(PATH) == path
 
 
 def test_older_files_need_their_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_AUGREG_MIRROR", str(tmp_path))
     (tmp_path / "R50+ViT-B_16.npz").write_bytes(b"")
-    assert files.find(f"{OLDER}.npz") is None
+    assert files.local(f"{OLDER}.npz") is None
     (tmp_path / "imagenet21k").mkdir()
     (tmp_path / f"{OLDER}.npz").write_bytes(b"")
-    assert files.find(f"{OLDER}.npz") == tmp_path / f"{OLDER}.npz"
+    assert files.local(f"{OLDER}.npz") == tmp_path / f"{OLDER}.npz"
 
 
 def test_offline(monkeypatch, cache):
