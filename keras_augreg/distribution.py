@@ -390,6 +390,30 @@ def gathered(values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     return list(map(gather, values, variables))
 
 
+def shared(x: Any, axis: int | None) -> Any:
+    """Says how devices share an activation under `"model"`: by this axis.
+
+    Left to XLA, they might gather tokens instead. `None`: all of them compute
+    the same. If they cannot divide the axis, nothing is said.
+    """
+    if not splits_model():
+        return x
+    import jax
+
+    mesh = keras.distribution.distribution().device_mesh
+    axes: list[str | None] = ["batch", *[None] * (x.ndim - 1)]
+    if axis is not None:
+        if x.shape[axis] % mesh.shape[1]:
+            return x
+        axes[axis] = "model"
+    # Outside of a compiled step, or exported for batches of any size, images
+    # may be fewer than devices.
+    if not isinstance(x, jax.core.Tracer) or not isinstance(x.shape[0], int):
+        return x
+    layout = keras.distribution.TensorLayout(axes, mesh)
+    return keras.distribution.distribute_tensor(x, layout)
+
+
 def splits_model() -> bool:
     """Whether devices compute parts of a layer, as under `"model"`."""
     active = keras.distribution.distribution()

@@ -505,10 +505,11 @@ class Attention(Layer):
                 ops.split(bias, int(n)),
                 strict=True,
             )
-            return [
+            products = [
                 ops.add(ops.einsum("btw,whd->bthd", x, k[:, 0]), b)
                 for k, b in pairs
             ]
+            return [distribution.shared(y, 2) for y in products]
         shape = (-1, ops.shape(x)[1], heads, size)
         x = dense(flatten(x), kernel, bias)
         # The gradient of `split` is one concatenation, whereas JAX would add
@@ -605,12 +606,15 @@ class Block(Layer):
         # Not `ops.add`, which on TensorFlow takes one token each of an empty
         # batch for a bias.
         x = rows(x + dropout(y, depth_rate, seed, axes=1))
+        x = distribution.shared(x, None)
 
         y = project(flatten(self.norm2(x)), self.mlp1, self.mlp_bias1)
+        y = distribution.shared(y, -1)
         y = dropout(ops.gelu(rows(y), approximate=True), rate, seed)
         y = project(y, self.mlp2, self.mlp_bias2)
         y = ops.reshape(dropout(y, rate, seed), (-1, *ops.shape(x)[1:]))
-        return x + dropout(y, depth_rate, seed, axes=1)
+        x = x + dropout(y, depth_rate, seed, axes=1)
+        return distribution.shared(x, None)
 
     def rematerialized_call(
         self, layer_call: Any, *args: Any, **kwargs: Any

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from keras_augreg import (
     AugReg,
     VisionTransformer,
     compile_pretraining,
+    distribution,
     flight_check,
 )
 
@@ -168,6 +170,22 @@ def test_kinds():
         np.testing.assert_array_equal(weight, value)
     images = np.zeros((4, 16, 16, 3), "uint8")
     model.fit(images, np.arange(4), verbose=0)
+
+
+@needs_compiler
+def test_heads_and_hidden_units_stay_apart():
+    """XLA's own choice, gathering tokens, shows in large models only."""
+    model = compiled()
+    _, devices = flight_check._describe("v5e:2x2")
+    layout, _ = distribution.keras_distribution("model", devices, 2)
+    with layout.scope(), flight_check._lowered(model, layout, 64) as lowered:
+        program = lowered.as_text()
+    places = re.findall("sharding_constraint .*", program)
+    shared = [place for place in places if '"model"' in place]
+    # Keys and values of all tokens; the only block's class token has the query
+    # and the hidden units. Each forward and backward.
+    for shape, count in (("64x5x2x32", 2), ("64x1x2x32", 1), ("64x1x128", 1)):
+        assert sum(f"<{shape}x" in place for place in shared) == 2 * count
 
 
 @needs_compiler
