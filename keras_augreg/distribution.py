@@ -414,6 +414,12 @@ def shared(x: Any, axis: int | None) -> Any:
     return keras.distribution.distribute_tensor(x, layout)
 
 
+def batch_shards() -> int:
+    """Number of devices, or groups of them, that share a batch on JAX."""
+    active = keras.distribution.distribution()
+    return 1 if active is None else int(active.device_mesh.shape[0])
+
+
 def splits_model() -> bool:
     """Whether devices compute parts of a layer, as under `"model"`."""
     active = keras.distribution.distribution()

@@ -46,6 +46,7 @@ from keras_augreg.resnet import resnet_stem
 from keras_augreg.trainstep import Predictions, TrainStep
 from keras_augreg.variants import Sizes
 from keras_augreg.vit import (
+    COLUMNS,
     TARGETS,
     Block,
     PatchEmbedding,
@@ -509,6 +510,12 @@ class VisionTransformer(TrainStep):
             yield data
         finally:
             self._watching = False
+
+    @property
+    def _takes_parts(self) -> bool:
+        # Ti is slower so; of stems, it is not known.
+        fills = self.sizes.width % COLUMNS == 0
+        return fills and self.sizes.stages is None
 
     @property
     def _shape_check(self) -> Any:

@@ -36,6 +36,14 @@ Shape = tuple[Any, ...]  # with a batch axis, which may be None
 _products = contextvars.ContextVar("products", default="auto")
 PRODUCTS = ("auto", "batched", "flat")
 
+# Columns of a TPU's tiles.
+COLUMNS = 128
+# Images of a chip that `in_parts` computes at once, and its most parts.
+PART, PARTS = 64, 4
+# Set by `in_parts`: devices that share the batch, parts, and index of one.
+_part: contextvars.ContextVar[tuple[int, int, int] | None]
+_part = contextvars.ContextVar("part", default=None)
+
 # Projections of a block that LoRA can adapt.
 TARGETS = ("qkv", "out", "mlp1", "mlp2")
 
@@ -226,21 +234,73 @@ def _attention_by_columns() -> Callable[[Any, Any, Any], Any]:
     return attend
 
 
+def _for_tpu() -> bool:
+    """Whether a step is computed as on TPUs, but for `"model"`.
+
+    There XLA would gather an array with a layout, which is split over two axes.
+    """
+    jax = keras.config.backend() == "jax" and batched()
+    gpu = jax and distribution.platform() == "gpu"
+    return jax and not gpu and not distribution.splits_model()
+
+
 def in_rows(x: Any) -> Any:
     """Keeps a tile's rows for tokens on a TPU; the values stay the same.
 
     XLA would put the batch's images into the rows, as 197 tokens do not fill
     them, and copy in and out of the attention, which needs tokens there.
+    Columns are then the features', which those of Ti/16 do not fill: it takes
+    a quarter longer so.
     """
-    on_jax = keras.config.backend() == "jax"
-    if not (on_jax and batched()) or distribution.platform() == "gpu":
-        return x
-    # XLA would gather an array with a layout that is split over both axes.
-    if distribution.splits_model():
+    if not _for_tpu():
         return x
     from jax.experimental.layout import Layout, with_layout_constraint
 
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def in_parts(call: Callable[[Any], Any], images: Any) -> list[Any]:
+    """Calls a model on parts of each chip's images, in one step of a TPU.
+
+    128 images fill a tile's columns, where XLA then puts them, and copies in
+    and out of the attention; and more of what 64 images need stays in the
+    fast memory. Random draws are those of the whole batch.
+
+    Returns:
+        What the calls returned, whose batches `joined` joins.
+    """
+    devices = distribution.batch_shards()
+    each = keras.tree.flatten(images)[0].shape[0] / devices
+    count = math.ceil(each / PART)
+    while each % count and count <= PARTS:
+        count += 1
+    if not (_for_tpu() and 1 < count <= PARTS):
+        return [call(images)]
+    outputs = []
+    for index in range(count):
+        token = _part.set((devices, count, index))
+        try:
+            part = keras.tree.map_structure(_part_of, images)
+            outputs.append(call(part))
+        finally:
+            _part.reset(token)
+    return outputs
+
+
+def _part_of(x: Any) -> Any:
+    """The part of a batch that `in_parts` is at."""
+    devices, count, index = _part.get() or (1, 1, 0)
+    parts = ops.reshape(x, (devices, count, -1, *x.shape[1:]))
+    return ops.reshape(parts[:, index], (-1, *x.shape[1:]))
+
+
+def joined(*parts: Any) -> Any:
+    """The batch of which `in_parts` made these."""
+    if len(parts) == 1:
+        return parts[0]
+    devices, shape = distribution.batch_shards(), parts[0].shape[1:]
+    split = [ops.reshape(x, (devices, -1, *shape)) for x in parts]
+    return ops.reshape(ops.concatenate(split, axis=1), (-1, *shape))
 
 
 def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
@@ -254,7 +314,12 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
     shape = ops.shape(x)
     if axes is not None:
         shape = (*shape[:axes], *(1 for _ in shape[axes:]))
-    keep = keras.random.uniform(shape, seed=seed) >= rate
+    if part := _part.get():
+        whole = (part[1] * shape[0], *shape[1:])
+        drawn = _part_of(keras.random.uniform(whole, seed=seed))
+    else:
+        drawn = keras.random.uniform(shape, seed=seed)
+    keep = drawn >= rate
     scaled = ops.multiply(x, ops.cast(1.0 / (1.0 - rate), x.dtype))
     return ops.where(keep, scaled, ops.zeros_like(x))
 
@@ -597,7 +662,8 @@ class Block(Layer):
             return self._recomputed(x, draws, all_tokens)
 
         # What is exported, by jax.export, cannot have layouts.
-        rows = in_rows if training else lambda x: x
+        fills = x.shape[-1] % COLUMNS == 0
+        rows = in_rows if training and fills else lambda x: x
         seed = self.seed_generator
         y = self.attention(self.norm1(x), all_tokens=all_tokens)
         y = dropout(y, rate, seed)

@@ -1,7 +1,8 @@
 """Trains a tiny model on several devices, and says how it went as JSON.
 
-`_devices.py KIND MODEL_DEVICES`; the environment says how many devices or
-processes there are. Prints the losses and the weights' sums.
+`_devices.py KIND MODEL_DEVICES [PART]`; the environment says how many devices
+or processes there are. With PART, as a TPU does, so many images of a device at
+once. Prints the losses and the weights' sums.
 """
 
 import json
@@ -13,12 +14,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 import numpy as np
 
-from keras_augreg import VisionTransformer, distribute
+from keras_augreg import VisionTransformer, distribute, vit
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 
 
-def main(kind, model_devices):
+def main(kind, model_devices, part=None):
     if keras.backend.backend() == "tensorflow" and kind != "none":
         import tensorflow as tf
 
@@ -53,14 +54,17 @@ def main(kind, model_devices):
         index, hosts = devices.shard
         # Each process has its slice of every batch of 16.
         mine = (np.arange(48) % 16) * hosts // 16 == index
-        history = model.fit(
-            images[mine],
-            labels[mine],
-            batch_size=16 // hosts,
-            epochs=2,
-            shuffle=False,
-            verbose=0,
-        ).history
+        if part:
+            vit.PART, VisionTransformer._takes_parts = int(part), True
+        with vit.products("batched" if part else "auto"):
+            history = model.fit(
+                images[mine],
+                labels[mine],
+                batch_size=16 // hosts,
+                epochs=2,
+                shuffle=False,
+                verbose=0,
+            ).history
         result = {
             "kind": devices.kind,
             "replicas": devices.replicas,

@@ -40,11 +40,11 @@ def slurm_job():
     raise AssertionError("no free port")
 
 
-def run(kind, model_devices=0, environments=({},)):
+def run(kind, model_devices=0, environments=({},), part=()):
     """Runs a process for each environment; returns what they print."""
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), kind, str(model_devices)],
+            [sys.executable, str(SCRIPT), kind, str(model_devices), *part],
             env={**os.environ, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,6 +94,14 @@ def test_model_parallel(alone):
     assert shards["encoderblock_0/mlp_kernel1"] == [48, 16]
     assert shards["encoderblock_0/mlp_kernel2"] == [16, 48]
     assert shards["encoderblock_0/norm1/gamma"] == [48]
+    assert_same(got, alone)
+
+
+@jax_only
+def test_parts_of_each_device_s_images(alone):
+    """Each of four devices computes its four images in two parts."""
+    (got,) = run("data", 0, [FOUR], part=["2"])
+    assert (got["kind"], got["replicas"]) == ("data", 4)
     assert_same(got, alone)
 
 

@@ -46,6 +46,57 @@ def test_forms_are_equal():
         np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
 
 
+def stepped(parts):
+    """The variables after a step of training, and what the head was given."""
+    net = VisionTransformer(
+        patch_size=8,
+        width=vit.COLUMNS,
+        depth=1,
+        num_heads=2,
+        mlp_dim=16,
+        input_shape=(16, 16, 3),
+        classes=4,
+        dropout=0.3,
+        stochastic_depth=0.3,
+        seed=0,
+    )
+    rng = np.random.default_rng(0)
+    for weight in net.weights:
+        weight.assign(rng.normal(size=weight.shape).astype("float32"))
+    batches = []
+    head = net.get_layer("head")
+    call = head.call
+
+    def noting(x, *args, **kwargs):
+        batches.append(x.shape[0])
+        return call(x, *args, **kwargs)
+
+    head.call = noting
+    compile_finetuning(
+        net, total_steps=9, learning_rate=0.1, warmup_steps=0, remat=True
+    )
+    images = rng.integers(0, 256, (6, *net.image_shape), "uint8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vit, "PART", 6 // parts)
+        with vit.products("batched"):
+            net.train_on_batch(images, np.arange(6) % 4)
+    values = [keras.ops.convert_to_numpy(w) for w in net.variables]
+    return values, batches[-parts:]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="of a TPU's step, which JAX runs"
+)
+def test_parts_of_a_batch_are_the_batch():
+    """The same weights, draws and seeds, whatever is computed at once."""
+    whole, batches = stepped(1)
+    assert batches == [6]
+    values, batches = stepped(3)
+    assert batches == [2, 2, 2]
+    for one, other in zip(whole, values, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-6)
+
+
 def plain_attention(query, key, value):
     """Of JAX; 16-bit scores are kept as such, as a TPU does."""
     import jax
@@ -120,10 +171,9 @@ class TestAttentionByColumns:
         """jax.export, and so a SavedModel, cannot hold them."""
         import jax
 
-        block = vit.Block(num_heads=2, mlp_dim=16)
-        block.build((None, 5, 8))
-
-        def traced(training, devices=1):
+        def traced(training, devices=1, width=vit.COLUMNS):
+            block = vit.Block(num_heads=2, mlp_dim=16)
+            block.build((None, 5, width))
             names = ("batch", "model")[:devices]
             mesh = keras.distribution.DeviceMesh((1,) * devices, names)
             layout = keras.distribution.ModelParallel(
@@ -137,7 +187,7 @@ class TestAttentionByColumns:
             ):
                 return str(
                     jax.make_jaxpr(lambda x: block(x, training=training))(
-                        np.zeros((2, 5, 8), "float32")
+                        np.zeros((2, 5, width), "float32")
                     )
                 )
 
@@ -145,6 +195,8 @@ class TestAttentionByColumns:
         assert "layout_constraint" not in traced(False)
         # Where layers are split, XLA would gather what has a layout.
         assert "layout_constraint" not in traced(True, devices=2)
+        # The width of Ti: its features would not fill a tile.
+        assert "layout_constraint" not in traced(True, width=192)
 
 
 def test_form_on_cpus():
