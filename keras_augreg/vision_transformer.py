@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -513,9 +514,10 @@ class VisionTransformer(TrainStep):
 
     @property
     def _takes_parts(self) -> bool:
-        # Ti is slower so; of stems, it is not known.
+        # Ti/16 and S/32 are slower so; of stems, it is not known.
         fills = self.sizes.width % COLUMNS == 0
-        return fills and self.sizes.stages is None
+        many = math.prod(self.patch_grid) > COLUMNS
+        return fills and many and self.sizes.stages is None
 
     @property
     def _shape_check(self) -> Any:

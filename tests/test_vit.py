@@ -50,7 +50,7 @@ def stepped(parts):
     """The variables after a step of training, and what the head was given."""
     net = VisionTransformer(
         patch_size=8,
-        width=vit.COLUMNS,
+        width=16,
         depth=1,
         num_heads=2,
         mlp_dim=16,
@@ -72,16 +72,32 @@ def stepped(parts):
         return call(x, *args, **kwargs)
 
     head.call = noting
+    assert not net._takes_parts  # of 4 patches only
     compile_finetuning(
         net, total_steps=9, learning_rate=0.1, warmup_steps=0, remat=True
     )
     images = rng.integers(0, 256, (6, *net.image_shape), "uint8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vit, "PART", 6 // parts)
+        patch.setattr(VisionTransformer, "_takes_parts", True)
         with vit.products("batched"):
             net.train_on_batch(images, np.arange(6) % 4)
     values = [keras.ops.convert_to_numpy(w) for w in net.variables]
     return values, batches[-parts:]
+
+
+@pytest.mark.once
+def test_models_that_take_parts():
+    sizes = {"depth": 1, "num_heads": 1, "mlp_dim": 8, "classes": 2}
+    for patch_size, width, takes in (
+        (8, 128, True),
+        (16, 128, False),
+        (8, 64, False),
+    ):
+        net = VisionTransformer(
+            patch_size=patch_size, width=width, input_shape=(96, 96, 3), **sizes
+        )
+        assert net._takes_parts == takes
 
 
 @pytest.mark.skipif(
