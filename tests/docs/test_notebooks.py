@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import nbclient
 import nbformat
@@ -97,6 +98,17 @@ def test_set_up_is_the_same_in_all():
         cells = code(read(name))
         assert install in cells, name
         assert (device in cells) == (name not in ("quickstart", "checkpoints"))
+
+
+def test_set_up_runs_on_pytorch():
+    """Which has no list of devices in Keras."""
+    done = subprocess.run(
+        [sys.executable, "-c", code(read("finetune"))[1]],
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "torch cpu float32\n", done.stderr
 
 
 def manager(folder):
