@@ -1,4 +1,7 @@
-"""Models that survive exceptions on JAX, where Keras drops their weights."""
+"""What steps of JAX need: weights that survive exceptions, gathers, parts.
+
+Keras drops the weights of a model while steps run.
+"""
 
 from __future__ import annotations
 
