@@ -136,9 +136,31 @@ def test_first_loss_and_the_prior_of_a_fresh_head():
     assert_close(weights(pretrain(pretrained, "none", loss="sigmoid")), before)
 
 
-def test_augments_on_the_device_by_seed_and_step():
+@pytest.fixture(scope="module")
+def augmenting():
+    """Gives one model for each `augment_on`, each time as if just compiled.
+
+    Compiling RandAugment into a training step takes most of a test's time.
+    """
+    kept = {}
+
+    def give(where):
+        if where not in kept:
+            model = pretrain(build(), augment_on=where)
+            variables = [*model.variables, *model.optimizer.variables]
+            start = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+            kept[where] = model, variables, start
+        model, *states = kept[where]
+        for variable, value in zip(*states, strict=True):
+            variable.assign(value)
+        return model
+
+    return give
+
+
+def test_augments_on_the_device_by_seed_and_step(augmenting):
     """`fit` sees what the layer makes by hand, and goes on drawing so."""
-    model = pretrain(build(), "medium1")
+    model = augmenting("device")
     fit(model, epochs=2)
     layer = AugRegAugment(AugReg("medium1"), CLASSES, seed=3)
     by_hand = pretrain(build(), "none")
@@ -154,11 +176,11 @@ def test_augments_on_the_device_by_seed_and_step():
         assert_close(weights(model), weights(plain))
 
 
-def test_host_augmentation_is_the_device_s():
+def test_host_augmentation_is_the_device_s(augmenting):
     tf = pytest.importorskip("tensorflow")
     ends = []
     for where in ("device", "host"):
-        model = pretrain(build(), augment_on=where)
+        model = augmenting(where)
         dataset = tf.data.Dataset.from_tensor_slices(batch()).batch(8)
         model.fit(dataset, epochs=2, verbose=0)
         ends.append(weights(model))
@@ -181,12 +203,14 @@ def photos():
     return load
 
 
-def test_host_augmentation_without_tensorflow_is_the_device_s(photos):
+def test_host_augmentation_without_tensorflow_is_the_device_s(
+    photos, augmenting
+):
     """Over several passes, from a step on, and in one long pass."""
     ends = {}
     for where in ("device", "host", "auto"):
         train = photos()
-        model = pretrain(build(), augment_on=where)
+        model = augmenting(where)
         model.fit(train, epochs=2, verbose=0)
         model.fit(train.at(6, 20), steps_per_epoch=2, epochs=2, verbose=0)
         assert model._on_host == (where != "device")
@@ -195,7 +219,9 @@ def test_host_augmentation_without_tensorflow_is_the_device_s(photos):
     assert_close(ends["device"], ends["auto"])
 
 
-def test_host_augmentation_leaves_out_broken_images(photos, monkeypatch):
+def test_host_augmentation_leaves_out_broken_images(
+    photos, augmenting, monkeypatch
+):
     """What takes a broken image's place is augmented in that place."""
     picture = Examples.example
 
@@ -207,11 +233,11 @@ def test_host_augmentation_leaves_out_broken_images(photos, monkeypatch):
     monkeypatch.setattr(Examples, "example", example)
     ends = []
     for where in ("device", "host"):
-        model = pretrain(build(), augment_on=where)
+        model = augmenting(where)
         model.fit(photos(on_error="skip"), verbose=0)
         ends.append(weights(model))
     assert_close(*ends)
-    model = pretrain(build(), augment_on="host")
+    model = augmenting("host")
     with pytest.raises(data.ImageError, match="broken"):
         model.fit(photos(), verbose=0)
     weighted = photos(sample_weight=np.ones(24))
@@ -219,13 +245,13 @@ def test_host_augmentation_leaves_out_broken_images(photos, monkeypatch):
         model.fit(weighted, verbose=0)
 
 
-def test_auto_augments_a_dataset_on_the_host_of_a_cpu():
+def test_auto_augments_a_dataset_on_the_host_of_a_cpu(augmenting):
     """And never twice or not at all, whatever `fit` gets next."""
     tf = pytest.importorskip("tensorflow")
     dataset = tf.data.Dataset.from_tensor_slices(batch()).batch(8)
     ends = []
     for where in ("auto", "device"):
-        model = pretrain(build(), augment_on=where)
+        model = augmenting(where)
         places = []
         for x in (dataset, batch(), dataset):
             arrays = isinstance(x, tuple)
@@ -650,8 +676,10 @@ def test_jit_compile_is_the_backend_s_choice_again():
     assert model.get_compile_config()["jit_compile"] is False
 
 
-def test_labels_of_another_shape():
+def test_labels_of_another_shape(monkeypatch):
     """TensorFlow would trace once for both shapes and know neither rank."""
+    # Mixup alone: RandAugment, which takes long to compile, sees no labels.
+    monkeypatch.setattr(AugReg, "randaugment", None)
     images, labels = batch()
     soft = np.eye(CLASSES, dtype="float32")[labels]
     model = pretrain(build(), "light2")
