@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_augreg import models
 from keras_augreg.describe import describe
-from keras_augreg.distribution import on_cpu
+from keras_augreg.distribution import on_cpu, platform
 from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 from keras_augreg.variants import find
@@ -211,7 +211,7 @@ def _fastest_product(
 def _peak_memory() -> float:
     """Bytes: the accelerator's peak, or the process's on a CPU."""
     backend = keras.config.backend()
-    if on_cpu():
+    if platform() not in ("gpu", "tpu"):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if backend == "jax":
         import jax

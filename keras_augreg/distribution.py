@@ -334,6 +334,7 @@ def keras_distribution(
         )
     mesh = lib.DeviceMesh((count // parts, parts), ("batch", "model"), devices)
     split = _split_over(mesh, lambda v: split_axis(v.path, v.shape, parts))
+    split.splits_activations = True
     return split, count // parts
 
 
@@ -396,11 +397,12 @@ def shared(x: Any, axis: int | None) -> Any:
     Left to XLA, they might gather tokens instead. `None`: all of them compute
     the same. If they cannot divide the axis, nothing is said.
     """
-    if not splits_model():
+    split = keras.distribution.distribution()
+    if not getattr(split, "splits_activations", False):
         return x
     import jax
 
-    mesh = keras.distribution.distribution().device_mesh
+    mesh = split.device_mesh
     axes: list[str | None] = ["batch", *[None] * (x.ndim - 1)]
     if axis is not None:
         if x.shape[axis] % mesh.shape[1]:

@@ -386,8 +386,8 @@ def _advice(report: dict[str, Any], model: Any) -> list[str]:
         said.append("If memory allows, remat=False saves a forward pass.")
     if report["images"] % 8:
         said.append(
-            "Batches of a multiple of 8 images a chip, best of 64, fill the "
-            f"tiles; these have {report['images']}."
+            "Batches of a multiple of 8 images a chip fill the tiles; these "
+            f"have {report['images']}."
         )
     return said
 

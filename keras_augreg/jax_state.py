@@ -1,6 +1,7 @@
-"""What steps of JAX need: weights that survive exceptions, gathers, parts.
+"""What surrounds a step on JAX.
 
-Keras drops the weights of a model while steps run.
+Weights that survive exceptions, as Keras drops them while steps run; gathers
+of split ones; and the parts of a batch that a TPU computes one by one.
 """
 
 from __future__ import annotations
@@ -65,21 +66,20 @@ class KeepsState(keras.Model):
         self,
         trainable_variables: Any,
         non_trainable_variables: Any,
-        images: Any,
-        *,
-        training: bool | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
         call = functools.partial(
             super().stateless_call,
             gathered(trainable_variables, self.trainable_variables),
             gathered(non_trainable_variables, self.non_trainable_variables),
-            training=training,
-            **kwargs,
         )
-        if not (training and self._takes_parts):
-            return call(images)
-        outputs, states, *losses = zip(*vit.in_parts(call, images), strict=True)
+        if not (
+            self._takes_parts and kwargs.get("training") and len(args) == 1
+        ):
+            return call(*args, **kwargs)
+        call = functools.partial(call, **kwargs)
+        outputs, states, *losses = zip(*vit.in_parts(call, *args), strict=True)
         whole = keras.tree.map_structure(vit.joined, *outputs)
         # Each part leaves the seeds as the whole batch would.
         means = [

@@ -517,7 +517,12 @@ class VisionTransformer(TrainStep):
         # Ti/16 and S/32 are slower so; of stems, it is not known.
         fills = self.sizes.width % COLUMNS == 0
         many = math.prod(self.patch_grid) > COLUMNS
-        return fills and many and self.sizes.stages is None
+        # The gradients of float8's scales are new values, not to be added.
+        added = not any(
+            getattr(v, "overwrite_with_gradient", False)
+            for v in self.trainable_variables
+        )
+        return fills and many and self.sizes.stages is None and added
 
     @property
     def _shape_check(self) -> Any:

@@ -38,9 +38,10 @@ PRODUCTS = ("auto", "batched", "flat")
 
 # Columns of a TPU's tiles.
 COLUMNS = 128
-# Images of a chip that `in_parts` computes at once, and its most parts.
+# The most images of a chip that `in_parts` computes at once, and the most
+# parts it makes: each is compiled by itself.
 PART, PARTS = 64, 4
-# Set by `in_parts`: devices that share the batch, parts, and index of one.
+# Set by `in_parts`: the numbers of devices and of parts, and which part it is.
 _part: contextvars.ContextVar[tuple[int, int, int] | None]
 _part = contextvars.ContextVar("part", default=None)
 
@@ -71,9 +72,18 @@ def products(form: str) -> Iterator[None]:
         _products.reset(token)
 
 
+def _compiled_by_torch() -> bool:
+    if keras.config.backend() != "torch":
+        return False
+    import torch
+
+    return torch.compiler.is_compiling()
+
+
 def batched() -> bool:
     """Whether products keep the axis of images, on what runs the step."""
-    form = _products.get()
+    # PyTorch's compiler cannot read context variables.
+    form = "auto" if _compiled_by_torch() else _products.get()
     if form == "auto":
         jax = keras.config.backend() == "jax"
         return jax and not distribution.on_cpu()
@@ -235,9 +245,10 @@ def _attention_by_columns() -> Callable[[Any, Any, Any], Any]:
 
 
 def _for_tpu() -> bool:
-    """Whether a step is computed as on TPUs, but for `"model"`.
+    """Whether a step is computed as on a TPU, each image by one device.
 
-    There XLA would gather an array with a layout, which is split over two axes.
+    Not in `"model"` mode: XLA would gather an array that has a layout and is
+    split over two axes.
     """
     jax = keras.config.backend() == "jax" and batched()
     gpu = jax and distribution.platform() == "gpu"
@@ -249,8 +260,6 @@ def in_rows(x: Any) -> Any:
 
     XLA would put the batch's images into the rows, as 197 tokens do not fill
     them, and copy in and out of the attention, which needs tokens there.
-    Columns are then the features', which those of Ti/16 do not fill: it takes
-    a quarter longer so.
     """
     if not _for_tpu():
         return x
@@ -269,12 +278,14 @@ def in_parts(call: Callable[[Any], Any], images: Any) -> list[Any]:
     Returns:
         What the calls returned, whose batches `joined` joins.
     """
+    if not _for_tpu():
+        return [call(images)]
     devices = distribution.batch_shards()
     each = keras.tree.flatten(images)[0].shape[0] / devices
-    count = math.ceil(each / PART)
+    count = max(math.ceil(each / PART), 1)
     while each % count and count <= PARTS:
         count += 1
-    if not (_for_tpu() and 1 < count <= PARTS):
+    if not 1 < count <= PARTS:
         return [call(images)]
     outputs = []
     for index in range(count):
@@ -314,7 +325,9 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
     shape = ops.shape(x)
     if axes is not None:
         shape = (*shape[:axes], *(1 for _ in shape[axes:]))
-    if part := _part.get():
+    # PyTorch's compiler cannot read context variables.
+    part = _part.get() if keras.config.backend() == "jax" else None
+    if part:
         whole = (part[1] * shape[0], *shape[1:])
         drawn = _part_of(keras.random.uniform(whole, seed=seed))
     else:
@@ -662,6 +675,8 @@ class Block(Layer):
             return self._recomputed(x, draws, all_tokens)
 
         # What is exported, by jax.export, cannot have layouts.
+        # Ti/16's 192 features do not fill a tile's columns: with tokens in the
+        # rows, it takes a quarter longer.
         fills = x.shape[-1] % COLUMNS == 0
         rows = in_rows if training and fills else lambda x: x
         seed = self.seed_generator

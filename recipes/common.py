@@ -32,7 +32,7 @@ flags.DEFINE_bool("remat", False, "Less memory, a second forward pass.")
 flags.DEFINE_string(
     "momentum_dtype", None, "Dtype of the optimizer's momentum."
 )
-flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.")
+flags.DEFINE_integer("save_every", 100, "Updates between checkpoints.")
 flags.DEFINE_bool("restore_best", False, "End with the best checkpoint.")
 flags.DEFINE_string("distribute", "auto", "See `distribute`.")
 flags.DEFINE_string("workdir", None, "Output folder; by default runs/SCRIPT.")

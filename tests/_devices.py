@@ -19,7 +19,18 @@ from keras_augreg.recipe import AugReg
 from keras_augreg.training import compile_pretraining
 
 
+def counting(in_parts, counts):
+    def count(*args):
+        outputs = in_parts(*args)
+        counts.append(len(outputs))
+        return outputs
+
+    return count
+
+
 def main(kind, model_devices, part=None):
+    counts = [1]
+    vit.in_parts = counting(vit.in_parts, counts)
     if keras.backend.backend() == "tensorflow" and kind != "none":
         import tensorflow as tf
 
@@ -68,6 +79,7 @@ def main(kind, model_devices, part=None):
         result = {
             "kind": devices.kind,
             "replicas": devices.replicas,
+            "parts": counts[-1],
             "losses": history["loss"],
             # A key's bias has no gradient but rounding noise.
             "sums": [

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_augreg import data, distribution
+from keras_augreg import VisionTransformer, data, distribution
 from keras_augreg.distribution import distribute, fsdp_axis, split_axis
 
 SCRIPT = pathlib.Path(__file__).with_name("_devices.py")
@@ -101,8 +101,30 @@ def test_model_parallel(alone):
 def test_parts_of_each_device_s_images(alone):
     """Each of four devices computes its four images in two parts."""
     (got,) = run("data", 0, [FOUR], part=["2"])
-    assert (got["kind"], got["replicas"]) == ("data", 4)
+    assert (got["kind"], got["replicas"], got["parts"]) == ("data", 4, 2)
     assert_same(got, alone)
+
+
+@jax_only
+def test_axes_of_a_distribution_of_one_s_own():
+    """What Keras's distributions split is left to them."""
+    lib = keras.distribution
+    mesh = lib.DeviceMesh((1, 1), ("data", "rest"))
+    layout = lib.ModelParallel(
+        layout_map=lib.LayoutMap(mesh), batch_dim_name="data"
+    )
+    with layout.scope():
+        model = VisionTransformer(
+            patch_size=8,
+            width=8,
+            depth=1,
+            num_heads=2,
+            mlp_dim=8,
+            input_shape=(16, 16, 3),
+            classes=8,
+        )
+        images = np.zeros((1, 16, 16, 3), "uint8")
+        assert model.predict(images, verbose=0).shape == (1, 8)
 
 
 @jax_only

@@ -881,7 +881,7 @@ def test_gradients_of_backends(ti_16, tmp_path):
 
 
 def test_compiled_by_the_backend():
-    model = loaded(tiny(depth=1))  # PyTorch compiles layer by layer.
+    model = loaded(tiny())
     x = images()
     expected = call(model, x)
     if BACKEND == "jax":

@@ -16,10 +16,10 @@ class Progress(keras.callbacks.ProgbarLogger):
 
     async_safe = True  # As Keras treats its own bar.
 
-    def __init__(self, step: int, total_steps: int) -> None:
+    def __init__(self, step: int, batches: int) -> None:
         super().__init__()
         self._step = step
-        self._total_steps = total_steps
+        self._batches = batches
         self._compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -31,7 +31,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         super().on_epoch_begin(epoch, logs)
         if self.verbose:
             last = self._step + self.target
-            steps = f"{self._step + 1} to {last} of {self._total_steps}"
+            steps = f"{self._step + 1} to {last} of {self._batches}"
             print(f"Steps {steps}", flush=True)
             self._step = last
 

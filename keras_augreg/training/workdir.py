@@ -163,8 +163,6 @@ class Workdir:
                 "`total_steps` and `interval` must be at least 1. Received: "
                 f"{total_steps=}, {interval=}"
             )
-        batches = total_steps * _batches_per_update(model)
-        interval *= _batches_per_update(model)
         for callback in callbacks or []:
             if getattr(callback, "swap_on_epoch", False):
                 raise ValueError(
@@ -174,6 +172,8 @@ class Workdir:
         # Build the metrics now: otherwise `fit` consumes a batch to build
         # them, and prefetching could exhaust a short pass.
         model.test_on_batch(*map(np.asarray, next(iter(train.at(0, 2)))[:2]))
+        batches = total_steps * _batches_per_update(model)
+        interval *= _batches_per_update(model)
         stopped = False
         with (
             locked(self.path) as self._still_mine,
@@ -279,7 +279,7 @@ class Workdir:
 
         Args:
             model: The model, compiled and built.
-            last: Batches; checkpoints after more are skipped, too.
+            last: Checkpoints of later steps (batches) are skipped, too.
 
         Returns:
             Batches trained on; 0 and an untouched model without a checkpoint.
@@ -307,11 +307,12 @@ class Workdir:
             }
             return int(arrays["step"])
         if later:
-            needed = math.ceil(later / _batches_per_update(model))
+            each = _batches_per_update(model)
             raise ValueError(
                 f"The run in {self.path} is at step {later} and has no "
-                f"checkpoint up to step {last}. Use at least total_steps="
-                f"{needed}, or another directory."
+                f"checkpoint up to step {last}, with {each} of these for each "
+                f"update of weights. Use at least total_steps="
+                f"{math.ceil(later / each)}, or another directory."
             )
         return 0
 

@@ -585,6 +585,13 @@ def test_refuses_arguments(tmp_path, argument):
     ((name, value),) = argument.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*={value!r}"):
         Workdir(tmp_path, {}, **argument)
+    with pytest.raises(ValueError, match="must call `compile"):
+        Workdir(tmp_path, {}).fit(
+            keras.Sequential([keras.Input((16, 16, 3))]),
+            digits(),
+            total_steps=1,
+            interval=1,
+        )
     with pytest.raises(
         ValueError, match=r"at least 1\. Received: .*interval=0"
     ):
