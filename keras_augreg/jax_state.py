@@ -74,9 +74,8 @@ class KeepsState(keras.Model):
             gathered(trainable_variables, self.trainable_variables),
             gathered(non_trainable_variables, self.non_trainable_variables),
         )
-        if not (
-            self._takes_parts and kwargs.get("training") and len(args) == 1
-        ):
+        one = kwargs.get("training") and len(args) == 1
+        if not (one and self._takes_parts):
             return call(*args, **kwargs)
         call = functools.partial(call, **kwargs)
         outputs, states, *losses = zip(*vit.in_parts(call, *args), strict=True)

@@ -72,19 +72,23 @@ def products(form: str) -> Iterator[None]:
         _products.reset(token)
 
 
-def _compiled_by_torch() -> bool:
-    if keras.config.backend() != "torch":
-        return False
-    import torch
+def _current(setting: contextvars.ContextVar[Any]) -> Any:
+    """A setting of this step; `None` for PyTorch's compiler.
 
-    return torch.compiler.is_compiling()
+    It cannot read context variables, and would break its graph.
+    """
+    if keras.config.backend() == "torch":
+        import torch
+
+        if torch.compiler.is_compiling():
+            return None
+    return setting.get()
 
 
 def batched() -> bool:
     """Whether products keep the axis of images, on what runs the step."""
-    # PyTorch's compiler cannot read context variables.
-    form = "auto" if _compiled_by_torch() else _products.get()
-    if form == "auto":
+    form = _current(_products)
+    if form in (None, "auto"):
         jax = keras.config.backend() == "jax"
         return jax and not distribution.on_cpu()
     return form == "batched"
@@ -289,18 +293,19 @@ def in_parts(call: Callable[[Any], Any], images: Any) -> list[Any]:
         return [call(images)]
     outputs = []
     for index in range(count):
-        token = _part.set((devices, count, index))
+        part = (devices, count, index)
+        take = functools.partial(_take, part)
+        token = _part.set(part)
         try:
-            part = keras.tree.map_structure(_part_of, images)
-            outputs.append(call(part))
+            outputs.append(call(keras.tree.map_structure(take, images)))
         finally:
             _part.reset(token)
     return outputs
 
 
-def _part_of(x: Any) -> Any:
-    """The part of a batch that `in_parts` is at."""
-    devices, count, index = _part.get() or (1, 1, 0)
+def _take(part: tuple[int, int, int], x: Any) -> Any:
+    """One part of a batch."""
+    devices, count, index = part
     parts = ops.reshape(x, (devices, count, -1, *x.shape[1:]))
     return ops.reshape(parts[:, index], (-1, *x.shape[1:]))
 
@@ -325,14 +330,12 @@ def dropout(x: Any, rate: float, seed: Any, axes: int | None = None) -> Any:
     shape = ops.shape(x)
     if axes is not None:
         shape = (*shape[:axes], *(1 for _ in shape[axes:]))
-    # PyTorch's compiler cannot read context variables.
-    part = _part.get() if keras.config.backend() == "jax" else None
+    part = _current(_part)
+    if part:  # The draws are those of the whole batch.
+        shape = (part[1] * shape[0], *shape[1:])
+    keep = keras.random.uniform(shape, seed=seed) >= rate
     if part:
-        whole = (part[1] * shape[0], *shape[1:])
-        drawn = _part_of(keras.random.uniform(whole, seed=seed))
-    else:
-        drawn = keras.random.uniform(shape, seed=seed)
-    keep = drawn >= rate
+        keep = _take(part, keep)
     scaled = ops.multiply(x, ops.cast(1.0 / (1.0 - rate), x.dtype))
     return ops.where(keep, scaled, ops.zeros_like(x))
 
