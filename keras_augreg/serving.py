@@ -16,8 +16,9 @@ import keras
 
 from keras_augreg.atomic import owner
 from keras_augreg.labels import class_labels
+from keras_augreg.layer import named_layers
 from keras_augreg.preprocessing import Preprocessing
-from keras_augreg.projection import check_not_quantized, projections
+from keras_augreg.projection import QUANTIZATION_MODES, projections
 
 
 class Converter(NamedTuple):
@@ -25,30 +26,44 @@ class Converter(NamedTuple):
 
     imports: tuple[str, ...]  # as Python names them
     install: str  # what pip installs
+    modes: tuple[str, ...]  # of `quantize`, whose models it converts
 
 
-_TENSORFLOW = Converter(("tensorflow",), "tensorflow")
+_INTEGERS = ("int8", "int4")
+_TENSORFLOW = Converter(("tensorflow",), "tensorflow", _INTEGERS)
 # format -> (file in the folder, converters by preference). Keras exports some
 # of these from JAX too, but not without TensorFlow, or with jax2onnx and the
-# 16 packages that it brings.
+# 16 packages that it brings. Of an int8 product, tf2onnx makes a
+# MatMulInteger, PyTorch one of int32.
 FORMATS: dict[str, tuple[str, tuple[Converter, ...]]] = {
-    "tf_saved_model": ("", (_TENSORFLOW,)),
+    "tf_saved_model": ("", (_TENSORFLOW._replace(modes=QUANTIZATION_MODES),)),
     "onnx": (
         "model.onnx",
         (
-            Converter(("torch", "onnxscript"), "torch onnx onnxscript"),
-            Converter(("tensorflow", "tf2onnx"), "tensorflow onnx tf2onnx"),
+            Converter(
+                ("torch", "onnxscript"), "torch onnx onnxscript", ("float8",)
+            ),
+            Converter(
+                ("tensorflow", "tf2onnx"), "tensorflow onnx tf2onnx", _INTEGERS
+            ),
         ),
     ),
     "litert": ("model.tflite", (_TENSORFLOW,)),
     "openvino": (
         "model.xml",
-        (Converter(("tensorflow", "openvino"), "tensorflow openvino"),),
+        (
+            Converter(
+                ("tensorflow", "openvino"), "tensorflow openvino", _INTEGERS
+            ),
+        ),
     ),
-    "torch": ("model.pt2", (Converter(("torch",), "torch"),)),
+    "torch": (
+        "model.pt2",
+        (Converter(("torch",), "torch", QUANTIZATION_MODES),),
+    ),
 }
-
-
+# They have no product of int8 tensors, or compute something else.
+WITHOUT_INT8 = ("litert", "openvino")
 HALF = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 
 
@@ -80,7 +95,7 @@ tf2onnx |
             registered (`keras.saving.register_keras_serializable`).
             One with `dynamic_image_size=True` is written for any size, but
             through PyTorch ("onnx", "torch") for its `image_shape` only.
-            Adapters of `enable_lora` are merged.
+            Adapters of `enable_lora` are merged, unless it is quantized.
         path: The folder, which must not exist; it appears once it is complete.
         format: One of the above.
 
@@ -91,8 +106,8 @@ tf2onnx |
         FileExistsError: If `path` exists.
         ImportError: If what the format needs is not installed.
         RuntimeError: If the other process fails; with its last words.
-        ValueError: If `format` is unknown, `model` takes no images, or is
-            quantized and `format` is not `"tf_saved_model"`.
+        ValueError: If `format` is unknown or cannot hold a model quantized
+            as this one, or `model` takes no images.
 
     Example:
     ```python
@@ -112,7 +127,6 @@ tf2onnx |
             f"`format` is one of {', '.join(FORMATS)}. Received: "
             f"format={format!r}"
         )
-    converter = _converter(format)
     path = pathlib.Path(path).expanduser()
     if path.exists():
         raise FileExistsError(
@@ -126,8 +140,7 @@ tf2onnx |
             "Expected a model of images (batch, height, width, 3). Received: "
             f"{model.name!r}, whose input_shape={model.input_shape}"
         )
-    if format != "tf_saved_model":
-        check_not_quantized(model)  # Others fail, or compute something else.
+    converter = _converter(format, _modes(model))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{owner()}.part")
     try:
@@ -146,14 +159,33 @@ tf2onnx |
     return path / FORMATS[format][0]
 
 
-def _converter(format: str) -> Converter:
-    """The first converter of a format that is installed."""
-    _, converters = FORMATS[format]
-    for converter in converters:
+def _modes(model: Any) -> set[str]:
+    """How layers of the model are quantized."""
+    modes = {
+        getattr(layer, "quantization_mode", None)
+        for _, layer in named_layers(model)
+    }
+    return modes - {None}
+
+
+def _converter(format: str, modes: set[str]) -> Converter:
+    """The first converter that is installed, for models quantized so."""
+
+    def able(format: str) -> list[Converter]:
+        return [x for x in FORMATS[format][1] if modes <= set(x.modes)]
+
+    quantized = f" of a model in {', '.join(sorted(modes))}" if modes else ""
+    if not able(format):
+        raise ValueError(
+            f"No converter writes the format {format!r}{quantized}. Export "
+            f"to {' or '.join(filter(able, FORMATS))}, or before "
+            "model.quantize()."
+        )
+    for converter in able(format):
         if all(map(importlib.util.find_spec, converter.imports)):
             return converter
-    ways = " or ".join(f"pip install {x.install}" for x in converters)
-    raise ImportError(f"The format {format!r} needs {ways}")
+    ways = " or ".join(f"pip install {x.install}" for x in able(format))
+    raise ImportError(f"The format {format!r}{quantized} needs {ways}")
 
 
 def _class_names(model: Any) -> list[str] | None:
@@ -206,6 +238,10 @@ def convert(source: str, folder: str, format: str) -> None:
             )
             policy._variable_dtype = layer.variable_dtype  # They are cast.
             layer.dtype_policy = policy
+        quantizer = getattr(layer, "inputs_quantizer", None)
+        if quantizer and format in WITHOUT_INT8:
+            # The same whole numbers, in a product of floats.
+            quantizer.output_dtype = "float32"
     for projection in projections(model).values():
         if projection.lora_enabled and projection.quantization_mode is None:
             projection.merge_lora()

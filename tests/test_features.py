@@ -1,5 +1,7 @@
 """Tokens and maps of blocks: against timm, and in the user's hands."""
 
+import pathlib
+
 import _checkpoints
 import keras
 import numpy as np
@@ -66,6 +68,37 @@ def test_last_class_token_is_what_the_classifier_reads(model):
     close(image, found[:, 1:].reshape(2, 4, 6, 12))
     # The classifier is as before: its last block computes one token.
     assert model.get_layer("encoderblock_1").output.shape == (None, 1, 12)
+
+
+def test_grad_cam_of_the_guide():
+    """Its gradient is that of every backend: a step along it is steep."""
+    guide = pathlib.Path(__file__).parents[1] / "docs/guides/features.md"
+    section = guide.read_text("utf-8").split("## Grad-CAM")[1]
+    code = section.split("```python")[1].split("```")[0]
+    small = _checkpoints.tiny(input_shape=(16, 24, 3))
+    head = small.get_layer("head").kernel
+    head.assign(np.random.default_rng(0).standard_normal(head.shape))
+    given = {"keras": keras, "np": np, "model": small, "photos": IMAGES}
+    exec(code, given)
+    score, tokens = given["score"], given["tokens"]
+    slope = keras.ops.convert_to_numpy(given["gradient"](score, tokens))
+    steps = [keras.ops.convert_to_tensor(tokens + e * slope)
+             for e in (-0.01, 0.01)]  # fmt: skip
+    below, above = (
+        float(keras.ops.convert_to_numpy(score(step))) for step in steps
+    )
+    assert slope.any()
+    np.testing.assert_allclose((above - below) / 0.02, (slope**2).sum(), 0.01)
+    assert given["cam"].any()
+
+
+def test_config_says_norm(model):
+    extractor = FeatureExtractor(model, 0, norm=True)
+    again = FeatureExtractor.from_config(extractor.get_config())
+    again.set_weights(extractor.get_weights())
+    expected = extractor.predict(IMAGES, verbose=0)
+    close(again.predict(IMAGES, verbose=0), expected)
+    assert np.abs(expected - model.features(IMAGES, 0)).max() > 0.1
 
 
 def test_stem_gives_maps():

@@ -126,6 +126,24 @@ def test_conversion(format, tmp_path):
     assert difference(file, format, model) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "format",
+    {"tensorflow": ["onnx", "litert", "openvino"], "torch": ["torch"]}.get(
+        BACKEND, CONVERTED
+    ),
+)
+def test_conversion_of_int8(format, tmp_path):
+    """Also of adapters; `benchmarks/exports.py` tries other modes."""
+    model = tiny(depth=1)
+    model.quantize("int8")
+    model.enable_lora(2)
+    random(model).save(tmp_path / "model.keras")
+    folder = tmp_path / "served"
+    serving.convert(str(tmp_path / "model.keras"), str(folder), format)
+    file = folder / serving.FORMATS[format][0]
+    assert difference(file, format, model) < 1e-5
+
+
 def copied(source, folder, format, by):
     """Stands for the other process."""
     folder.mkdir()
@@ -169,8 +187,12 @@ def test_refusals(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a model of images"):
         keras_augreg.export(dense, tmp_path / "a", format="torch")
     small = tiny(depth=1)
-    small.quantize("int8")
-    with pytest.raises(ValueError, match=r"quantized \(int8\).*before model"):
+    small.quantize("float8")
+    with pytest.raises(
+        ValueError,
+        match="'litert' of a model in float8. Export to tf_saved_model or onnx "
+        "or torch, or before model.quantize",
+    ):
         keras_augreg.export(small, tmp_path / "a", format="litert")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -185,18 +207,23 @@ def test_what_is_installed_decides(monkeypatch):
     installed = {"tensorflow", "torch", "tf2onnx"}
     find = dict.fromkeys(installed, True).get
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    assert serving._converter("onnx").imports[0] == "tensorflow"
-    assert serving._converter("torch").imports[0] == "torch"
+    assert serving._converter("onnx", set()).imports[0] == "tensorflow"
+    assert serving._converter("onnx", {"int8"}).imports[0] == "tensorflow"
+    assert serving._converter("torch", {"int8"}).imports[0] == "torch"
     with pytest.raises(ImportError, match="pip install tensorflow openvino"):
-        serving._converter("openvino")
+        serving._converter("openvino", set())
+    with pytest.raises(
+        ImportError, match="of a model in float8 needs pip install torch onnx o"
+    ):
+        serving._converter("onnx", {"float8"})
 
 
 @pytest.mark.once
 def test_a_failure_shows_its_reason_and_leaves_nothing(
     model, tmp_path, monkeypatch
 ):
-    nothing = serving.Converter(("nothing",), "nothing")
-    monkeypatch.setattr(serving, "_converter", lambda format: nothing)
+    nothing = serving.Converter(("nothing",), "nothing", ())
+    monkeypatch.setattr(serving, "_converter", lambda *_: nothing)
     with pytest.raises(RuntimeError, match=r"(?s)nothing failed .*ValueError"):
         keras_augreg.export(model, tmp_path / "a", format="torch")
     assert not list(tmp_path.iterdir())

@@ -26,6 +26,9 @@ MODELS = {
         {"class_token": False, "include_top": False},
     ),
     "mixed_float16": ("tiny", {"dtype": "mixed_float16"}),
+    "int8": ("tiny", {}),
+    "int4": ("tiny", {}),
+    "float8": ("tiny", {}),
 }
 PACKAGES = (
     *("keras", "jax", "tensorflow", "torch", "onnx", "onnxscript"),
@@ -40,6 +43,7 @@ def main() -> None:
     import test_serving
 
     import keras_augreg
+    from keras_augreg.projection import QUANTIZATION_MODES
     from keras_augreg.serving import FORMATS
 
     for package in PACKAGES:
@@ -47,6 +51,8 @@ def main() -> None:
     for kind, (builder, options) in MODELS.items():
         model = getattr(_checkpoints, builder)(**options)
         test_serving.random(model)
+        if kind in QUANTIZATION_MODES:
+            model.quantize(kind)
         for format in FORMATS:
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as work:
