@@ -161,11 +161,11 @@ tf2onnx |
 
 def _modes(model: Any) -> set[str]:
     """How layers of the model are quantized."""
-    modes = {
-        getattr(layer, "quantization_mode", None)
+    return {
+        mode
         for _, layer in named_layers(model)
+        if (mode := getattr(layer, "quantization_mode", None))
     }
-    return modes - {None}
 
 
 def _converter(format: str, modes: set[str]) -> Converter:

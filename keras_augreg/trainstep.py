@@ -39,8 +39,8 @@ _scope = threading.local()
 
 @contextmanager
 def on_logits(active: bool) -> Iterator[None]:
-    """Makes models return logits."""
-    before = getattr(_scope, "logits", False)
+    """Makes models return logits, in a step that knows how to augment."""
+    before = getattr(_scope, "logits", None)
     _scope.logits = active
     try:
         yield
@@ -140,6 +140,19 @@ class TrainStep(KeepsState):
             config = {**config, **loss.options, "loss": loss.loss}
         self.compile(**config)
         self.optimizer.build(self.trainable_variables)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        augment = self._options.augment
+        outside = getattr(_scope, "logits", None) is None
+        if outside and augment is not None and kwargs.get("training"):
+            warn(
+                "These images are trained on without the augmentation that "
+                "the model was compiled with, which its own `fit` and "
+                "`train_on_batch` apply. To distil, use "
+                "keras_augreg.training.Distiller instead of Keras's; in a "
+                "loop of your own, a keras_augreg.augment.AugRegAugment."
+            )
+        return super().__call__(*args, **kwargs)
 
     def train_step(self, *args: Any) -> Any:
         *state, data = args  # JAX: (state, data); the others: (data,)

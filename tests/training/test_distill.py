@@ -67,6 +67,29 @@ def test_augments_for_teacher_and_student(tmp_path):
     )
 
 
+def test_keras_s_own_says_that_it_does_not_augment(recwarn):
+    student = build(1)
+    compile_pretraining(
+        student, AugReg("light1"), total_steps=9, warmup_steps=1
+    )
+    plain = keras.distillation.Distiller(
+        build(0), student, keras.distillation.LogitsDistillation()
+    )
+    plain.compile("sgd", "sparse_categorical_crossentropy")
+    images, labels = np.zeros((4, 16, 16, 3), "uint8"), np.arange(4) % 3
+    said = "trained on without the augmentation"
+    assert not [w for w in recwarn if said in str(w.message)]
+    plain.fit(images, labels, verbose=0)
+    assert [w for w in recwarn if said in str(w.message)]
+    recwarn.clear()
+    student.fit(images, labels, verbose=0)
+    student(images)
+    ours = Distiller(build(0), student, plain.distillation_losses)
+    ours.compile()
+    ours.fit(images, labels, verbose=0)
+    assert not [w for w in recwarn if said in str(w.message)]
+
+
 @pytest.mark.once
 def test_refuses_a_student_that_is_not_compiled():
     loss = keras.distillation.LogitsDistillation()
