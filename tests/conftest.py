@@ -21,6 +21,8 @@ if os.environ["KERAS_BACKEND"] == "torch":
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
 
+import pytest
+
 # Those that take longest come first, so that two workers that take modules in
 # order finish at about the same time.
 LONG = (
@@ -28,6 +30,29 @@ LONG = (
     "test_notebooks.py", "test_packaging.py", "test_golden.py",
     "test_sweep.py", "test_routes.py", "test_benchmark.py",
 )  # fmt: skip
+
+# Golden data, and programs that the compiler is asked about: here XLA compiles
+# as it does for users. Elsewhere `tests/run.sh` has JAX compile in less time
+# (JAX_DISABLE_MOST_OPTIMIZATIONS).
+OPTIMIZED = ("test_golden.py", "test_flight_check.py", "augment")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations(request):
+    """Sets them for a module, and for the processes that it starts."""
+    option = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    names = {request.path.name, request.path.parent.name}
+    if not os.environ.get(option) or not names.intersection(OPTIMIZED):
+        yield
+        return
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(option)
+        jax.config.update(option.lower(), False)
+        jax.clear_caches()
+        yield
+        jax.config.update(option.lower(), True)
 
 
 def pytest_collection_modifyitems(items):

@@ -44,12 +44,14 @@ section imports lint-imports
 run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # One thread for each: with more threads than cores, PyTorch is five times
   # slower. The cache saves JAX from compiling the same programs again in the
-  # processes that tests start. tests/conftest.py orders the modules. With
-  # libtpu installed, JAX would look for a TPU in every process.
+  # processes that tests start, and tests/conftest.py says where it optimizes
+  # what it compiles. It orders the modules, too. With libtpu installed, JAX
+  # would look for a TPU in every process.
   env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 PJRT_NPROC=1 \
     TF_NUM_INTRAOP_THREADS=1 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 \
     JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+    JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
     python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
     --durations=15 -m "$2"
 }
