@@ -42,13 +42,13 @@ def _rows(text: str, *prefixes: str) -> list[Row]:
     return rows
 
 
+POSITIONS = "posembed_input/pos_embedding"
 _OUTER: list[Row] = [
     ("embedding/kernel", ("embedding/kernel",),
      "patch_embed.proj.weight", "patch_embedding/vars/0"),
     ("embedding/bias", ("embedding/bias",),
      "patch_embed.proj.bias", "patch_embedding/vars/1"),
-    ("posembed_input/pos_embedding",
-     ("Transformer/posembed_input/pos_embedding",),
+    (POSITIONS, (f"Transformer/{POSITIONS}",),
      "pos_embed", "position_embedding/vars/0"),
     ("posembed_input/cls", ("cls",),
      "cls_token", "position_embedding/vars/1"),
@@ -190,7 +190,6 @@ _LINEN = {
     "LayerNorm_1/": "LayerNorm_2/", "MlpBlock_0/": "MlpBlock_3/",
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
 }  # fmt: skip
-_POSITIONS = "Transformer/posembed_input/pos_embedding"
 _ROWS = {row[0]: row for row in layout(Sizes(0, 0, 1, 0, 0))}
 # The number of a block in the names of its arrays.
 _BLOCKS = {
@@ -220,7 +219,7 @@ class Contents:
     @property
     def positions_without_class(self) -> bool:
         """Whether the class token has no row in the position embedding."""
-        return self.names.get(_POSITIONS) == "pos_embedding"
+        return self.names.get(f"Transformer/{POSITIONS}") == "pos_embedding"
 
     @property
     def class_row(self) -> int:
@@ -318,7 +317,7 @@ def inspect(path: str | pathlib.Path) -> Contents:
         names,
         sizes,
         class_token=file_name("posembed_input/cls") in names,
-        positions=shape("posembed_input/pos_embedding", 3)[1],
+        positions=shape(POSITIONS, 3)[1],
         classes=shape("head/bias", 1)[0] if has_head else None,
         hidden_head=_HIDDEN[0] in names,
         channels=shape(first_kernel(sizes), 4)[axis],
@@ -338,7 +337,7 @@ def _table_names(archive: Archive) -> dict[str, str]:
             for linen, old in _LINEN.items():
                 table_name = table_name.replace(linen, old)
             if name == "pos_embedding":
-                table_name = _POSITIONS
+                table_name = f"Transformer/{POSITIONS}"
         if table_name in names:
             raise ValueError(
                 f"{archive.path}: arrays {names[table_name]!r} and {name!r} "
@@ -429,7 +428,7 @@ def match(
         for name in source:
             found = archive.headers[names[name]].shape
             shape = shapes[key]
-            if key == "posembed_input/pos_embedding":
+            if key == POSITIONS:
                 shape = (1, contents.positions, shape[2])
             allowed = _file_shapes(archive.kind, key, shape, len(source))
             if found not in allowed:

@@ -113,7 +113,7 @@ def load(
     side, _, _, filters = shapes[first]
     shapes[first] = (side, side, contents.channels, filters)
     sources = convert.match(contents, shapes, keep_head)
-    grids = {"posembed_input/pos_embedding": model.patch_grid}
+    grids = {convert.POSITIONS: model.patch_grid}
     arrays = {
         key: convert.read(contents, source, shapes[key], grids.get(key))
         for key, source in sources.items()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_augreg.data.order import shuffled_classes
+
 
 def assign(
     labels: np.ndarray,
@@ -48,11 +50,9 @@ def assign(
     fold_of = np.zeros(count, np.int64)
     if groups is None:
         start = 0
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            rng = np.random.RandomState([seed, label, 2])
+        for members in shuffled_classes(labels, seed, 2):
             places = start + np.arange(len(members))
-            fold_of[rng.permutation(members)] = places % folds
+            fold_of[members] = places % folds
             start += len(members)
         return fold_of
     sizes = np.zeros((count, int(labels.max()) + 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,18 @@ class Order:
         if not self.pad:
             numbers = numbers[numbers != PADDING]
         return Batch(0, start, numbers)
+
+
+def shuffled_classes(
+    labels: np.ndarray, seed: int, *stream: int
+) -> Iterator[np.ndarray]:
+    """Yields the places of each class's examples in a random order.
+
+    What has a stream of its own is not ordered as something else is.
+    """
+    for label in np.unique(labels):
+        rng = np.random.RandomState([seed, label, *stream])
+        yield rng.permutation(np.flatnonzero(labels == label))
 
 
 @functools.lru_cache(maxsize=4)

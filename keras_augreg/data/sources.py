@@ -28,6 +28,7 @@ from keras_augreg.data.decode import (
     Picture,
     extensions,
 )
+from keras_augreg.data.order import shuffled_classes
 
 # Lower-case names that folders of splits have, so not names of classes.
 # Those to evaluate on come in the order of preference.
@@ -427,13 +428,9 @@ def take(examples: Examples, percent: tuple[int, int], seed: int) -> Examples:
     """
     taken: list[int] = []
     assert examples.labels is not None
-    labels = strata(examples.labels)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for members in shuffled_classes(strata(examples.labels), seed, 1):
         first, last = (-(-p * len(members) // 100) for p in percent)
-        # A stream other than that of `split_by_seed`, which ordered them.
-        rng = np.random.RandomState([seed, label, 1])
-        taken.extend(rng.permutation(members)[first:last])
+        taken.extend(members[first:last])
     if not taken:
         raise ValueError(
             f"{percent[0]}% to {percent[1]}% of each class is empty: there "
@@ -531,11 +528,7 @@ def split_by_seed(
         )
     in_test = np.zeros(len(examples), bool)
     assert examples.labels is not None
-    labels = strata(examples.labels)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        # RandomState's streams are frozen, Generator's are not (NEP 19).
-        rng = np.random.RandomState([seed, label])
+    for members in shuffled_classes(strata(examples.labels), seed):
         count = min(round(TEST_SHARE * len(members)), len(members) - 1)
-        in_test[rng.permutation(members)[:count]] = True
+        in_test[members[:count]] = True
     return examples.subset(np.flatnonzero(in_test == (split == "test")))

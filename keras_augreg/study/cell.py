@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_augreg import checkpoints, data
+from keras_augreg.data.order import shuffled_classes
 from keras_augreg.recipe import AugReg, pretraining_warmup
 from keras_augreg.study.grid import Cell, Pretraining, Source
 from keras_augreg.study.verdict import CORRECT
@@ -151,11 +152,8 @@ def hold_out(
     if labels is None:
         labels = np.zeros(len(names), int)
     train, val, rest = [], [], []
-    for label in np.unique(labels):
-        members = names[labels == label]
-        # RandomState's streams are frozen, Generator's are not (NEP 19).
-        rng = np.random.RandomState([SPLIT_SEED, label])
-        members = members[rng.permutation(len(members))].tolist()
+    for places in shuffled_classes(labels, SPLIT_SEED):
+        members = names[places].tolist()
         held = max(round(val_share * len(members)), 1) if val_share else 0
         held = min(held, len(members) - 1)
         count = max(round(fraction * (len(members) - held)), 1)
