@@ -321,7 +321,8 @@ class VisionTransformer(TrainStep):
             alpha: Scale of what is added, times `rank`. Defaults to `rank`.
 
         Raises:
-            ValueError: If an argument is out of range, or LoRA is enabled.
+            ValueError: If an argument is out of range, LoRA is enabled, or
+                the classifier is new and quantized.
 
         Example:
         ```python
@@ -357,6 +358,17 @@ class VisionTransformer(TrainStep):
         # Before any has changed.
         for projection in projections(self).values():
             projection.check_lora()
+        if self.include_top:
+            head = self.get_layer("head")
+            kernel = keras.ops.convert_to_tensor(head._kernel)
+            if head.quantization_mode and not keras.ops.any(kernel):
+                raise ValueError(
+                    "The classifier is new, all zeros, and quantized: no "
+                    "gradient passes it, and it cannot be trained. Leave it "
+                    "in floating point, "
+                    "model.quantize(mode, filters='^(qkv|out|mlp)'), or "
+                    "quantize after training."
+                )
         for projection in adapted.values():
             projection.enable_lora(rank, alpha)
         layers = dict(named_layers(self))
@@ -445,7 +457,9 @@ class VisionTransformer(TrainStep):
         with warnings.catch_warnings():
             # Of layers that have no kernel.
             warnings.filterwarnings("ignore", ".*have a `quantize` method")
-            super().quantize(mode, config=config, filters=filters)
+            # Keras 3.12 has no `filters`.
+            chosen = {} if filters is None else {"filters": filters}
+            super().quantize(mode, config=config, **chosen)
         self._forget_functions()
 
     def _forget_functions(self) -> None:

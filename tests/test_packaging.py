@@ -47,6 +47,9 @@ y = model.predict(x, verbose=0)
 model.save("model.keras")
 again = keras.saving.load_model("model.keras").predict(x, verbose=0)
 np.save(out, y)
+parameters = new.count_params()
+new.quantize("int8")
+assert new.predict(x, verbose=0).shape == (2, 10)
 
 import pathlib, PIL.Image
 from keras_augreg import data
@@ -68,7 +71,7 @@ print(json.dumps({
     "file": keras_augreg.__file__,
     "keras": keras.__version__,
     "backend": keras.backend.backend(),
-    "parameters": new.count_params(),
+    "parameters": parameters,
     "label": keras_augreg.decode_predictions(np.eye(1, 21843), top=1)[0][0][1],
     "saved": float(abs(again - y).max()),
     "installed": [

@@ -240,6 +240,13 @@ def test_quantized(tmp_path, mode, tolerance, recwarn):
     np.testing.assert_array_equal(logits(again), trained)
 
 
+def test_lora_needs_a_classifier_that_can_learn():
+    model = tiny()
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="new, all zeros, and quantized"):
+        model.enable_lora(2)
+
+
 def test_parts_are_quantized_by_name():
     model = build()
     model.quantize("int8", filters="^(qkv|mlp)")

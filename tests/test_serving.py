@@ -134,7 +134,7 @@ def test_conversion(format, tmp_path):
 )
 def test_conversion_of_int8(format, tmp_path):
     """Also of adapters; `benchmarks/exports.py` tries other modes."""
-    model = tiny(depth=1)
+    model = random(tiny(depth=1))
     model.quantize("int8")
     model.enable_lora(2)
     random(model).save(tmp_path / "model.keras")
