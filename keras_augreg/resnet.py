@@ -76,11 +76,41 @@ class StandardizedConv(Layer):
         return _strided(input_shape, self.strides, self.filters)
 
 
-def group_norm(name: str, **kwargs: Any) -> keras.layers.GroupNormalization:
+@keras.saving.register_keras_serializable(package="keras_augreg")
+class GroupNorm(keras.layers.GroupNormalization):
+    """Keras's, of images with channels last, by sums over each channel.
+
+    Keras's reshapes images to (B, height, width, groups, channels of a group).
+    Of such an array a TPU fills 2 to 64 of 128 columns. This one reshapes sums
+    alone, in one pass, as Flax does.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        x = ops.cast(inputs, dtype)
+        channels = inputs.shape[-1]
+
+        def of_groups(y: Any) -> Any:  # (B, H, W, C) -> (B, 1, 1, C)
+            y = ops.reshape(
+                ops.mean(y, axis=(1, 2)),
+                (-1, self.groups, channels // self.groups),
+            )
+            y = ops.repeat(
+                ops.mean(y, axis=-1), channels // self.groups, axis=-1
+            )
+            return ops.reshape(y, (-1, 1, 1, channels))
+
+        mean = of_groups(x)
+        variance = of_groups(ops.square(x)) - ops.square(mean)
+        scale = ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)
+        y = (x - mean) * (scale * ops.cast(self.gamma, dtype))
+        y = y + ops.cast(self.beta, dtype)
+        return ops.cast(y, self.compute_dtype)
+
+
+def group_norm(name: str, **kwargs: Any) -> GroupNorm:
     """GroupNorm as the original configures it."""
-    return keras.layers.GroupNormalization(
-        groups=32, axis=-1, epsilon=1e-6, name=name, **kwargs
-    )
+    return GroupNorm(groups=32, axis=-1, epsilon=1e-6, name=name, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
