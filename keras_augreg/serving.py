@@ -26,17 +26,17 @@ class Converter(NamedTuple):
 
     imports: tuple[str, ...]  # as Python names them
     install: str  # what pip installs
-    modes: tuple[str, ...]  # of `quantize`, whose models it converts
+    modes: tuple[str, ...]  # of `quantize`, that it can convert
 
 
 _INTEGERS = ("int8", "int4")
 _TENSORFLOW = Converter(("tensorflow",), "tensorflow", _INTEGERS)
 # format -> (file in the folder, converters by preference). Keras exports some
 # of these from JAX too, but not without TensorFlow, or with jax2onnx and the
-# 16 packages that it brings. Of an int8 product, tf2onnx makes a
-# MatMulInteger, PyTorch one of int32.
+# 16 packages that it brings. PyTorch does not convert int4 to valid ONNX, and
+# makes int8 products of int32, where tf2onnx has a quick MatMulInteger.
 FORMATS: dict[str, tuple[str, tuple[Converter, ...]]] = {
-    "tf_saved_model": ("", (_TENSORFLOW._replace(modes=QUANTIZATION_MODES),)),
+    "tf_saved_model": ("", (_TENSORFLOW,)),
     "onnx": (
         "model.onnx",
         (
@@ -62,7 +62,7 @@ FORMATS: dict[str, tuple[str, tuple[Converter, ...]]] = {
         (Converter(("torch",), "torch", QUANTIZATION_MODES),),
     ),
 }
-# They have no product of int8 tensors, or compute something else.
+# Formats that have no product of int8 tensors, or compute something else.
 WITHOUT_INT8 = ("litert", "openvino")
 HALF = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 
@@ -83,8 +83,8 @@ def export(
     | `format` | file in the folder | needs |
     | --- | --- | --- |
     | `"tf_saved_model"` | the folder itself | TensorFlow |
-    | `"onnx"` | `model.onnx` | PyTorch and onnxscript, or TensorFlow and \
-tf2onnx |
+    | `"onnx"` | `model.onnx` | PyTorch and onnxscript (float8 too), or \
+TensorFlow and tf2onnx (int8 and int4 too) |
     | `"litert"` | `model.tflite` | TensorFlow |
     | `"openvino"` | `model.xml`, `model.bin` | TensorFlow and openvino |
     | `"torch"` | `model.pt2` | PyTorch |
@@ -169,10 +169,12 @@ def _modes(model: Any) -> set[str]:
 
 
 def _converter(format: str, modes: set[str]) -> Converter:
-    """The first converter that is installed, for models quantized so."""
+    """The first converter that is installed and converts these modes."""
 
-    def able(format: str) -> list[Converter]:
-        return [x for x in FORMATS[format][1] if modes <= set(x.modes)]
+    def able(name: str) -> list[Converter]:
+        if name == "tf_saved_model":  # It holds what TensorFlow computes.
+            return [_TENSORFLOW]
+        return [x for x in FORMATS[name][1] if modes <= set(x.modes)]
 
     quantized = f" of a model in {', '.join(sorted(modes))}" if modes else ""
     if not able(format):

@@ -34,12 +34,13 @@ from keras_augreg.preprocessing import only
 _FIT = inspect.signature(keras.Model.fit)
 
 # Per thread, because TensorFlow's strategies trace each replica in its own.
+# Its `logits` says whether models return logits; outside our steps it has none.
 _scope = threading.local()
 
 
 @contextmanager
 def on_logits(active: bool) -> Iterator[None]:
-    """Makes models return logits, in a step that knows how to augment."""
+    """Marks a step of ours, in which models return logits if `active`."""
     before = getattr(_scope, "logits", None)
     _scope.logits = active
     try:
@@ -141,18 +142,21 @@ class TrainStep(KeepsState):
         self.compile(**config)
         self.optimizer.build(self.trainable_variables)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        augment = self._options.augment
-        outside = getattr(_scope, "logits", None) is None
-        if outside and augment is not None and kwargs.get("training"):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if (
+            kwargs.get("training")
+            and self._options.augment is not None
+            and getattr(_scope, "logits", None) is None
+            and not isinstance(inputs, keras.KerasTensor)
+        ):
             warn(
-                "These images are trained on without the augmentation that "
-                "the model was compiled with, which its own `fit` and "
-                "`train_on_batch` apply. To distil, use "
-                "keras_augreg.training.Distiller instead of Keras's; in a "
-                "loop of your own, a keras_augreg.augment.AugRegAugment."
+                "Called with training=True outside of its own `fit`: the "
+                "augmentation that the model was compiled with is not applied. "
+                "To distil, use keras_augreg.training.Distiller instead of "
+                "Keras's. If you augment yourself, compile the model with "
+                'AugReg("none").'
             )
-        return super().__call__(*args, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def train_step(self, *args: Any) -> Any:
         *state, data = args  # JAX: (state, data); the others: (data,)

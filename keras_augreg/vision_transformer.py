@@ -321,8 +321,7 @@ class VisionTransformer(TrainStep):
             alpha: Scale of what is added, times `rank`. Defaults to `rank`.
 
         Raises:
-            ValueError: If an argument is out of range, LoRA is enabled, or
-                the classifier is new and quantized.
+            ValueError: If an argument is out of range, or LoRA is enabled.
 
         Example:
         ```python
@@ -358,17 +357,6 @@ class VisionTransformer(TrainStep):
         # Before any has changed.
         for projection in projections(self).values():
             projection.check_lora()
-        if self.include_top:
-            head = self.get_layer("head")
-            kernel = keras.ops.convert_to_tensor(head._kernel)
-            if head.quantization_mode and not keras.ops.any(kernel):
-                raise ValueError(
-                    "The classifier is new, all zeros, and quantized: no "
-                    "gradient passes it, and it cannot be trained. Leave it "
-                    "in floating point, "
-                    "model.quantize(mode, filters='^(qkv|out|mlp)'), or "
-                    "quantize after training."
-                )
         for projection in adapted.values():
             projection.enable_lora(rank, alpha)
         layers = dict(named_layers(self))
@@ -430,13 +418,15 @@ class VisionTransformer(TrainStep):
         """Quantizes the kernels of blocks, patch embedding and head.
 
         As `keras.Model.quantize`. Norms, biases, embeddings and a ResNet stem
-        stay as they are. Export to other formats before it.
+        stay as they are. Export weights (`checkpoints.to_npz` and others)
+        before it.
 
         Args:
             mode: `"int8"`; `"int4"`; `"float8"` for training.
             config: A `keras.quantizers.QuantizationConfig`, which sets the
                 mode if it is `None`: for example weights only,
-                `Int8QuantizationConfig(activation_quantizer=None)`.
+                `Int8QuantizationConfig(activation_quantizer=None)`. This and
+                `filters` need a newer Keras than 3.12.
             filters: Regular expressions of layers' names (`"qkv"`, `"out"`,
                 `"mlp1"`, `"mlp2"`, `"projection"` of the patch embedding,
                 `"head"`), or a function of the layer. `None` for all.

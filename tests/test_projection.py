@@ -12,6 +12,7 @@ from test_golden import BY_RELEASE, first_entry, inputs, write
 import keras_augreg
 from keras_augreg import checkpoints
 from keras_augreg.projection import projections
+from keras_augreg.training import compile_finetuning
 
 BACKEND = keras.backend.backend()
 ALL = ("qkv", "out", "mlp1", "mlp2")
@@ -240,11 +241,17 @@ def test_quantized(tmp_path, mode, tolerance, recwarn):
     np.testing.assert_array_equal(logits(again), trained)
 
 
-def test_lora_needs_a_classifier_that_can_learn():
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_training_needs_a_classifier_that_can_learn(mode):
     model = tiny()
-    model.quantize("int8")
+    model.enable_lora(2)
+    model.quantize(mode)
     with pytest.raises(ValueError, match="new, all zeros, and quantized"):
-        model.enable_lora(2)
+        compile_finetuning(model, total_steps=9, warmup_steps=1)
+    trained = build()
+    trained.quantize(mode)
+    trained.enable_lora(2)
+    compile_finetuning(trained, total_steps=9, warmup_steps=1)
 
 
 def test_parts_are_quantized_by_name():

@@ -74,8 +74,10 @@ def shuffled_classes(
 ) -> Iterator[np.ndarray]:
     """Yields the places of each class's examples in a random order.
 
-    What has a stream of its own is not ordered as something else is.
+    Each use passes its own `stream`: what one takes first is then not what
+    another put into the test set.
     """
+    # RandomState's streams are frozen, Generator's are not (NEP 19).
     for label in np.unique(labels):
         rng = np.random.RandomState([seed, label, *stream])
         yield rng.permutation(np.flatnonzero(labels == label))

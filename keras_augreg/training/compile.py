@@ -293,6 +293,7 @@ def _loss(model: Any, loss: Any, label_smoothing: float) -> keras.losses.Loss:
 def _compile(
     model: Any, optimizer: Any, loss: Any, label_smoothing: float, **kwargs: Any
 ) -> None:
+    _check_head(model)
     function = _loss(model, loss, label_smoothing)
     on_logits = getattr(function, "from_logits", False)
     steps = kwargs.get("steps_per_execution", 1)
@@ -342,6 +343,22 @@ def _compile(
         **kwargs,
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def _check_head(model: Any) -> None:
+    """Raises a `ValueError` if no gradient passes the classifier."""
+    head = model.get_layer("head")
+    if getattr(head, "quantization_mode", None) not in ("int8", "int4"):
+        return
+    # What is stored need not be zero where the kernel is.
+    ones = ops.ones((1, model.sizes.width), head.compute_dtype)
+    if not ops.any(head(ones) != head.bias):
+        raise ValueError(
+            "The classifier is new, all zeros, and quantized: its kernel "
+            "cannot be trained, and no gradient passes it. Leave it in "
+            "floating point (model.quantize(mode, filters='^(qkv|out|mlp)'), "
+            "with a newer Keras than 3.12), or quantize after training."
+        )
 
 
 def _set_prior(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Exports models to every format and compares outputs.
 
-    python tests/benchmarks/exports.py > tests/benchmarks/logs/exports.txt
+    python tests/benchmarks/exports.py [KIND ...] \
+        > tests/benchmarks/logs/exports.txt
 
 Each line: backend (`KERAS_BACKEND` chooses), kind of model, format, the largest
 difference of the outputs for batches of 1 and 3 random images, or the error,
@@ -36,7 +37,7 @@ PACKAGES = (
 )
 
 
-def main() -> None:
+def main(kinds: list[str]) -> None:
     """Compares with the backend of this process."""
     import _checkpoints
     import keras
@@ -48,7 +49,8 @@ def main() -> None:
 
     for package in PACKAGES:
         print(package, importlib.metadata.version(package))
-    for kind, (builder, options) in MODELS.items():
+    for kind in kinds or MODELS:
+        builder, options = MODELS[kind]
         model = getattr(_checkpoints, builder)(**options)
         test_serving.random(model)
         if kind in QUANTIZATION_MODES:
@@ -70,4 +72,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-    main()
+    main(sys.argv[1:])

@@ -77,13 +77,14 @@ def test_keras_s_own_says_that_it_does_not_augment(recwarn):
     )
     plain.compile("sgd", "sparse_categorical_crossentropy")
     images, labels = np.zeros((4, 16, 16, 3), "uint8"), np.arange(4) % 3
-    said = "trained on without the augmentation"
+    said = "augmentation that the model was compiled with is not applied"
     assert not [w for w in recwarn if said in str(w.message)]
     plain.fit(images, labels, verbose=0)
     assert [w for w in recwarn if said in str(w.message)]
     recwarn.clear()
     student.fit(images, labels, verbose=0)
     student(images)
+    student(keras.Input((16, 16, 3)), training=True)
     ours = Distiller(build(0), student, plain.distillation_losses)
     ours.compile()
     ours.fit(images, labels, verbose=0)
