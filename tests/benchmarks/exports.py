@@ -1,4 +1,4 @@
-"""Exports models to every format and compares outputs.
+r"""Exports models to every format and compares outputs.
 
     python tests/benchmarks/exports.py [KIND ...] \
         > tests/benchmarks/logs/exports.txt
