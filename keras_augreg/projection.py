@@ -23,15 +23,23 @@ def projections(model: Any) -> dict[str, Projection]:
     }
 
 
+def quantization_modes(model: Any) -> dict[str, str]:
+    """The modes of the layers that are quantized, by their path."""
+    return {
+        name: mode
+        for name, layer in named_layers(model)
+        if (mode := getattr(layer, "quantization_mode", None))
+    }
+
+
 def check_not_quantized(model: Any) -> None:
     """Raises a `ValueError` unless all weights are in floating point."""
-    for name, layer in named_layers(model):
-        if mode := getattr(layer, "quantization_mode", None):
-            raise ValueError(
-                f"The layer {name!r} of the model is quantized ({mode}), and "
-                "this needs floating-point weights. Do it before "
-                "model.quantize()."
-            )
+    for name, mode in quantization_modes(model).items():
+        raise ValueError(
+            f"The layer {name!r} of the model is quantized ({mode}), and "
+            "this needs floating-point weights. Do it before "
+            "model.quantize()."
+        )
 
 
 class Projection(keras.layers.Dense):

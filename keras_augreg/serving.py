@@ -16,9 +16,12 @@ import keras
 
 from keras_augreg.atomic import owner
 from keras_augreg.labels import class_labels
-from keras_augreg.layer import named_layers
 from keras_augreg.preprocessing import Preprocessing
-from keras_augreg.projection import QUANTIZATION_MODES, projections
+from keras_augreg.projection import (
+    QUANTIZATION_MODES,
+    projections,
+    quantization_modes,
+)
 
 
 class Converter(NamedTuple):
@@ -26,7 +29,8 @@ class Converter(NamedTuple):
 
     imports: tuple[str, ...]  # as Python names them
     install: str  # what pip installs
-    modes: tuple[str, ...]  # of `quantize`, that it can convert
+    # Modes of `quantize` that it can convert; `None` for any.
+    modes: tuple[str, ...] | None
 
 
 _INTEGERS = ("int8", "int4")
@@ -36,7 +40,7 @@ _TENSORFLOW = Converter(("tensorflow",), "tensorflow", _INTEGERS)
 # 16 packages that it brings. PyTorch does not convert int4 to valid ONNX, and
 # makes int8 products of int32, where tf2onnx has a quick MatMulInteger.
 FORMATS: dict[str, tuple[str, tuple[Converter, ...]]] = {
-    "tf_saved_model": ("", (_TENSORFLOW,)),
+    "tf_saved_model": ("", (_TENSORFLOW._replace(modes=None),)),
     "onnx": (
         "model.onnx",
         (
@@ -140,7 +144,7 @@ TensorFlow and tf2onnx (int8 and int4 too) |
             "Expected a model of images (batch, height, width, 3). Received: "
             f"{model.name!r}, whose input_shape={model.input_shape}"
         )
-    converter = _converter(format, _modes(model))
+    converter = _converter(format, set(quantization_modes(model).values()))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{owner()}.part")
     try:
@@ -159,22 +163,15 @@ TensorFlow and tf2onnx (int8 and int4 too) |
     return path / FORMATS[format][0]
 
 
-def _modes(model: Any) -> set[str]:
-    """How layers of the model are quantized."""
-    return {
-        mode
-        for _, layer in named_layers(model)
-        if (mode := getattr(layer, "quantization_mode", None))
-    }
-
-
 def _converter(format: str, modes: set[str]) -> Converter:
     """The first converter that is installed and converts these modes."""
 
     def able(name: str) -> list[Converter]:
-        if name == "tf_saved_model":  # It holds what TensorFlow computes.
-            return [_TENSORFLOW]
-        return [x for x in FORMATS[name][1] if modes <= set(x.modes)]
+        return [
+            x
+            for x in FORMATS[name][1]
+            if x.modes is None or modes <= set(x.modes)
+        ]
 
     quantized = f" of a model in {', '.join(sorted(modes))}" if modes else ""
     if not able(format):

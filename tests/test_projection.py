@@ -295,3 +295,15 @@ def test_a_fresh_process_loads_it(tmp_path):
     paths = [p for p in sys.path if p]
     code = f"import sys; sys.path[:0] = {paths}\n{code}"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_int8_in_onnx(tmp_path):
+    if BACKEND != "tensorflow":
+        pytest.skip("of int8 products, tf2onnx makes MatMulInteger")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = adapted()
+    model.quantize("int8")
+    model.export(tmp_path / "a.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images()})
+    np.testing.assert_allclose(found, logits(model), atol=1e-4)
