@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,22 @@ class Freezable(keras.layers.Layer):
             super().__setattr__(name, value)
 
 
+class Owner(str):
+    """The name of the model that a layer belongs to, which leads to it.
+
+    `keras.models.clone_model` passes it on in a layer's config, so that a
+    clone finds its original. In a saved file it is a name.
+    """
+
+    def __new__(cls, model: Any) -> Owner:
+        owner = super().__new__(cls, model.name)
+        owner.model = weakref.ref(model)
+        return owner
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)
+
+
 class Layer(Freezable):
     """A layer whose attributes hold its constructor's arguments.
 
@@ -40,6 +57,7 @@ class Layer(Freezable):
     """
 
     _parts: Any = None  # state of parts that are not built yet
+    owner: Owner | None = None
 
     def weight(
         self,
@@ -76,13 +94,17 @@ class Layer(Freezable):
     def get_config(self) -> dict[str, Any]:
         state = layer_state(self)
         parts = {"layer_state": state} if state else {}
-        return {**self.own_config(), **parts}
+        owner = {"owner": self.owner} if self.owner else {}
+        return {**self.own_config(), **parts, **owner}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        state = config.get("layer_state")
-        layer = cls(**{k: v for k, v in config.items() if k != "layer_state"})
+        config = dict(config)
+        state, owner = config.pop("layer_state", None), config.pop("owner", "")
+        layer = cls(**config)
         layer._parts = state
+        if isinstance(owner, Owner):
+            layer.owner = owner
         return layer
 
     def restore_parts(self) -> None:
@@ -223,6 +245,23 @@ def restore_layer_state(model: Any, state: dict[str, Any]) -> None:
             _freeze_by_compile(weight)
     if "frozen_by_compile" in state:
         model.frozen_by_compile = tuple(state["frozen_by_compile"])
+
+
+def adopt_layer_state(clone: Any, original: Any) -> None:
+    """Brings what the layers' configs did not: who froze which weights."""
+    clone._fresh = original._fresh
+    frozen = [n for n, layer in named_layers(clone) if not layer.trainable]
+    if not original.trainable:
+        clone.trainable = False
+    weights = layer_state(original).get("frozen_weights", ())
+    state = {
+        "frozen": frozen,
+        "frozen_by_compile": [
+            name for name in original.frozen_by_compile if name in frozen
+        ],
+        "frozen_weights": weights,
+    }
+    restore_layer_state(clone, state)
 
 
 def set_frozen(model: Any, names: Collection[str]) -> None:

@@ -71,8 +71,8 @@ class _Options:
 class _LossWithOptions(keras.losses.Loss):
     """A loss with the options of `compile`, as they are saved.
 
-    `keras.models.clone_model` compiles its clones, plain models, with it. They
-    would train on probabilities, without augmentation.
+    `keras.models.clone_model` compiles a clone with other layers, a plain
+    model, with it: it would train on probabilities, without augmentation.
     """
 
     def __init__(self, loss: Any, options: dict[str, Any]) -> None:
@@ -81,12 +81,11 @@ class _LossWithOptions(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         raise ValueError(
-            "A clone from `keras.models.clone_model` is a plain Keras model: "
-            "it cannot train or be evaluated as its original was compiled to. "
-            "Compile the clone with Keras's `compile`; or make a "
-            "VisionTransformer of the same layers with "
-            "`type(model).from_config(model.get_config())`, which has new "
-            "weights and is not compiled."
+            "A clone from `keras.models.clone_model` that has other layers "
+            "than its original is a plain Keras model: it cannot train or be "
+            "evaluated as its original was compiled to. Compile the clone "
+            "with Keras's `compile`; or clone the model without changing "
+            "types and names of layers, and change the clone's layers."
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import pathlib
@@ -19,6 +20,8 @@ from keras_augreg.checks import check_argument_names
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.features import Blocks, FeatureExtractor
 from keras_augreg.layer import (
+    Owner,
+    adopt_layer_state,
     layer_state,
     named_layers,
     note_configs,
@@ -58,6 +61,50 @@ from keras_augreg.vit import (
 
 DEFAULT_RESOLUTION = PRETRAINING_RESOLUTION
 DEFAULT_CLASSES = CLASSES["imagenet-1k"]
+
+# Arguments that a model has as attributes of the same name.
+_ARGUMENTS = (
+    "include_top", "pooling", "classes", "classifier_activation",
+    "include_preprocessing", "class_token", "dropout", "stochastic_depth",
+    "seed", "dynamic_image_size",
+)  # fmt: skip
+
+
+def _clonable(init: Any) -> Any:
+    """Lets a constructor also take what `keras.Model` takes.
+
+    Keras clones a model to one of its class if the constructor's signature
+    says so.
+    """
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        build = self._init_clone if _takes_graph(args) else init.__get__(self)
+        build(*args, **kwargs)
+
+    names = ("self", "inputs", "outputs", "name")
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in names]
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return __init__
+
+
+def _takes_graph(args: tuple[Any, ...]) -> bool:
+    return len(args) == 2 and isinstance(args[0], keras.KerasTensor)
+
+
+def _original(inputs: Any, outputs: Any) -> VisionTransformer | None:
+    """The model whose graph `clone_model` copied; `None` if it changed it."""
+
+    def graph(model: Any) -> Any:
+        return [(type(x), x.name, x.output.shape) for x in model.layers]
+
+    clone = keras.Model(inputs, outputs)
+    owners = [getattr(layer, "owner", None) for layer in clone.layers]
+    for model in (owner.model() for owner in owners if owner):
+        if model is not None and graph(model) == graph(clone):
+            return model
+    return None
 
 
 @keras.saving.register_keras_serializable(package="keras_augreg")
@@ -137,8 +184,11 @@ class VisionTransformer(TrainStep):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_argument_names(cls.__name__, kwargs)
+        if _takes_graph(args) and _original(*args) is None:
+            return keras.Model(*args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
 
+    @_clonable
     def __init__(
         self,
         patch_size: int,
@@ -202,7 +252,6 @@ class VisionTransformer(TrainStep):
             super().__init__(
                 inputs=inputs, outputs=x, name=name, trainable=trainable
             )
-        self._called = True  # For Keras's ONNX export: the graph is complete.
         self.dtype_policy = policy
         self.sizes = sizes
         self.include_top = include_top
@@ -218,13 +267,28 @@ class VisionTransformer(TrainStep):
         self.seed = seed
         self.class_names = class_names
         self.frozen_by_compile: tuple[str, ...] = ()  # paths of layers
-        self._watching = False
         note_configs(self)
         _set_policies(self, dtype)
-        self._extractor = functools.lru_cache(8)(self._make_extractor)
+        self._finish()
 
     # For `help` and editors, which would show its *args and **kwargs.
-    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
+    __new__.__wrapped__ = __init__.__wrapped__  # type: ignore[attr-defined]
+
+    def _init_clone(self, inputs: Any, outputs: Any, name: str) -> None:
+        """Takes layers that `keras.models.clone_model` made of a model's."""
+        original: Any = _original(inputs, outputs)
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        same = ("dtype_policy", "sizes", "image_shape", "class_names")
+        for attribute in (*_ARGUMENTS, *same):
+            setattr(self, attribute, getattr(original, attribute))
+        adopt_layer_state(self, original)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._called = True  # For Keras's ONNX export: the graph is complete.
+        self._watching = False
+        self._extractor = functools.lru_cache(8)(self._make_extractor)
+        self.get_layer("embedding").owner = Owner(self)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -458,12 +522,7 @@ class VisionTransformer(TrainStep):
         self._extractor.cache_clear()
 
     def get_config(self) -> dict[str, Any]:
-        same = (
-            "include_top", "pooling", "classes", "classifier_activation",
-            "include_preprocessing", "class_token", "dropout",
-            "stochastic_depth", "seed", "name", "trainable",
-            "dynamic_image_size",
-        )  # fmt: skip
+        same = (*_ARGUMENTS, "name", "trainable")
         state = layer_state(self)
         return {
             **({"layer_state": state} if state else {}),

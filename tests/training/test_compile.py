@@ -650,20 +650,73 @@ def test_own_learning_rates():
     assert model.optimizer._learning_rate.warmup_target == 0.003
 
 
-def test_compiled_clones(tmp_path):
-    """Keras's are plain models; ours keep everything."""
+def test_copies_of_a_compiled_model(tmp_path):
+    """Saved, or cloned by Keras, they keep everything."""
     model = pretrain(build(class_names=list("abcde")), "light2")
-    plain = keras.models.clone_model(model)
-    with pytest.raises(ValueError, match=r"from_config\(model.get_config"):
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    expected = model.evaluate(*batch(), verbose=0), fit(model)["loss"]
+    for other in (clone, again):
+        assert other.class_names == tuple("abcde")
+        assert other._options.augment.recipe == AugReg("light2")
+        assert other._options.on_logits
+        assert_close(other.evaluate(*batch(), verbose=0), expected[0])
+        assert_close(fit(other)["loss"], expected[1])
+
+
+def test_clones_keep_what_was_frozen(tmp_path):
+    model = build()
+    model.get_layer("encoderblock_0").trainable = False
+    model.get_layer("posembed_input").pos_embedding.trainable = False
+    finetune(model, freeze="backbone")
+    clone = keras.models.clone_model(keras.models.clone_model(model))
+    for phase in ("backbone", False):
+        for x in (clone, model):
+            finetune(x, freeze=phase)
+        got, expected = (
+            [v.path.split("/", 1)[1] for v in x.trainable_variables]
+            for x in (clone, model)
+        )
+        assert got == expected
+    clone.save(tmp_path / "clone.keras")
+    again = keras.saving.load_model(tmp_path / "clone.keras")
+    assert len(again.trainable_variables) == len(expected)
+
+    model.trainable = False
+    assert not keras.models.clone_model(model).trainable_variables
+
+
+def test_clones_with_other_layers(tmp_path):
+    """A changed layer is kept; another graph makes a plain model."""
+    model = finetune(build(class_names=list("abcde")))
+
+    def decayed(layer):
+        config = layer.get_config()
+        if layer.name == "head":
+            config["kernel_regularizer"] = keras.regularizers.L2(0.1)
+        return layer.__class__.from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=decayed)
+    fit(clone)
+    assert len(clone.losses) == 1
+    clone.save(tmp_path / "clone.keras")
+    assert len(keras.saving.load_model(tmp_path / "clone.keras").losses) == 1
+
+    def other_head(layer):
+        if layer.name == "head":
+            return keras.layers.Dense(7)
+        return layer.__class__.from_config(layer.get_config())
+
+    plain = keras.models.clone_model(model, clone_function=other_head)
+    assert plain.output_shape == (None, 7)
+    with pytest.raises(ValueError, match="Compile the clone with Keras's"):
         fit(plain)
     plain.compile("sgd", "sparse_categorical_crossentropy")
     fit(plain)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    assert again.class_names == tuple("abcde")
-    assert again._options.augment.recipe == AugReg("light2")
-    assert again._options.on_logits
-    assert_close(fit(again)["loss"], fit(model)["loss"])
+    again = keras.models.clone_model(plain)
+    assert type(again) is type(plain) is not type(model)
 
 
 def test_jit_compile_is_the_backend_s_choice_again():
