@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -39,6 +39,8 @@ class Owner(str):
     `keras.models.clone_model` passes it on in a layer's config, so that a
     clone finds its original. In a saved file it is a name.
     """
+
+    model: Callable[[], Any]  # returns `None` if it is gone
 
     def __new__(cls, model: Any) -> Owner:
         owner = super().__new__(cls, model.name)

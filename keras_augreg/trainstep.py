@@ -82,10 +82,11 @@ class _LossWithOptions(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         raise ValueError(
             "A clone from `keras.models.clone_model` that has other layers "
-            "than its original is a plain Keras model: it cannot train or be "
-            "evaluated as its original was compiled to. Compile the clone "
-            "with Keras's `compile`; or clone the model without changing "
-            "types and names of layers, and change the clone's layers."
+            "than its original, or whose class has a constructor of its own, "
+            "is a plain Keras model: it cannot train or be evaluated as its "
+            "original was compiled to. Compile the clone with Keras's "
+            "`compile`; or clone without changing types and names of layers, "
+            "and change the clone's layers."
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -78,15 +78,15 @@ def _clonable(init: Any) -> Any:
     """
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
         build = self._init_clone if _takes_graph(args) else init.__get__(self)
         build(*args, **kwargs)
 
-    names = ("self", "inputs", "outputs", "name")
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in names]
-    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return __init__
+    def functional(self: Any, inputs: Any, outputs: Any, name: Any) -> None:
+        """Has the signature that Keras looks for."""
+
+    vars(constructor)["__signature__"] = inspect.signature(functional)
+    return constructor
 
 
 def _takes_graph(args: tuple[Any, ...]) -> bool:
@@ -97,7 +97,8 @@ def _original(inputs: Any, outputs: Any) -> VisionTransformer | None:
     """The model whose graph `clone_model` copied; `None` if it changed it."""
 
     def graph(model: Any) -> Any:
-        return [(type(x), x.name, x.output.shape) for x in model.layers]
+        entry, *others = model.operations
+        return entry.output.shape, [(type(x), x.name) for x in others]
 
     clone = keras.Model(inputs, outputs)
     owners = [getattr(layer, "owner", None) for layer in clone.layers]
