@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import json
 import math
 import pathlib
@@ -73,8 +72,7 @@ _ARGUMENTS = (
 def _clonable(init: Any) -> Any:
     """Lets a constructor also take what `keras.Model` takes.
 
-    Keras clones a model to one of its class if the constructor's signature
-    says so.
+    `keras.models.clone_model` calls it so if it takes *args and **kwargs.
     """
 
     @functools.wraps(init)
@@ -82,10 +80,6 @@ def _clonable(init: Any) -> Any:
         build = self._init_clone if _takes_graph(args) else init.__get__(self)
         build(*args, **kwargs)
 
-    def functional(self: Any, inputs: Any, outputs: Any, name: Any) -> None:
-        """Has the signature that Keras looks for."""
-
-    vars(constructor)["__signature__"] = inspect.signature(functional)
     return constructor
 
 
