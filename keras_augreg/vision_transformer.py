@@ -9,8 +9,8 @@ import json
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import keras
 
@@ -61,6 +61,8 @@ from keras_augreg.vit import (
 DEFAULT_RESOLUTION = PRETRAINING_RESOLUTION
 DEFAULT_CLASSES = CLASSES["imagenet-1k"]
 
+_Constructor = TypeVar("_Constructor", bound=Callable[..., None])
+
 # Arguments that a model has as attributes of the same name.
 _ARGUMENTS = (
     "include_top", "pooling", "classes", "classifier_activation",
@@ -69,7 +71,7 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def _clonable(init: Any) -> Any:
+def _clonable(init: _Constructor) -> _Constructor:
     """Lets a constructor also take what `keras.Model` takes.
 
     `keras.models.clone_model` calls it so if it takes *args and **kwargs.
@@ -77,10 +79,12 @@ def _clonable(init: Any) -> Any:
 
     @functools.wraps(init)
     def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
-        build = self._init_clone if _takes_graph(args) else init.__get__(self)
-        build(*args, **kwargs)
+        if _takes_graph(args):
+            self._init_clone(*args, **kwargs)
+        else:
+            init(self, *args, **kwargs)
 
-    return constructor
+    return constructor  # type: ignore[return-value]
 
 
 def _takes_graph(args: tuple[Any, ...]) -> bool:
@@ -91,8 +95,9 @@ def _original(inputs: Any, outputs: Any) -> VisionTransformer | None:
     """The model whose graph `clone_model` copied; `None` if it changed it."""
 
     def graph(model: Any) -> Any:
-        entry, *others = model.operations
-        return entry.output.shape, [(type(x), x.name) for x in others]
+        _, *operations = model.operations  # Inputs may have other names.
+        names = [(type(x), x.name) for x in operations]
+        return names, model.input_shape, [w.shape for w in model.weights]
 
     clone = keras.Model(inputs, outputs)
     owners = [getattr(layer, "owner", None) for layer in clone.layers]

@@ -706,7 +706,7 @@ def test_clones_with_other_layers(tmp_path):
 
     def other_head(layer):
         if layer.name == "head":
-            return keras.layers.Dense(7)
+            return keras.layers.Dense(7, name="head")
         return layer.__class__.from_config(layer.get_config())
 
     plain = keras.models.clone_model(model, clone_function=other_head)
