@@ -22,6 +22,7 @@ from keras_augreg.projection import (
     projections,
     quantization_modes,
 )
+from keras_augreg.vit import PositionEmbedding
 
 
 class Converter(NamedTuple):
@@ -145,6 +146,8 @@ TensorFlow and tf2onnx (int8 and int4 too) |
             f"{model.name!r}, whose input_shape={model.input_shape}"
         )
     converter = _converter(format, set(quantization_modes(model).values()))
+    if converter.imports[0] == "torch" and None in model.input_shape[1:]:
+        usual_sides(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{owner()}.part")
     try:
@@ -224,6 +227,42 @@ def _run(
         )
 
 
+def usual_sides(model: Any) -> tuple[int, int]:
+    """Height and width that a model of images of any size was made for.
+
+    Raises:
+        ValueError: If no layer knows them.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, PositionEmbedding) and layer.stride:
+            rows, columns = layer.patch_grid
+            return rows * layer.stride, columns * layer.stride
+    raise ValueError(
+        "PyTorch's export needs images of a fixed height and width. Build "
+        f"the model on a keras.Input with these. Received: {model.name!r}, "
+        f"whose input_shape={model.input_shape}"
+    )
+
+
+def _keep_outputs(file: str) -> None:
+    """Removes results of OpenVINO's that the model does not return.
+
+    It makes one of every shape that no other operation reads. What a function
+    of TensorFlow returns is called Identity.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(file)
+    for result in model.results:
+        if not result.get_friendly_name().startswith("Identity"):
+            model.remove_result(result)
+    work = pathlib.Path(file).with_name("outputs.xml")
+    openvino.serialize(model, work)
+    del model  # It maps the file that is replaced.
+    for suffix in (".bin", ".xml"):
+        os.replace(work.with_suffix(suffix), file[: -len(".xml")] + suffix)
+
+
 def convert(source: str, folder: str, format: str) -> None:
     """Exports a `.keras` file with this process's backend."""
     model = keras.saving.load_model(source, compile=False)
@@ -246,7 +285,7 @@ def convert(source: str, folder: str, format: str) -> None:
             projection.merge_lora()
     shape = model.input_shape
     if keras.backend.backend() == "torch" and None in shape[1:]:
-        shape = (None, *model.image_shape)  # `dynamic_image_size=True`
+        shape = (None, *usual_sides(model), shape[-1])
     images = keras.Input(shape[1:], dtype="uint8", name="image")
     scaled = getattr(model, "include_preprocessing", True)
     x = images if scaled else Preprocessing()(images)
@@ -260,6 +299,8 @@ def convert(source: str, folder: str, format: str) -> None:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     if keras.backend.backend() != "torch":
         served.export(file, format=format, **options)
+        if format == "openvino":
+            _keep_outputs(file)
         return
     import torch
 

@@ -35,7 +35,7 @@ def random(model):
 
 
 def pixels(model, n):
-    shape = (n, *model.input_shape[1:])
+    shape = (n, *model.image_shape)
     return np.random.default_rng(n).integers(0, 256, shape, dtype="uint8")
 
 
@@ -69,7 +69,8 @@ def run_openvino(path, x):
     model = openvino.compile_model(
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    return model({"image": x})[0]
+    (scores,) = model({"image": x}).values()
+    return scores
 
 
 def run_torch(path, x):
@@ -124,6 +125,18 @@ def test_conversion(format, tmp_path):
     serving.convert(str(tmp_path / "model.keras"), str(folder), format)
     file = folder / serving.FORMATS[format][0]
     assert difference(file, format, model) < 1e-5
+
+
+@pytest.mark.parametrize("format", CONVERTED[:1])
+def test_conversion_of_a_model_around_any_size(format, tmp_path):
+    inner = tiny(depth=1, dynamic_image_size=True, include_preprocessing=True)
+    inner = random(inner)
+    images = keras.Input((None, None, 3), dtype="uint8")
+    keras.Model(images, inner(images)).save(tmp_path / "model.keras")
+    folder = tmp_path / "served"
+    serving.convert(str(tmp_path / "model.keras"), str(folder), format)
+    file = folder / serving.FORMATS[format][0]
+    assert difference(file, format, inner) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -186,6 +199,12 @@ def test_refusals(model, tmp_path, monkeypatch):
     dense = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="a model of images"):
         keras_augreg.export(dense, tmp_path / "a", format="torch")
+    inputs = keras.Input((None, None, 3))
+    any_size = keras.Model(
+        inputs, keras.layers.GlobalAveragePooling2D()(inputs)
+    )
+    with pytest.raises(ValueError, match="images of a fixed height and width"):
+        keras_augreg.export(any_size, tmp_path / "a", format="torch")
     small = tiny(depth=1)
     small.quantize("float8")
     with pytest.raises(
