@@ -106,6 +106,7 @@ class TrainStep(KeepsState):
     _options = _Options()
     _traced_for: Any = None  # the shape of one example's label, on TensorFlow
     _on_host = False  # Where `fit` augments; with "auto", decided per call.
+    _padded = False  # Whether the data of an evaluation end in padding.
 
     def compile(
         self,
@@ -167,8 +168,12 @@ class TrainStep(KeepsState):
             return super().train_step(*state, data)
 
     def test_step(self, *args: Any) -> Any:
-        with on_logits(self._options.on_logits):
-            return super().test_step(*args)
+        _scope.padded = self._padded
+        try:
+            with on_logits(self._options.on_logits):
+                return super().test_step(*args)
+        finally:
+            _scope.padded = False
 
     def _labels(self, y: Any) -> Any:
         """Labels as the augmentation makes them, also without it."""
@@ -185,6 +190,13 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> Any:
         """Gives each metric the labels and outputs that it expects."""
+        if getattr(_scope, "padded", False):
+            # Keras counts padding, which has weight 0, as without loss.
+            count = self._loss_tracker.count
+            padding = keras.ops.equal(sample_weight, 0)
+            count.assign(
+                count - keras.ops.sum(keras.ops.cast(padding, count.dtype))
+            )
         compiled = self._compile_metrics
         if compiled is None or not self._options.on_logits:
             y = self._labels(y)
@@ -327,6 +339,7 @@ class TrainStep(KeepsState):
             self._entered(given.get("x"), given.get("y")) as x,
             self._batches_checked(validation, labels, True) as validation,
         ):
+            self._note_padding(given.get("validation_data"))
             return self._fit(**{**given, "x": x, "validation_data": validation})
 
     def _fit(self, x: Any, **kwargs: Any) -> Any:
@@ -387,6 +400,7 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         with self._entered(x, y, True):
+            self._note_padding(x)
             return super().test_on_batch(x, y, *args, **kwargs)
 
     def evaluate(
@@ -394,8 +408,9 @@ class TrainStep(KeepsState):
     ) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
             return super().evaluate(x, y, *args, **kwargs)
-        with self._entered(x, y, True) as x:
-            return super().evaluate(x, y, *args, **kwargs)
+        with self._entered(x, y, True) as checked:
+            self._note_padding(x)
+            return super().evaluate(checked, y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         with (
@@ -409,6 +424,13 @@ class TrainStep(KeepsState):
     def predict_on_batch(self, x: Any) -> Any:
         with self._watched(x):
             return super().predict_on_batch(x)
+
+    def _note_padding(self, data: Any) -> None:
+        """Notes whether data pad; the compiled step depends on it."""
+        padded = getattr(data, "padded", False)
+        if padded != self._padded:
+            self.test_function = None
+        self._padded = padded
 
     def _augment_where(self, host: bool) -> None:
         """Decides `augment_on="auto"`; the compiled step depends on it."""
@@ -481,15 +503,6 @@ class TrainStep(KeepsState):
         augmented = augmented.prefetch(tf.data.AUTOTUNE)
         sized = tf.data.experimental.assert_cardinality(dataset.cardinality())
         return augmented.apply(sized), count
-
-    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> Any:
-        # `MeanLoss` replaces Keras's own "loss": both have one value.
-        metrics = keras.tree.flatten(
-            [getattr(m, "metrics", m) for m in self.metrics]
-        )
-        names = [m.name for m in metrics if m.name in logs]
-        values = [logs[k] for k in dict.fromkeys([*names, *sorted(logs)])]
-        return values[0] if len(values) == 1 else values
 
     def get_metrics_result(self) -> Any:
         variables = [v for m in self.metrics for v in m.variables]

@@ -54,6 +54,7 @@ class Batches(keras.utils.PyDataset):
         self._first_step = feed.first_step  # of the next pass
         self._length = feed.num_batches
         self.checked_classes = feed.num_classes
+        self.padded = feed.order.pad
         threads = os.cpu_count() or 1
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)

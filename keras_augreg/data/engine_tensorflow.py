@@ -121,6 +121,7 @@ class Pipeline:
         # defined inside a function, since TensorFlow is imported late. The
         # results of `map`, `take` and so on lack them, as they should.
         dataset.checked_classes = feed.num_classes
+        dataset.padded = feed.order.pad
         dataset.at = lambda step, steps=None: Pipeline(
             feed.at(step, steps)
         ).dataset()

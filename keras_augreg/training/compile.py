@@ -30,7 +30,6 @@ from keras_augreg.recipe import (
     finetuning_warmup,
 )
 from keras_augreg.training import losses, optimizers, schedules
-from keras_augreg.trainstep import TrainStep
 from keras_augreg.vision_transformer import VisionTransformer
 
 
@@ -328,10 +327,6 @@ def _compile(
                 "both with from_logits=True, or both without. Received: "
                 f"{metric!r}"
             )
-    # Weighted, so that an evaluation's padding (weight 0) does not count. Not
-    # where a subclass computes another loss, which Keras reports.
-    if type(model).compute_loss is TrainStep.compute_loss:
-        weighted = [*(weighted or ()), losses.MeanLoss(function)]
     if loss == "sigmoid" and model.classes > 1:
         _set_prior(model)
     model.compile(

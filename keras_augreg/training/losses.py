@@ -239,44 +239,6 @@ def as_metrics(metrics: Any, loss: Any, from_logits: bool) -> list[Any] | None:
     ]
 
 
-@keras.saving.register_keras_serializable(package="keras_augreg")
-class MeanLoss(keras.metrics.MeanMetricWrapper):
-    """The mean of a loss over examples, weighted by their sample weights.
-
-    It replaces Keras's own "loss" in the logs, which counts padding (weight
-    0, when several hosts evaluate) as examples with loss 0.
-
-    Args:
-        loss: A `keras.losses.Loss`, whose call arguments the metric takes.
-        name: Name of the metric.
-        dtype: Dtype of its computation.
-
-    Example:
-    >>> metric = keras_augreg.training.losses.MeanLoss(SoftmaxCrossentropy())
-    >>> metric.update_state(np.array([1, 0]), np.zeros((2, 4)), [1.0, 0.0])
-    >>> float(metric.result())  # ln 4
-    1.3862943649291992
-    """
-
-    from_logits = True  # It gets what the loss gets.
-
-    def __init__(
-        self, loss: Any, name: str = "loss", dtype: Any = None
-    ) -> None:
-        super().__init__(fn=loss.call, name=name, dtype=dtype)
-        self.loss = loss
-        self._direction = "down"
-
-    def get_config(self) -> dict[str, Any]:
-        loss = keras.saving.serialize_keras_object(self.loss)
-        return {"loss": loss, "name": self.name, "dtype": self.dtype}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> MeanLoss:
-        loss = keras.saving.deserialize_keras_object(config["loss"])
-        return cls(**{**config, "loss": loss})
-
-
 def _hits(y_true: Any, y_pred: Any, threshold: float) -> Any:
     labels = soft_labels(y_true, y_pred.shape[-1], y_pred.dtype)
     decided = ops.max(y_pred, axis=-1) > threshold

@@ -1137,8 +1137,37 @@ def test_padding_is_no_example():
     head.assign(np.random.default_rng(0).normal(size=head.shape))
     x, y = batch(16)
     real = (np.arange(16) < 11).astype("float32")
-    padded = model.evaluate(
-        x, y, 8, sample_weight=real, verbose=0, return_dict=True
-    )
-    plain = model.evaluate(x[:11], y[:11], 11, verbose=0, return_dict=True)
-    assert padded == pytest.approx(plain, rel=1e-5)
+    data = Batches([(x[:8], y[:8], real[:8]), (x[8:], y[8:], real[8:])])
+    plain = model.evaluate(x[:11], y[:11], 11, verbose=0)
+    own_weights = model.evaluate(data, verbose=0)
+    assert own_weights == pytest.approx([plain[0] * 11 / 16, plain[1]], 1e-5)
+    data.padded = True  # as what `data.load` returns
+    assert model.evaluate(data, verbose=0) == pytest.approx(plain, rel=1e-5)
+    history = model.fit(x, y, validation_data=data, verbose=0).history
+    after = model.evaluate(x[:11], y[:11], 11, verbose=0)[0]
+    assert history["val_loss"] == pytest.approx([after], rel=1e-5)
+
+
+def test_the_logged_loss_is_what_is_optimized():
+    """With regularizers, weights, reductions and own functions, as Keras's."""
+    x, y = batch(16)
+    weights = np.arange(16) % 3.0
+    for reduction in ("sum_over_batch_size", "sum", "mean_with_sample_weight"):
+        model = build(seed=1)
+        head = model.get_layer("head")
+        values = np.random.default_rng(0).normal(size=head.kernel.shape)
+        head.kernel.assign(values)
+        head.kernel.regularizer = keras.regularizers.L2(0.5)
+        plain = keras.Model(model.input, model.output)
+        loss = keras.losses.SparseCategoricalCrossentropy
+        plain.compile(loss=loss(reduction=reduction))
+        finetune(model, loss=loss(from_logits=True, reduction=reduction))
+        for given in (None, weights):
+            got, expected = (
+                m.evaluate(x, y, 5, sample_weight=given, verbose=0)
+                for m in (model, plain)
+            )
+            assert got[0] == pytest.approx(expected, rel=1e-5)
+    model.compute_loss = lambda *args, **kwargs: keras.ops.convert_to_tensor(3.0)
+    model.test_function = None
+    assert model.evaluate(x, y, verbose=0)[0] == 3.0
