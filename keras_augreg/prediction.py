@@ -246,7 +246,7 @@ def _model(model: Any) -> Any:
 
 
 def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
-    """Pairs (name, path or array (h, w, channels)) of all images."""
+    """Pairs (name, path, Pillow image or array (h, w, c)) of all images."""
     from keras_augreg.data import sources
 
     if isinstance(images, (list, tuple)):
@@ -265,10 +265,10 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
                 else f"No such file or folder: {str(images)!r}."
             )
         yield from ((str(p), p) for p in files)
+    elif hasattr(images, "getexif"):  # Pillow's
+        yield "image 0", images
     else:
-        if hasattr(images, "convert"):  # Pillow's
-            images = images.convert("RGB")
-        elif not isinstance(images, np.ndarray):
+        if not isinstance(images, np.ndarray):
             images = keras.ops.convert_to_numpy(images)
         images = np.asarray(images)
         if images.ndim not in (3, 4) or images.shape[-1] not in (3, channels):
@@ -312,7 +312,7 @@ def _pixels(
     Its smaller side is that of the shape unless only the `inner` part of it,
     as in evaluations, is wanted.
     """
-    from keras_augreg.data import decode, loading, options, sources
+    from keras_augreg.data import access, decode, loading, options, sources
     from keras_augreg.data.datasets import PaperDataset
 
     height, width, channels = shape
@@ -323,6 +323,8 @@ def _pixels(
         except OSError as error:
             raise decode.ImageError(f"Cannot read {name!r}: {error}") from error
         picture: Any = decode.Picture(content, name)
+    elif hasattr(image, "getexif"):  # Read as its file would be.
+        picture = decode.ArrayPicture(access.image_data(image, name))
     elif image.shape == shape:
         return image
     elif image.shape[2] == 3:

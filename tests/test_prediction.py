@@ -89,6 +89,29 @@ def test_every_kind_of_image(model, photos, monkeypatch):
     assert found[1].image == "image 0"
 
 
+def test_pillow_images_are_read_as_their_files(model, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (40, 80, 4), "uint8")
+    pixels[:, :40] //= 4
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    rgb = PIL.Image.fromarray(pixels[..., :3])
+    rgb.save(tmp_path / "turned.jpg", exif=exif)
+    PIL.Image.fromarray(pixels).save(tmp_path / "transparent.png")
+    deep = pixels[..., 0].astype("uint16") * 257
+    PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
+    rgb.resize((16, 16)).save(tmp_path / "fits.png")
+    files = sorted(tmp_path.iterdir())
+    (read, given) = (
+        [p.classes for p in keras_augreg.predict(model, images)]
+        for images in (files, [PIL.Image.open(file) for file in files])
+    )
+    assert read == given
+    assert len({classes[0][1] for classes in read}) == 4
+    with pytest.raises(ValueError, match="image 0: its pixels are floats"):
+        keras_augreg.predict(model, PIL.Image.new("F", (16, 16)))
+
+
 def test_a_saved_model_and_one_with_logits(model, photos, tmp_path):
     model.save(tmp_path / "model.keras")
     expected = keras_augreg.predict(model, photos)
