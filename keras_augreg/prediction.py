@@ -17,7 +17,7 @@ import keras_augreg.models as builders
 from keras_augreg.atomic import replacing
 from keras_augreg.checks import check_choice
 from keras_augreg.labels import best_classes
-from keras_augreg.preprocessing import preprocess_input
+from keras_augreg.preprocessing import preprocess_input, warn_if_scaled
 from keras_augreg.variants import match
 
 # Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
@@ -100,6 +100,13 @@ def predict(
     # Of a model for images of any size, the one that it was trained at.
     shape = tuple(getattr(model, "image_shape", model.input_shape[1:]))
     found = list(_find(images, shape[2]))
+    scales = not getattr(model, "include_preprocessing", True)
+    # Of floats that it gets as they are, the model itself warns.
+    untouched = None if scales or tta == "crops" else shape
+    floats = [x for _, x in found if _is_floats(x) and x.shape != untouched]
+    if floats:
+        values = np.concatenate([x.reshape(-1) for x in floats[:4]])
+        warn_if_scaled(values[None], "`predict`", otherwise="")
     named: list[Prediction] = []
     for start in range(0, len(found), batch_size):
         part = found[start : start + batch_size]
@@ -109,7 +116,7 @@ def predict(
         if start:  # The same shape again: nothing is recompiled.
             missing = batch_size * VIEWS[tta] - len(batch)
             batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        if not getattr(model, "include_preprocessing", True):
+        if scales:
             batch = keras.ops.convert_to_numpy(preprocess_input(batch))
         scores = model.predict(batch, batch_size, verbose=0)
         scores, names = _probabilities(model, scores)
@@ -278,6 +285,10 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
             )
         images = images.reshape(-1, *images.shape[-3:])
         yield from ((f"image {i}", image) for i, image in enumerate(images))
+
+
+def _is_floats(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and "float" in image.dtype.name
 
 
 def _views(

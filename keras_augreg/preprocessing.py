@@ -169,8 +169,13 @@ def images_of(batch: Any) -> Any:
     return only(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
-def warn_if_scaled(images: Any) -> None:
-    """Warns if images for a model that scales seem to be scaled already.
+def warn_if_scaled(
+    images: Any,
+    taker: str = "this model",
+    otherwise: str = "; or build the model with include_preprocessing=False, "
+    "which takes floats in [-1, 1]",
+) -> None:
+    """Warns if images for what scales them seem to be scaled already.
 
     Looks at a few images, if they are floats with values: not inside a
     compiled function. Constant images prove nothing.
@@ -181,11 +186,10 @@ def warn_if_scaled(images: Any) -> None:
     low, high = images.min(), images.max()
     if -1 <= low < high <= 1:
         warn(
-            f"The images are floats from {low:.3g} to {high:.3g}, but this "
-            "model takes pixels from 0 to 255 and scales them itself. Pass "
-            "pixels, without `preprocess_input`, `Rescaling` or a division by "
-            "255; or build the model with include_preprocessing=False, which "
-            "takes floats in [-1, 1]."
+            f"The images are floats from {low:.3g} to {high:.3g}, but {taker} "
+            "takes pixels from 0 to 255 and scales them itself. Pass pixels, "
+            "without `preprocess_input`, `Rescaling` or a division by 255"
+            f"{otherwise}."
         )
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -110,6 +111,25 @@ def test_pillow_images_are_read_as_their_files(model, tmp_path):
     assert len({classes[0][1] for classes in read}) == 4
     with pytest.raises(ValueError, match="image 0: its pixels are floats"):
         keras_augreg.predict(model, PIL.Image.new("F", (16, 16)))
+
+
+def test_floats_that_seem_scaled(model):
+    photo = np.random.default_rng(0).random((40, 60, 3), "float32")
+    bare = model.get_config() | {"include_preprocessing": False}
+    bare = keras_augreg.VisionTransformer.from_config(bare)
+    for takes, image, options in (
+        (model, photo, {}),
+        (model, photo * 2 - 1, {}),
+        (model, photo[:16, :16], {"tta": "crops"}),
+        (model, photo[:16, :16], {}),  # The model's own warning.
+        (bare, photo[:16, :16], {}),
+    ):
+        with pytest.warns(UserWarning, match="are floats from") as found:
+            keras_augreg.predict(takes, image, **options)
+        assert [w.filename for w in found] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_augreg.predict(model, [photo * 255, photo])
 
 
 def test_a_saved_model_and_one_with_logits(model, photos, tmp_path):
