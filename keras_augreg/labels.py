@@ -82,9 +82,10 @@ def decode_predictions(
             "class_names=model.class_names."
         )
     classes = scores.shape[1]
-    if not 1 <= top <= classes:
+    if not isinstance(top, (int, np.integer)) or not 1 <= top <= classes:
         raise ValueError(
-            f"`top` is at least 1 and at most {classes}. Received: top={top}"
+            f"`top` is an integer, at least 1 and at most {classes}. "
+            f"Received: top={top!r}"
         )
     return best_classes(scores, top, class_names)
 

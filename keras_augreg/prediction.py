@@ -62,7 +62,7 @@ def predict(
             a Pillow image, an array (h, w, 3) or (B, h, w, 3) of pixels from 0
             to 255, or a list of these.
         top: Number of classes to name, at least 1; all if there are fewer.
-        batch_size: Images that the model gets at once.
+        batch_size: Images that the model gets at once, at least 1.
         tta: Views of each photo whose probabilities are averaged (test-time
             augmentation): `"flip"` for the photo and its mirror image;
             `"crops"` for the middle and four corners of the photo's central
@@ -89,7 +89,11 @@ def predict(
     assert prediction.classes == [("cat", 0.5), ("dog", 0.5)]
     ```
     """
+    from keras_augreg.data.options import at_least
+
     check_choice("tta", tta, VIEWS)
+    top = at_least(1, "top", top)
+    batch_size = at_least(1, "batch_size", batch_size)
     model = _model(model)
     if len(model.output_shape) != 2 or len(model.input_shape) != 4:
         raise ValueError(

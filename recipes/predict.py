@@ -24,8 +24,10 @@ from absl import app, flags
 import keras_augreg
 from keras_augreg.data import tables
 
-_TOP = flags.DEFINE_integer("top", 5, "Classes to name, at least 1.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.")
+_TOP = flags.DEFINE_integer("top", 5, "Classes to name.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "Images at once.", lower_bound=1
+)
 _TTA = flags.DEFINE_enum(
     "tta", None, ["flip", "crops"], "Views of a photo to average."
 )

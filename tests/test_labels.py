@@ -105,7 +105,7 @@ def test_decode_refuses_other_shapes(shape):
         decode_predictions(np.zeros(shape))
 
 
-@pytest.mark.parametrize("top", [0, -1, 1001])
+@pytest.mark.parametrize("top", [0, -1, 1001, 2.5, None])
 def test_decode_refuses_other_tops(top):
     with pytest.raises(ValueError, match=f"at most 1000.*top={top}"):
         decode_predictions(np.zeros((1, 1000)), top=top)

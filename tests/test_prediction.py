@@ -195,6 +195,17 @@ def test_errors(model, photos, tmp_path):
         )
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("argument", ["top", "batch_size"])
+def test_numbers_of_at_least_1(model, argument):
+    photo = np.zeros((16, 16, 3), "uint8")
+    for wrong in (0, -1, "3", None, 2.0, True):
+        with pytest.raises(ValueError, match=f"`{argument}` must be an integ"):
+            keras_augreg.predict(model, photo, **{argument: wrong})
+    (found,) = keras_augreg.predict(model, photo, **{argument: np.int64(1)})
+    assert found.classes[0][0] == "dark"
+
+
 # Test-time augmentation and submissions
 
 

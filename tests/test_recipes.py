@@ -450,6 +450,7 @@ def test_commands_of_the_package(tmp_path):
     environment.pop("KERAS_BACKEND")
     for arguments, status, said in (
         (["predict"], 1, "Pass a model and at least one photo"),
+        (["predict", "--top=0"], 1, "flag --top=0"),
         (["train"], 2, "finetune           Fine-tunes a checkpoint on"),
     ):
         done = subprocess.run(
