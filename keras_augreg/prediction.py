@@ -17,8 +17,9 @@ import keras_augreg.models as builders
 from keras_augreg.atomic import replacing
 from keras_augreg.checks import check_choice
 from keras_augreg.labels import best_classes
-from keras_augreg.preprocessing import preprocess_input, warn_if_scaled
+from keras_augreg.preprocessing import only, preprocess_input, warn_if_scaled
 from keras_augreg.variants import match
+from keras_augreg.vit import Pool, PositionEmbedding
 
 # Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
 GREY = np.array([0.299, 0.587, 0.114])
@@ -95,14 +96,8 @@ def predict(
     top = at_least(1, "top", top)
     batch_size = at_least(1, "batch_size", batch_size)
     model = _model(model)
-    if len(model.output_shape) != 2 or len(model.input_shape) != 4:
-        raise ValueError(
-            "Expected a classifier of images (B, H, W, 3) that returns one "
-            f"score for each class. Received: {model.name!r}, which maps "
-            f"{model.input_shape} to {model.output_shape}"
-        )
-    # Of a model for images of any size, the one that it was trained at.
-    shape = tuple(getattr(model, "image_shape", model.input_shape[1:]))
+    _check_classifier(model)
+    shape = _image_shape(model)
     found = list(_find(images, shape[2]))
     scales = not getattr(model, "include_preprocessing", True)
     # Of floats that it gets as they are, the model itself warns.
@@ -136,11 +131,9 @@ def predict(
 
 def _probabilities(model: Any, scores: np.ndarray) -> tuple[np.ndarray, Any]:
     """Probabilities of what a model returned, and names of the classes."""
-    last = model
-    names = getattr(model, "class_names", None)
-    while getattr(last, "outputs", None):  # also of a model in the model
-        last = last.outputs[0]._keras_history.operation
-        names = names or getattr(last, "class_names", None)
+    *models, last = _ends(model)
+    every = (getattr(end, "class_names", None) for end in models)
+    names: Any = next(filter(None, every), None)
     one = scores.shape[1] == 1
     if getattr(last, "activation", None) is keras.activations.linear:
         function = keras.ops.sigmoid if one else keras.ops.softmax
@@ -256,6 +249,58 @@ def _model(model: Any) -> Any:
     )
 
 
+def _ends(model: Any) -> list[Any]:
+    """The model, the model in it that it ends in, ..., and the last layer."""
+    ends = [model]
+    while getattr(ends[-1], "outputs", None):
+        ends.append(ends[-1].outputs[0]._keras_history.operation)
+    return ends
+
+
+def _check_classifier(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a Keras model, a .keras file or the name of an "
+            f"architecture. Received: model={model!r}"
+        )
+    taken, returned = (
+        only(getattr(model, f"{end}_shape", None))
+        for end in ("input", "output")
+    )
+    ranks = [
+        len(x) if isinstance(x, tuple) else None for x in (taken, returned)
+    ]
+    if ranks != [4, 2] or isinstance(_ends(model)[-1], Pool):
+        raise ValueError(
+            "Expected a classifier of images (B, H, W, 3) that returns one "
+            f"score for each class. Received: {model.name!r}, which maps "
+            f"{taken} to {returned}. If it has no classifier, build it with "
+            "include_top=True, or put one on it: a `keras.layers.Dense`, "
+            "trained."
+        )
+
+
+def _image_shape(model: Any) -> tuple[int, int, int]:
+    """(height, width, channels) of the images to make of photos.
+
+    Of a model for images of any size, or one around it, those that its
+    position embedding was trained for.
+    """
+    shape = tuple(only(model.input_shape)[1:])
+    if None in shape:
+        for layer in model._flatten_layers():
+            if isinstance(layer, PositionEmbedding) and layer.stride:
+                sides = [n * layer.stride for n in layer.patch_grid]
+                own = zip(shape, (*sides, 3), strict=True)
+                return tuple(n or m for n, m in own)
+        raise ValueError(
+            "`predict` must know the size to resize photos to. Give the model "
+            "one: keras.Sequential([keras.Input((height, width, 3)), model]). "
+            f"Received: {model.name!r}, with input_shape={model.input_shape}"
+        )
+    return shape
+
+
 def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
     """Pairs (name, path, Pillow image or array (h, w, c)) of all images."""
     from keras_augreg.data import sources
@@ -339,7 +384,9 @@ def _pixels(
             raise decode.ImageError(f"Cannot read {name!r}: {error}") from error
         picture: Any = decode.Picture(content, name)
     elif hasattr(image, "getexif"):  # Read as its file would be.
-        picture = decode.ArrayPicture(access.image_data(image, name))
+        picture = decode.ArrayPicture(
+            np.asarray(access.image_data(image, name))
+        )
     elif image.shape == shape:
         return image
     elif image.shape[2] == 3:

@@ -63,6 +63,17 @@ def photos(tmp_path_factory):
     return folder
 
 
+def command(folder, *arguments):
+    """Runs `python -m keras_augreg predict` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "keras_augreg", "predict", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_a_folder_in_batches(model, photos):
     for batch_size in (1, 2, 32):
         found = keras_augreg.predict(model, photos, batch_size=batch_size)
@@ -188,11 +199,56 @@ def test_errors(model, photos, tmp_path):
             keras_augreg.predict(model, images)
     with pytest.raises(ValueError, match=r"No such file: 'model.keras'"):
         keras_augreg.predict("model.keras", photos)
-    with pytest.raises(ValueError, match="Expected a classifier"):
-        keras_augreg.predict(
-            keras.Model(model.input, model.get_layer("encoder_norm").output),
-            photos,
-        )
+    for wrong in (None, np.zeros(3), keras.Model):
+        with pytest.raises(TypeError, match="`model` must be a Keras model"):
+            keras_augreg.predict(wrong, photos)
+
+
+@pytest.mark.once
+def test_models_without_a_head(model, photos, tmp_path):
+    config = model.get_config() | {"include_top": False, "class_names": None}
+    maps = keras_augreg.VisionTransformer.from_config(config)
+    pooled = keras_augreg.VisionTransformer.from_config(
+        config | {"pooling": "avg"}
+    )
+    image = keras.Input((16, 16, 3))
+    for wrong in (
+        maps,
+        pooled,
+        keras.Model(image, pooled(image)),
+        keras.Model(model.input, model.get_layer("pool").output),
+        keras_augreg.FeatureExtractor(model, [0, -1]),
+        keras.Model(image, [pooled(image), pooled(image)]),
+    ):
+        with pytest.raises(ValueError, match="no classifier, build it with"):
+            keras_augreg.predict(wrong, photos)
+    scores = keras.layers.Dense(2, "softmax")(pooled(image))
+    for good in (keras.Model(image, scores), keras.Model([image], [scores])):
+        assert len(keras_augreg.predict(good, photos)) == 3
+    pooled.save(tmp_path / "model.keras")
+    done = command(tmp_path, "model.keras", photos)
+    assert done.returncode == 1
+    assert "no classifier, build it with include_top=True" in done.stderr
+
+
+def test_models_of_any_size_in_others(model, photos, tmp_path):
+    config = model.get_config() | {"dynamic_image_size": True}
+    any_size = keras_augreg.VisionTransformer.from_config(config)
+    any_size.set_weights(model.get_weights())
+    image = keras.Input((None, None, 3))
+    around = keras.Model(image, any_size(image))
+    around.save(tmp_path / "model.keras")
+    shares = [
+        [p.classes[0][1] for p in keras_augreg.predict(m, photos)]
+        for m in (model, any_size, around, tmp_path / "model.keras")
+    ]
+    np.testing.assert_allclose(shares, [shares[0]] * 4, rtol=1e-5)
+    pooled = keras.layers.GlobalAveragePooling2D()(image)
+    plain = keras.Model(image, keras.layers.Dense(2)(pooled))
+    with pytest.raises(ValueError, match=r"keras.Input\(\(height, width, 3"):
+        keras_augreg.predict(plain, photos)
+    sized = keras.Sequential([keras.Input((16, 16, 3)), plain])
+    assert len(keras_augreg.predict(sized, photos)) == 3
 
 
 @pytest.mark.once
@@ -309,14 +365,9 @@ def test_images_of_the_same_name_in_submissions(tmp_path):
 def test_command_that_writes_a_submission(model, photos, tmp_path):
     model.save(tmp_path / "model.keras")
     (tmp_path / "sample.csv").write_text("id,label\nb,\na,\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "keras_augreg", "predict", "--tta=flip",
-         "--sample=sample.csv", "model.keras",
-         str(photos / "a.jpg"), str(photos / "b.PNG")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = command(
+        tmp_path, "--tta=flip", "--sample=sample.csv", "model.keras",
+        photos / "a.jpg", photos / "b.PNG",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "submission.csv").read_text().splitlines()
