@@ -378,11 +378,14 @@ def _pixels(
     height, width, channels = shape
     size = height, width
     if isinstance(image, pathlib.Path):
+        advice = "Repair, move or delete it."
         try:
             content = sources.read_file(str(image.parent), image.name)
         except OSError as error:
-            raise decode.ImageError(f"Cannot read {name!r}: {error}") from error
-        picture: Any = decode.Picture(content, name)
+            raise decode.ImageError(
+                f"Cannot read {name!r}: {error}. {advice}"
+            ) from error
+        picture: Any = decode.Picture(content, name, advice=advice)
     elif hasattr(image, "getexif"):  # Read as its file would be.
         picture = decode.ArrayPicture(
             np.asarray(access.image_data(image, name))

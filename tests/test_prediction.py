@@ -188,11 +188,15 @@ def test_one_class_own_heads_and_nested_models(model):
 def test_errors(model, photos, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = (photos / "a.jpg").read_bytes()
+    (tmp_path / "cut" / "a.jpg").write_bytes(whole[:500])
     for images, message in (
-        (tmp_path / "pipe.jpg", r"pipe\.jpg.*not a regular file"),
+        (tmp_path / "pipe.jpg", r"pipe\.jpg.*not a regular file.*\. Repair"),
         ("nothing.jpg", "No such file or folder: 'nothing.jpg'"),
         (tmp_path / "empty", "No image files in the folder"),
-        (photos / "notes0.txt", "Cannot read the image"),
+        (photos / "notes0.txt", r"Cannot read the image .*notes0.*\. Repair"),
+        (tmp_path / "cut", r"cut/a\.jpg' \(500 bytes\).*Repair, move or del"),
         (np.zeros((3, 16, 16)), "has shape"),
     ):
         with pytest.raises(ValueError, match=message):

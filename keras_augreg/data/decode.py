@@ -59,6 +59,9 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
 
 
+SKIP = 'Replace or remove it, or pass on_error="skip" to leave out such files.'
+
+
 class ImageError(ValueError):
     """An image that cannot be read; the message names the file."""
 
@@ -188,12 +191,15 @@ class Picture:
 
     `height` and `width` are those of the upright image. `plain_jpeg` says that
     TensorFlow's decoder gives the same pixels: it ignores rotations and does
-    not name a truncated file.
+    not name a truncated file. `advice` is what to do about one.
     """
 
-    def __init__(self, data: bytes, name: str, brightness: int = 1) -> None:
+    def __init__(
+        self, data: bytes, name: str, brightness: int = 1, advice: str = SKIP
+    ) -> None:
         self.data = data
         self.name = name
+        self._advice = advice
         self._brightness = brightness
         # Kept, because some files' pixels have been decoded by then.
         self._opened: Any = None
@@ -231,8 +237,7 @@ class Picture:
         what = f"{len(self.data)} bytes" if self.data else "it is empty"
         return ImageError(
             f"Cannot read the image {self.name!r} ({what}): {error}. Expected "
-            f"a complete file of one of {', '.join(formats())}. Replace or "
-            'remove it, or pass on_error="skip" to leave out such files.'
+            f"a complete file of one of {', '.join(formats())}. {self._advice}"
         )
 
     def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
