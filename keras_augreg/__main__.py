@@ -31,13 +31,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command as Python would run its file; returns the status."""
     command, *rest = arguments or ["--help"]
     if command not in COMMANDS:
+        help_wanted = command in ("-h", "--help", "help")
+        if not help_wanted:
+            print(f"Unknown command: {command!r}\n", file=sys.stderr)
         print("python -m keras_augreg COMMAND, where COMMAND is one of\n")
         for name in COMMANDS:
             tree = ast.parse((folder() / f"{name}.py").read_text())
             line = (ast.get_docstring(tree) or "").partition("\n")[0]
             print(f"  {name:18} {line}")
         print("\nWith --help, a command explains itself.")
-        return 0 if command in ("-h", "--help", "help") else 2
+        return 0 if help_wanted else 2
     script = folder() / f"{command}.py"
     sys.argv = [str(script), *rest]
     sys.path.insert(0, str(script.parent))

@@ -452,6 +452,7 @@ def test_commands_of_the_package(tmp_path):
         (["predict"], 1, "Pass a model and at least one photo"),
         (["predict", "--top=0"], 1, "flag --top=0"),
         (["train"], 2, "finetune           Fine-tunes a checkpoint on"),
+        (["train"], 2, "Unknown command: 'train'"),
     ):
         done = subprocess.run(
             [*command, *arguments],
