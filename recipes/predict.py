@@ -8,7 +8,8 @@ an architecture with its released weights (downloaded once):
     python recipes/predict.py ViT_B16 photo.jpg
 
 Prints one line for each photo; `--sample=sample_submission.csv` writes
-`submission.csv` in its form instead. Hardware: any. In Python:
+`submission.csv` in its form instead, with `--value=CLASS` the probability of
+that class. Hardware: any. In Python:
 `keras_augreg.predict`, `keras_augreg.submission`.
 """
 
@@ -34,12 +35,17 @@ _TTA = flags.DEFINE_enum(
 _SAMPLE = flags.DEFINE_string(
     "sample", None, "A competition's sample submission; all classes are used."
 )
+_VALUE = flags.DEFINE_string(
+    "value", None, "The class whose probability the sample's only column gets."
+)
 
 
 def main(argv: list[str]) -> None:
     """Predicts and prints."""
     if len(argv) < 3:
         raise app.UsageError("Pass a model and at least one photo or folder.")
+    if _VALUE.value is not None and not _SAMPLE.value:
+        raise app.UsageError("--value is for a --sample. Pass its file.")
     _, model, *images = argv
     try:
         if _SAMPLE.value:
@@ -49,7 +55,10 @@ def main(argv: list[str]) -> None:
             model, images, top, _BATCH_SIZE.value, _TTA.value
         )
         if _SAMPLE.value:
-            print(keras_augreg.submission(predictions, _SAMPLE.value))
+            path = keras_augreg.submission(
+                predictions, _SAMPLE.value, value=_VALUE.value
+            )
+            print(path)
             return
     except (OSError, ValueError) as error:
         raise app.UsageError(str(error)) from error

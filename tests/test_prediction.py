@@ -366,13 +366,20 @@ def test_images_of_the_same_name_in_submissions(tmp_path):
 
 
 @pytest.mark.once
-def test_command_that_writes_a_submission(model, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "cells"),
+    [("--tta=flip", ["light", "dark"]), ("--value=dark", ["0.1", "0.9"])],
+)
+def test_command_that_writes_a_submission(model, photos, tmp_path, flag, cells):
     model.save(tmp_path / "model.keras")
     (tmp_path / "sample.csv").write_text("id,label\nb,\na,\n")
     done = command(
-        tmp_path, "--tta=flip", "--sample=sample.csv", "model.keras",
+        tmp_path, flag, "--sample=sample.csv", "model.keras",
         photos / "a.jpg", photos / "b.PNG",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "submission.csv").read_text().splitlines()
-    assert (header, rows) == ("id,label", ["b,light", "a,dark"])
+    names, found = zip(*(row.split(",") for row in rows), strict=True)
+    if flag == "--value=dark":
+        found = [f"{float(share):.1f}" for share in found]
+    assert (header, *names, *found) == ("id,label", "b", "a", *cells)

@@ -452,6 +452,7 @@ def test_commands_of_the_package(tmp_path):
         (["predict"], 1, "Pass a model and at least one photo"),
         (["predict", "--top=0"], 1, "flag --top=0"),
         (["train"], 2, "finetune           Fine-tunes a checkpoint on"),
+        (["predict", "m", "p", "--value=a"], 1, "--value is for a --sample"),
         (["train"], 2, "Unknown command: 'train'"),
     ):
         done = subprocess.run(
