@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import csv
 import io
+import os
 import pathlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -61,7 +62,7 @@ def predict(
             architecture, `"ViT_B16"`, for its default weights.
         images: An image file, a folder (with all image files in it and below),
             a Pillow image, an array (h, w, 3) or (B, h, w, 3) of pixels from 0
-            to 255, or a list of these.
+            to 255, or a list, an array or a generator of these.
         top: Number of classes to name, at least 1; all if there are fewer.
         batch_size: Images that the model gets at once, at least 1.
         tta: Views of each photo whose probabilities are averaged (test-time
@@ -76,6 +77,7 @@ def predict(
 
     Raises:
         ValueError: An argument is not as above, or an image cannot be read.
+        TypeError: `model` or `images` is something else.
 
     Example:
     ```python
@@ -236,7 +238,7 @@ def submission(
 
 
 def _model(model: Any) -> Any:
-    if not isinstance(model, (str, pathlib.Path)):
+    if not isinstance(model, (str, os.PathLike)):
         return model
     path = pathlib.Path(model).expanduser()
     if path.exists():
@@ -305,10 +307,7 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
     """Pairs (name, path, Pillow image or array (h, w, c)) of all images."""
     from keras_augreg.data import sources
 
-    if isinstance(images, (list, tuple)):
-        for image in images:
-            yield from _find(image, channels)
-    elif isinstance(images, (str, pathlib.Path)):
+    if isinstance(images, (str, os.PathLike)):
         path = pathlib.Path(images).expanduser()
         files = [path]
         if path.is_dir():
@@ -323,10 +322,13 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
         yield from ((str(p), p) for p in files)
     elif hasattr(images, "getexif"):  # Pillow's
         yield "image 0", images
-    else:
-        if not isinstance(images, np.ndarray):
+    elif hasattr(images, "shape"):
+        if keras.ops.is_tensor(images):
             images = keras.ops.convert_to_numpy(images)
         images = np.asarray(images)
+        if images.dtype.kind in "OSTU":  # paths, as NumPy and pandas keep them
+            yield from _find(images.reshape(-1).tolist(), channels)
+            return
         if images.ndim not in (3, 4) or images.shape[-1] not in (3, channels):
             raise ValueError(
                 "An array of images has shape (height, width, 3) or (batch, "
@@ -334,6 +336,17 @@ def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:
             )
         images = images.reshape(-1, *images.shape[-3:])
         yield from ((f"image {i}", image) for i, image in enumerate(images))
+    elif isinstance(images, Iterable) and not isinstance(
+        images, (bytes, Mapping)
+    ):
+        for image in images:
+            yield from _find(image, channels)
+    else:
+        raise TypeError(
+            "`images` must be an image file, a folder, a Pillow image, an "
+            "array, or a list of these. Received: an object of type "
+            f"{type(images).__name__}"
+        )
 
 
 def _is_floats(image: Any) -> bool:

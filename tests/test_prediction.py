@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import subprocess
 import sys
 import warnings
@@ -99,6 +100,18 @@ def test_every_kind_of_image(model, photos, monkeypatch):
     )  # fmt: skip
     assert [p.classes[0][0] for p in found] == ["light"] * 7
     assert found[1].image == "image 0"
+    files = [str(photos / "a.jpg"), str(photos / "b.PNG")]
+    expected = keras_augreg.predict(model, files)
+    for images in (
+        np.array(files),
+        np.array([*map(pathlib.Path, files)]),
+        np.array(files, object),
+        (file for file in files),
+    ):
+        assert keras_augreg.predict(model, images) == expected
+    for wrong in (None, [None], np.array([None]), 3, b"", {"image": array}):
+        with pytest.raises(TypeError, match="`images` must be an image file"):
+            keras_augreg.predict(model, wrong)
 
 
 def test_pillow_images_are_read_as_their_files(model, tmp_path):
