@@ -192,8 +192,8 @@ def load(
             cropping = preprocess.cropping(image_size, training, location.row)
     if examples.label_shape and (options.one_hot or class_weight):
         raise ValueError(
-            f"The labels of {str(source)!r} are vectors of several classes: "
-            "`one_hot` and `class_weight` do not apply."
+            f"The labels of {location.row.name!r} are vectors of several "
+            "classes: `one_hot` and `class_weight` do not apply."
         )
     one = location.kind not in ("bundled", "tfds") and len(names) == 1
     if one and class_names is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Location:
                 raise ValueError(
                     "`sample_weight` must have one finite number of at least "
                     f"0 for each of the {len(found)} examples. Received: "
-                    f"{options.sample_weight!r}"
+                    f"{reprlib.repr(options.sample_weight)}"
                 )
             found.weights = weights.astype(np.float32)
         if options.cache:
@@ -342,7 +343,8 @@ def evaluation_split(
     ('train', 'test')
     """
     location = locate(source, data_dir)
-    where = location.path if location.kind == "object" else str(source)
+    # A name, not the contents of an object or a DataFrame.
+    where = location.row.name if location.given is not None else str(source)
     splits = location.splits()
     parts = [part.partition("[")[0].strip() for part in train.split("+")]
     known = {s.lower(): s for s in splits if s not in parts}

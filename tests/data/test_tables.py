@@ -191,6 +191,12 @@ def test_columns_of_several_classes(rows, tmp_path, engine):
             data.find(path, "all", class_names=names, options=options)
     with pytest.raises(ValueError, match="vectors of several classes"):
         data.load(path, "all", class_weight="balanced", options=options, **load)
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"of 'DataFrame' are vectors of sev"):
+        data.load(pandas.DataFrame(rows), "all", class_weight="balanced",
+                  data_dir=path.parent, options=options, **load)  # fmt: skip
+    with pytest.raises(ValueError, match=r"^'DataFrame' has no split to ev"):
+        data.evaluation_split(pandas.DataFrame(rows), "all[:50%]")
     rows[4]["odd"] = "perhaps"
     write(path, rows)
     with pytest.raises(ValueError, match="'perhaps' in the column 'odd', not"):
