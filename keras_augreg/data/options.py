@@ -124,7 +124,8 @@ class Options:
             Or the key of the image in an object's items or TFDS's examples.
         label: The column with the classes, `None` for the second; or the key
             of the label. For images of several classes, a list of columns of
-            0 and 1, one for each class: labels are then vectors.
+            0 and 1, one for each class: labels are then vectors. Labels that
+            are all whole numbers are integers, 1.0 too: the class "1".
         group: A column; rows with the same value come into the same fold.
         folds: Number of parts for cross-validation (not for TFDS), with the
             same share of every class. The split "validation" is then the part
@@ -159,14 +160,30 @@ class Options:
         check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("engine", self.engine, ENGINES)
         check_seed("split_seed", self.split_seed)
-        if self.label is not None and not isinstance(self.label, str):
-            object.__setattr__(self, "label", tuple(self.label))
+        self._name_columns()
         at_least(1, "shuffle_buffer", self.shuffle_buffer)
         exclude: Any = self.exclude
         if isinstance(exclude, (str, os.PathLike)):
             exclude = read_names(exclude)
         # Read once: an iterator is then empty, and a file may change.
         object.__setattr__(self, "exclude", frozenset(exclude))
+
+    def _name_columns(self) -> None:
+        """Numbers of a DataFrame's columns become their names."""
+        for argument in ("image", "label", "group"):
+            name: Any = getattr(self, argument)
+            if is_integer(name):
+                name = str(name)
+            elif argument == "label" and isinstance(name, Iterable):
+                if not isinstance(name, str):
+                    name = tuple(str(n) if is_integer(n) else n for n in name)
+            elif not isinstance(name, str | None):
+                raise TypeError(
+                    f"`{argument}` must be the name of a column or key"
+                    f"{', or a list of them' if argument == 'label' else ''}. "
+                    f"Received: {argument}={name!r}"
+                )
+            object.__setattr__(self, argument, name)
 
     def _check_folds(self) -> None:
         at_least(0, "fold", self.fold)

@@ -8,7 +8,8 @@ import functools
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from keras_augreg.data.sources import Examples, check_once, read_file
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
 # What a column of a class among several may hold.
 SWITCH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
+WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
 def is_frame(source: Any) -> bool:
@@ -28,11 +30,15 @@ def is_frame(source: Any) -> bool:
 
 
 def read(source: Any) -> tuple[str, dict[str, list[Any]]]:
-    """The name of a table, and its columns."""
+    """The name of a table, and its columns.
+
+    Spaces around cells and names, as in `a.jpg, cat`, are not part of them.
+    """
     if is_frame(source):
-        _check_header("The DataFrame", [str(name) for name in source.columns])
-        columns = {str(name): source[name].tolist() for name in source.columns}
-        return "the DataFrame", columns
+        header = [str(name).strip() for name in source.columns]
+        _check_header("The DataFrame", header)
+        lists = (source[name].tolist() for name in source.columns)
+        return "the DataFrame", dict(zip(header, lists, strict=True))
     path = pathlib.Path(source).expanduser()
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
@@ -46,10 +52,16 @@ def read(source: Any) -> tuple[str, dict[str, list[Any]]]:
             f"{str(source)!r} is not UTF-8 text ({error}). Save it as UTF-8."
         ) from error
     delimiter = SUFFIXES[path.suffix.lower()]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = next(reader, [])
+    # Without `skipinitialspace`, quotes after a space would be text.
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        skipinitialspace=True,
+    )
+    stripped = ([cell.strip() for cell in row] for row in reader)
+    header = next(stripped, [])
     _check_header(repr(str(source)), header)
-    rows = [row for row in reader if row]
+    rows = [row for row in stripped if row]
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise ValueError(
@@ -84,14 +96,14 @@ def table(
     known, labels, problems = _labels(where, columns, class_names, options)
     groups = None
     if options.group is not None:
-        groups = _column(where, columns, "group", options.group, 0)
-        groups = [_text(group) for group in groups]
+        groups = _texts(_column(where, columns, "group", options.group, 0))
     find = functools.lru_cache(None)(functools.partial(_find, root))
     kept: list[int] = []
     files: list[str] = []
     left_out = []
+    wholes = _texts(names)
     for i, name in enumerate(names):
-        file = find(_text(name))
+        file = find(_text(name)) or find(wholes[i])
         problem = None
         if file is None:
             file = ""
@@ -139,10 +151,11 @@ def _labels(
     """The classes, each row's label, and what is wrong with it, if anything."""
     if options.label is None or isinstance(options.label, str):
         values = _column(where, columns, "label", options.label, 1)
-        texts = [_text(value) for value in values]
+        texts = _texts(values, class_names or None)
         known = [str(name) for name in class_names or _classes(texts)]
-        check_once(known)
-        number = {name: i for i, name in enumerate(known)}
+        keys = _texts(known)
+        check_once(keys)
+        number = {key: i for i, key in enumerate(keys)}
         problems = [
             ""
             if text in number
@@ -152,11 +165,12 @@ def _labels(
         ]
         labels = [number.get(text, -1) for text in texts]
         return known, np.array(labels, np.int64), problems
-    known = [str(name) for name in class_names or options.label]
-    if sorted(known) != sorted(set(options.label)):
+    named = [str(name).strip() for name in options.label]
+    known = [str(name).strip() for name in class_names or named]
+    if sorted(known) != sorted(set(named)):
         raise ValueError(
             "`label` must name each column once, and `class_names`, if given, "
-            f"the same ones. Received: label={list(options.label)}, "
+            f"the same ones. Received: label={named}, "
             f"class_names={known}"
         )
     each = [_column(where, columns, "label", name, 1) for name in known]
@@ -181,8 +195,8 @@ def _column(
 ) -> list[Any]:
     if name is None and len(columns) > default:
         return list(columns.values())[default]
-    if name in columns:
-        return columns[name]
+    if name is not None and name.strip() in columns:
+        return columns[name.strip()]
     raise ValueError(
         f"`{argument}` must be a column of {where}: "
         f"{', '.join(map(repr, columns))}. Received: {argument}={name!r}"
@@ -194,8 +208,27 @@ def _text(value: Any) -> str:
     missing = value is None or type(value).__name__ == "NAType"  # pandas's
     if missing or value != value:
         return ""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value)
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.1f}"  # Without an exponent.
+    return str(value).strip()
+
+
+def _texts(
+    values: Iterable[Any], class_names: Iterable[Any] | None = None
+) -> list[str]:
+    """A column as text; 1.0 is 1 if all are whole, or all `class_names`.
+
+    pandas makes floats of integers where a cell is missing. In a column of
+    versions, such as 1.0 and 1.10, they are text.
+    """
+    texts = [_text(value) for value in values]
+    names = texts if class_names is None else map(_text, class_names)
+    if not all(WHOLE.fullmatch(name) for name in names if name):
+        return texts
+    return [
+        text.partition(".")[0] if WHOLE.fullmatch(text) else text
+        for text in texts
+    ]
 
 
 def _classes(texts: list[str]) -> list[str]:

@@ -79,6 +79,86 @@ def test_a_dataframe_and_numbers_as_labels(rows, tmp_path):
     assert found.labels[:6].tolist() == [0, 1, 2, 0, 4, 3]
 
 
+@pytest.mark.parametrize(
+    ("grades", "names", "labels"),
+    [
+        ([0.0, 10.0, 2.0], ["0", "2", "10"], [0, 2, 1]),
+        ([0.0, 10.0, 2.5], ["0.0", "10.0", "2.5"], [0, 1, 2]),
+        (["1.9", "1.10", "1.0"], ["1.0", "1.10", "1.9"], [2, 1, 0]),
+        (["1.0", "x", "2"], ["1.0", "2", "x"], [0, 2, 1]),
+        (["cat", " cat", "dog "], ["cat", "dog"], [0, 0, 1]),
+    ],
+)
+def test_files_and_dataframes_have_the_same_labels(
+    rows, tmp_path, grades, names, labels
+):
+    pandas = pytest.importorskip("pandas")
+    for i, row in enumerate(rows):
+        row["grade"] = grades[i % 3]
+    options = Options(label="grade")
+    path = write(tmp_path / "images" / "train.csv", rows)
+    for source in (path, pandas.DataFrame(rows)):
+        found = data.find(source, "all", data_dir=path.parent, options=options)
+        assert (found.class_names, found.labels[:3].tolist()) == (names, labels)
+
+
+def test_labels_of_class_names_and_missing_ones(rows, tmp_path):
+    """A missing cell makes floats of pandas's integers."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows)
+    frame.loc[5, "grade"] = None
+    path = tmp_path / "images" / "train.csv"
+    frame.to_csv(path, index=False)
+    assert ",1.0\n" in path.read_text()
+    for source in (frame, path):
+        for names in (None, ["0", "1", "2"], ["2.0", "1.0", "0.0"]):
+            found = data.find(
+                source, "all", data_dir=path.parent, class_names=names,
+                options=Options(label="grade", group="who", folds=2,
+                                on_error="skip"),
+            )  # fmt: skip
+            assert found.class_names == (names or ["0", "1", "2"])
+            wanted = [2, 1, 0] if names and names[0] == "2.0" else [0, 1, 2]
+            assert found.labels[:3].tolist() == wanted
+            assert len(found.left_out) == 1
+    # Versions, of which a part of the images has only whole ones.
+    frame["grade"] = 1.0
+    frame.to_csv(path, index=False)
+    names = ["1.0", "1.10"]
+    found = data.find(
+        path, "all", class_names=names, options=Options(label="grade")
+    )
+    assert (found.class_names, {*found.labels}) == (names, {0})
+
+
+def test_spaces_and_numbers_as_columns(rows, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "images" / "train.csv"
+    lines = [f' {row["id"]} , "{row["shade"]}" ' for row in rows]
+    path.write_text("\n".join(["id, shade", *lines]) + "\n")
+    spaced = pandas.read_csv(path)
+    assert [*spaced] == ["id", " shade"]
+    numbered = pandas.DataFrame(rows).rename(columns={"shade": 1, "id": 0})
+    for source, options in (
+        (path, {"label": "shade"}),
+        (path, {"label": " shade"}),
+        (spaced, {"label": " shade"}),
+        (numbered, {"label": 1, "image": np.int64(0)}),
+    ):
+        found = data.find(
+            source, "all", data_dir=path.parent, options=Options(**options)
+        )
+        assert found.names[:2] == ["00.PNG", "01.jpg"]
+        names = [name.strip('" ') for name in found.class_names]
+        assert names == ["dark", "grey", "light"]
+    numbered[2] = 1
+    several = Options(label=[2])
+    found = data.find(numbered, "all", data_dir=path.parent, options=several)
+    assert found.class_names == ["2"]
+    with pytest.raises(TypeError, match="`label` must be the name of a column"):
+        Options(label=0.5)
+
+
 def test_folds_part_the_table(table):
     for group in (None, "who"):
         seen = []
