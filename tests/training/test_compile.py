@@ -1168,6 +1168,8 @@ def test_the_logged_loss_is_what_is_optimized():
                 for m in (model, plain)
             )
             assert got[0] == pytest.approx(expected, rel=1e-5)
-    model.compute_loss = lambda *args, **kwargs: keras.ops.convert_to_tensor(3.0)
+    model.compute_loss = lambda *args, **kwargs: keras.ops.convert_to_tensor(
+        3.0
+    )
     model.test_function = None
     assert model.evaluate(x, y, verbose=0)[0] == 3.0
