@@ -34,7 +34,9 @@ def class_labels(classes: int) -> tuple[tuple[str, str], ...]:
 
 
 def decode_predictions(
-    preds: Any, top: int = 5, class_names: Sequence[str] | None = None
+    preds: Any,
+    top: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, offline.
 
@@ -47,7 +49,8 @@ def decode_predictions(
     Args:
         preds: Logits or probabilities: an array or tensor of shape
             `(batch, 1000)` or `(batch, 21843)`.
-        top: Number of classes to return for an image, at least 1.
+        top: Number of classes to return for an image, at least 1. Defaults to
+            5, or all classes where there are fewer.
         class_names: Names of other classes, such as a fine-tuned model's
             `class_names`; `preds` then has one score for each.
 
@@ -82,6 +85,8 @@ def decode_predictions(
             "class_names=model.class_names."
         )
     classes = scores.shape[1]
+    if top is None:
+        top = min(5, classes)
     if not isinstance(top, (int, np.integer)) or not 1 <= top <= classes:
         raise ValueError(
             f"`top` is an integer, at least 1 and at most {classes}. "

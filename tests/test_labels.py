@@ -111,6 +111,14 @@ def test_decode_refuses_other_tops(top):
         decode_predictions(np.zeros((1, 1000)), top=top)
 
 
+def test_decode_of_fewer_classes_than_the_default_top():
+    scores, names = np.array([[0.2, 0.8]]), ["cat", "dog"]
+    (found,) = decode_predictions(scores, class_names=names)
+    assert found == [("dog", "dog", 0.8), ("cat", "cat", 0.2)]
+    with pytest.raises(ValueError, match=r"at most 2.*top=5"):
+        decode_predictions(scores, top=5, class_names=names)
+
+
 PIXELS = np.arange(256, dtype="uint8").reshape(4, 8, 8)
 
 
