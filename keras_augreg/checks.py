@@ -24,19 +24,24 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-# Arguments of timm, KerasHub and torchvision -> ours.
+# Arguments of timm, KerasHub, torchvision and transformers -> ours.
 _MEANT = {
     "drop_path_rate": "stochastic_depth",
     "drop_rate": "dropout",
+    "dropout_rate": "dropout",
     "global_pool": "pooling",
     "image_shape": "input_shape",
     "image_size": "input_shape",
     "img_size": "input_shape",
+    "input_size": "input_shape",
     "channels": "input_shape",
     "in_chans": "input_shape",
+    "num_channels": "input_shape",
     "dynamic_img_size": "dynamic_image_size",
+    "n_classes": "classes",
     "num_class": "classes",
     "num_classes": "classes",
+    "num_labels": "classes",
     "pretrained": "weights",
 }
 

@@ -663,6 +663,15 @@ def test_hints_at_names():
         keras_augreg.ViT_Ti16(weights=None, num_classes=3)
     with pytest.raises(TypeError, match="unexpected keyword"):
         keras_augreg.ViT_Ti16(weights=None, nothing=3)
+    for name, meant in (
+        ("num_labels", "classes"),
+        ("n_classes", "classes"),
+        ("dropout_rate", "dropout"),
+        ("input_size", "input_shape"),
+        ("num_channels", "input_shape"),
+    ):
+        with pytest.raises(TypeError, match=f"{name!r}.*called {meant!r}"):
+            keras_augreg.ViT_Ti16(weights=None, **{name: 1})
 
 
 @pytest.mark.once
