@@ -89,7 +89,8 @@ _DOCSTRING = """{title}.
         name: Name of the model. Defaults to {lower!r}.
         class_names: Names of the classes, one for each unit. The checkpoint's
             classifier is kept if it has these names, in this order; otherwise
-            the model gets a new one, whose weights start at zero.
+            the model gets a new one, whose weights start at zero. For a file
+            without names, leave this out and set `model.class_names` after.
         dynamic_image_size: Whether the model takes images of any height and
             width that {stride} divides, besides `input_shape`: it resamples
             the position embeddings to the size that comes.
@@ -167,6 +168,8 @@ def _builder(name: str) -> Builder:
             if class_names is not None:
                 if checkpoint.has_classes(class_names):
                     head = "keep"
+                else:
+                    _warn_of_lost_classes(class_names, checkpoint)
             elif include_top and classes in (None, checkpoint.classes):
                 if classes is not None:
                     _warn_of_kept_classes(classes, checkpoint.class_names)
@@ -280,6 +283,26 @@ def _kept_classes(checkpoint: Contents) -> int:
             "for none."
         )
     return checkpoint.classes
+
+
+def _warn_of_lost_classes(wanted: Sequence[str], checkpoint: Contents) -> None:
+    """Warns where the classifier that is replaced may be the wanted one."""
+    path, known = checkpoint.archive.path, checkpoint.class_names
+    if known is None and path.name.removesuffix(".npz") in names.table():
+        return  # A release's classes are known to be others.
+    if known is None and checkpoint.classes == len(wanted):
+        why = f"does not say what its {checkpoint.classes} classes are"
+    elif known is not None and sorted(known) == sorted(wanted):
+        first = ", ".join(known[:3])
+        why = f"has these classes in another order ({first}, ...)"
+    else:
+        return
+    warn(
+        f"{path} {why}, so the model gets a new classifier, whose weights "
+        "start at zero. To keep the file's, leave `class_names` and `classes` "
+        "out. If it has no names, set model.class_names = [...] then, in the "
+        "order of its outputs; saved files hold them."
+    )
 
 
 def _warn_of_kept_classes(count: int, names: Sequence[str] | None) -> None:

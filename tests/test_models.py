@@ -653,6 +653,47 @@ def test_says_that_it_keeps_classes(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("suffix", [".npz", ".keras", ".weights.h5"])
+def test_says_that_it_replaces_a_classifier_without_names(tmp_path, suffix):
+    build, names = keras_augreg.ViT_Ti16, ["cat", "dog"]
+    model = build(weights=None, classes=2, input_shape=(32, 32, 3))
+    model.get_layer("head").bias.assign([1.0, 2.0])
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".npz":
+        keras_augreg.checkpoints.to_npz(model, path)
+    elif suffix == ".keras":
+        model.save(path)
+    else:
+        model.save_weights(path)
+    with pytest.warns(UserWarning, match="not say what its 2 classes.*leave"):
+        other = build(weights=path, class_names=names)
+    assert not other.get_layer("head").bias.numpy().any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = build(weights=path)  # as the warning says
+        build(weights=path, class_names=["a", "b", "c"])
+    other.class_names = names
+    assert other.get_layer("head").bias.numpy().tolist() == [1, 2]
+
+
+@pytest.mark.once
+def test_other_classifiers_that_class_names_replace(tmp_path):
+    build, names = keras_augreg.ViT_Ti16, ["cat", "dog"]
+    model = build(weights=None, classes=2, input_shape=(32, 32, 3))
+    # A release's classes are known not to be the user's.
+    released = next(iter(keras_augreg.checkpoints.names.table()))
+    path = tmp_path / f"{released}.npz"
+    keras_augreg.checkpoints.to_npz(model, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(weights=path, class_names=names)
+    model.class_names = names[::-1]
+    keras_augreg.checkpoints.to_npz(model, path)
+    with pytest.warns(UserWarning, match=r"in another order \(dog, cat"):
+        build(weights=path, class_names=names)
+
+
+@pytest.mark.once
 def test_hints_at_names():
     for name in ("ViT_Tiny16", "vit_ti16", "vit_tiny_16", "ViTTi16"):
         with pytest.raises(AttributeError, match="Did you mean: 'ViT_Ti16'"):
