@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_augreg.preprocessing import only
+
 # `configs/common_fewshot.py` of big_vision.
 L2 = 2.0**10
 # The constant feature of `fewshot_lsr.py`, so large that the ridge hardly
@@ -95,8 +97,9 @@ class FewShot(keras.callbacks.Callback):
     """Adds few-shot accuracy to the logs of epochs, as `fewshot_SHOTS`.
 
     Args:
-        train: Batches of images in [0, 255] and integer labels, for example
-            a training split that `data.load` loaded with `training=False`.
+        train: Batches (images, labels) or (images, labels, weights), images
+            in [0, 255] and integer labels, for example a training split that
+            `data.load` loaded with `training=False`.
             The first `shots` images of each class are kept in memory.
         test: Batches to test on.
         shots: Examples of each class, at least 1.
@@ -156,9 +159,14 @@ def features_model(model: Any) -> keras.Model:
 def real_examples(batches: Iterable[Any]) -> Any:
     """Images and labels of each batch, without padding (weight 0)."""
     for batch in batches:
-        images, labels, *weights = map(np.asarray, batch)
+        images, labels, *weights = batch
+        # As `fit` takes them: also {"image": images}, and labels (n, 1).
+        images, labels = np.asarray(only(images)), np.asarray(only(labels))
+        if labels.shape[1:] == (1,):
+            labels = labels[:, 0]
         if weights:
-            images, labels = images[weights[0] > 0], labels[weights[0] > 0]
+            real = np.asarray(weights[0]) > 0
+            images, labels = images[real], labels[real]
         yield images, labels
 
 
@@ -166,6 +174,11 @@ def _first_of_each(batches: Iterable[Any], shots: int) -> Any:
     """The same batches with the first `shots` examples of each class."""
     seen: collections.Counter[int] = collections.Counter()
     for images, labels in real_examples(batches):
+        if labels.ndim != 1:
+            raise ValueError(
+                "FewShot needs one integer label for each image, not one-hot "
+                f"or soft ones. Received: labels of shape {labels.shape}"
+            )
         kept = []
         for i, label in enumerate(labels.tolist()):
             seen[label] += 1

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_augreg
 from keras_augreg.training.fewshot import (
     FewShot,
     features_model,
@@ -129,3 +130,20 @@ def test_callback_refuses_too_few_examples(tiny_model):
     tiny_model.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match=r"needs 5 examples\. Class 0 has 4"):
         tiny_model.fit(images, labels, callbacks=[callback], verbose=0)
+
+
+def test_callback_takes_what_fit_takes(tiny_model):
+    images, labels = photos()
+    plain = FewShot([(images, labels)], [(images, labels)], shots=2)
+    found = []
+    named = [({"image": images}, labels[:, None])]
+    for callback in (plain, keras_augreg.training.FewShot(named, named, 2)):
+        callback.set_model(tiny_model)
+        callback.on_epoch_end(0, logs := {})
+        found.append(logs["fewshot_2"])
+    assert found[0] == found[1]
+    one_hot = [(images, np.eye(5)[labels])]
+    callback = FewShot(one_hot, one_hot, shots=2)
+    callback.set_model(tiny_model)
+    with pytest.raises(ValueError, match=r"one integer label.*\(20, 5\)"):
+        callback.on_epoch_end(0)
