@@ -260,15 +260,27 @@ def locate(source: Any, data_dir: str | os.PathLike[str] | None) -> Location:
         return Location(row, path, "object", given=given)
     if tfds.is_prepared_directory(path):
         return Location(row, path, "tfds", directory)
-    is_path = known or path.startswith((".", "/", "~")) or path.endswith("/")
+    is_path = (
+        known
+        or path.startswith((".", "/", "~"))
+        or path.endswith("/")
+        or not tfds.is_name(path)
+    )
     # Where TFDS's directory is given, a name is one of TFDS's.
     if os.path.isdir(path) and (is_path or directory is None):
         return Location(row, path, "folder")
+    if is_path and os.path.isfile(path):
+        raise ValueError(
+            f"{path!r} is a file. Expected a folder of class folders, a table "
+            f"({', '.join(tables.SUFFIXES)}) or tar files (.tar): unpack other "
+            "archives, and pass the folder."
+        )
     if is_path:
+        near = tfds.nearest(path, (*sources.BUNDLED, *DATASETS))
         raise ValueError(
             f"No folder {path!r} in {os.getcwd()!r}. Expected a folder of "
             "class folders, or a directory that TFDS wrote (with "
-            f"dataset_info.json). Nearest names: {tfds.nearest(path)}"
+            f"dataset_info.json). Nearest names: {near}"
         )
     return Location(row, path, "tfds", directory)
 

@@ -27,6 +27,11 @@ from keras_augreg.data.sources import Examples, Labelled, Numbered
 # Number of files that training interleaves.
 CYCLE = 16
 
+# A name of TFDS: "namespace:name/config:1.*.*/argument=value".
+_NAME = re.compile(
+    r"([\w-]+:)?[a-zA-Z]\w*(/[\w+.-]+)?(:[\d*]+(\.[\d*]+){2})?(/(\w+=[^,]+,?)+)?"
+)
+
 # (path, first record, number of records) of a part of a file.
 Part = tuple[str, int, int]
 
@@ -278,6 +283,11 @@ def _check_format(
 def is_prepared_directory(path: str) -> bool:
     """Whether TFDS wrote this directory, local or on `gs://`."""
     return (as_path(path) / "dataset_info.json").exists()
+
+
+def is_name(text: str) -> bool:
+    """Whether TFDS would take this for a name; known without TFDS."""
+    return _NAME.fullmatch(text) is not None
 
 
 def part_of(builder: Any, split: str, part: str) -> str:

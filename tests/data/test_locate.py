@@ -103,6 +103,42 @@ def test_a_mistyped_folder(name, tmp_path, monkeypatch):
         data.load(name, "train", **arguments)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["my-photos", "my photos", "photos.v2", "photos.zip", "data\\photos"]
+    + ["cifar-11", "photos/cats/more", "1photos", "photos*", ""],
+)
+def test_a_mistyped_folder_that_is_no_name_of_tfds(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos").mkdir()
+    # Nor is TFDS needed to say so.
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"^No folder '") as seen:
+        locate.locate(name, None)
+    assert f"{name!r} in {str(tmp_path)!r}. Expected" in str(seen.value)
+    near = {"my-photos": "my_photos", "cifar-11": "cifar-10"}.get(name, "")
+    assert near in str(seen.value).partition("Nearest names")[2]
+    with pytest.raises(ValueError, match=r"^No folder '"):
+        data.evaluation_split(name)
+
+
+def test_a_file_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.zip").touch()
+    for name in ("photos.zip", tmp_path / "photos.zip"):
+        with pytest.raises(ValueError, match=r"photos\.zip' is a fi.*unpack"):
+            locate.locate(name, None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dtd", "coil100/test", "mnist:3.*.*", "huggingface:mnist", "Cifar"]
+    + ["vtab/a-b.c:1.0.0/x=1,y=2"],
+)
+def test_what_tfds_takes_for_a_name(name):
+    assert locate.locate(name, None).kind == "tfds"
+
+
 def test_a_paper_data_sets_splits_are_known_without_opening_it(monkeypatch):
     monkeypatch.setattr(tfds, "open_builder", None)
     assert data.evaluation_split("oxford_iiit_pet") == ("train", "test")
