@@ -1,13 +1,15 @@
-"""Checks of labels, and warnings at the line of the user."""
+"""Checks of arguments and labels; warnings at the line of the user."""
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 # Files whose lines a warning does not point at: this package's and Keras's.
@@ -66,6 +68,21 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(
             f"`{argument}` must be one of {choices}. Received: "
             f"{argument}={value!r}"
+        )
+
+
+def check_tensorboard(callbacks: Iterable[Any]) -> None:
+    """Raises an `ImportError` for Keras's TensorBoard without TensorFlow."""
+    if importlib.util.find_spec("tensorflow") is None and any(
+        isinstance(callback, keras.callbacks.TensorBoard)
+        for callback in callbacks
+    ):
+        raise ImportError(
+            "keras.callbacks.TensorBoard writes its files with TensorFlow, "
+            "which is not installed, on every backend: pip install tensorflow. "
+            "Without it, keras.callbacks.CSVLogger writes the same numbers, "
+            "and --tensorboard of `python -m keras_augreg finetune` and "
+            "`pretrain` writes TensorBoard's files with tensorboardX."
         )
 
 

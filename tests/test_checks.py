@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import keras_augreg
-from keras_augreg.checks import check_labels
+from keras_augreg.checks import check_labels, check_tensorboard
 
 
 @pytest.mark.once
@@ -66,6 +68,21 @@ def test_no_label_may_be_allowed():
     check_labels([0, -1], 5, unlabelled=True)
     with pytest.raises(ValueError, match="is -2"):
         check_labels([0, -2], 5, unlabelled=True)
+
+
+@pytest.mark.once
+def test_tensorboard_of_keras_needs_tensorflow(tmp_path, monkeypatch):
+    callbacks = [
+        keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.TensorBoard(tmp_path),
+    ]
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ImportError, match=r"pip install tensorflow.*--tensorb"):
+        check_tensorboard(callbacks)
+    check_tensorboard(callbacks[:1])
+    monkeypatch.undo()
+    pytest.importorskip("tensorflow")
+    check_tensorboard(callbacks)
 
 
 def compiled_model(classes=5, **changes):
