@@ -169,7 +169,7 @@ class Location:
         if self.kind == "folder":
             root = sources.unwrapped(self._root())
             found = sources.split_folders(root)
-            if not sources.SPLITS.isdisjoint(map(str.lower, found)):
+            if any(map(sources.split_word, found)):
                 return found
         if self.row.splits:
             return list(self.row.splits)
@@ -360,6 +360,9 @@ def evaluation_split(
     splits = location.splits()
     parts = [part.partition("[")[0].strip() for part in train.split("+")]
     known = {s.lower(): s for s in splits if s not in parts}
+    if location.kind == "folder":  # "seg_test" is a test split, too.
+        words = {sources.split_word(s): s for s in splits if s not in parts}
+        known = words | known
     if "all" in parts:
         known = {}  # It holds all of them.
     chosen = next((known[s] for s in sources.EVALUATION if s in known), None)

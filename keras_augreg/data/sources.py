@@ -15,7 +15,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -286,22 +286,35 @@ def folder(
 
     The class folders, or folders of splits that hold them, may be in a single
     outer folder. `path` is a `pathlib.Path`, or a `RemoteFolder`. Without
-    `class_names`, the classes are the sorted names of the folders in `train`,
-    if it exists, or else in the split or in `path`.
+    `class_names`, the classes are the sorted names of the folders in `train`
+    (or "seg_train"), if it exists, or else in the split or in `path`.
     """
     root = unwrapped(path, class_names or ())
-    splits = [n for n in ("train", split) if n in split_folders(root)]
+    splits = _splits(root, split)
     inside = _folders(root)
     top = root / split if splits else root
     only_splits = inside and SPLITS.issuperset(map(str.lower, inside))
     if not top.is_dir() or (only_splits and not splits):
         raise ValueError(
             f"{str(root)!r} has no split {split!r} with class folders in it. "
-            f"It has: {inside}"
+            f"It has: {inside}. Pass one of these as `split`, if it has some."
         )
     check_once(class_names or ())
-    of_train = root / splits[0] if splits else root
+    of_train = root
+    if splits:
+        of_train = unwrapped(root / splits[0], class_names or (), ())
+        known = class_names or _folders(of_train)
+        same = split == splits[0]
+        top = of_train if same else unwrapped(top, known, ())
     found, unread = _images_of_classes(top)
+    if class_names is None:
+        _check_nested(top, found)
+        if splits and found and SPLITS.issuperset(map(str.lower, found)):
+            raise ValueError(
+                f"{str(top)!r} holds no class folders, but {_some(found)}. "
+                "Images that are not in class folders need a table of their "
+                'labels: data.load("labels.csv", ..., data_dir=FOLDER).'
+            )
     report.not_read(str(top), unread, sum(map(_is_image, _files(top))))
     known, left_out = _classes(top, found, of_train, class_names, on_error)
     files = [(n, f) for n in known for f in found.get(n, ())]
@@ -339,10 +352,88 @@ def split_folders(root: Any) -> list[str]:
     return [name for name in _folders(root) if _folders(root / name)]
 
 
-def unwrapped(root: Any, class_names: Sequence[str] = ()) -> Any:
-    """Returns the inner folder if archives wrapped everything in one."""
+def _splits(root: Any, split: str) -> list[str]:
+    """The folders of the training split and of `split`, if they are there."""
+    folders = split_folders(root)
+    found = [name for name in ("train", split) if name in folders]
+    training = [n for n in folders if split_word(n) in ("train", "training")]
+    if found == [split] and len(training) == 1:
+        return [*training, split]  # "seg_train" and "seg_test"
+    return found
+
+
+def split_word(name: str) -> str:
+    """The word for a split in a folder's name ("seg_train"), "" if none."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
+    words = [word.lower().removesuffix("set") for word in words]
+    return next((word for word in words if word in SPLITS), "")
+
+
+def _check_nested(top: Any, found: dict[str, list[str]]) -> None:
+    """Raises if folders in the place of classes seem to hold the classes."""
+    nested = {name: _inner(files) for name, files in found.items() if files}
+    several = [name for name, inner in nested.items() if len(inner) > 1]
+    splits = [name for name in several if split_word(name)]
+    copies = [n for n in several if nested[n] <= nested.keys() - {n}]
+    alike = len(several) > 1 and all(
+        inner == nested[several[0]] for inner in nested.values()
+    )
+    if copies:
+        problem = (
+            f"{str(top / copies[0])!r} holds folders of the names of those "
+            f"beside it, {_some(nested[copies[0]])}. Remove it if it is a copy"
+        )
+    elif alike and all(map(split_word, nested[several[0]])):
+        problem = (
+            f"The class folders in {str(top)!r} hold splits, "
+            f"{_some(nested[several[0]])}. Expected SPLIT/CLASS/picture.jpg "
+            "instead of CLASS/SPLIT/picture.jpg: move the folders"
+        )
+    elif splits or alike:
+        outer = splits or several
+        example = min(outer, key=lambda n: "train" not in split_word(n))
+        problem = (
+            f"Expected class folders in {str(top)!r}. Found {_some(outer)}, "
+            "which seem to be splits: they hold the folders "
+            f"{_some(nested[outer[0]])}. Pass {str(top)!r} as `source` and one "
+            f"of them as `split`, such as split={example!r}"
+        )
+    else:
+        return
+    names = list(nested) if len(nested) < 10 else "[...]"
+    raise ValueError(
+        f"{problem}. If all of them are classes, pass class_names={names}."
+    )
+
+
+def _inner(files: list[str]) -> set[str]:
+    """The names of the folders that a folder of only folders holds."""
+    first = {file.partition("/")[0] for file in files if "/" in file}
+    if not all("/" in file for file in files):
+        return set()  # It holds images.
+    if len(first) == 1:  # "train/train/CLASS"
+        deeper = _inner([file.partition("/")[2] for file in files])
+        return deeper or first
+    return first
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, for a message."""
+    names = sorted(names)
+    return ", ".join(map(repr, names[:3])) + (", ..." if names[3:] else "")
+
+
+def unwrapped(
+    root: Any,
+    class_names: Sequence[str] = (),
+    splits: Collection[str] = SPLITS,
+) -> Any:
+    """Returns the inner folder if archives wrapped everything in one.
+
+    Not one of the names of classes or, in lower case, of splits.
+    """
     folders = _folders(root)
-    if len(folders) != 1 or folders[0].lower() in SPLITS:
+    if len(folders) != 1 or folders[0].lower() in splits:
         return root
     inner = root / folders[0]
     if folders[0] in class_names or not _folders(inner):
@@ -350,7 +441,7 @@ def unwrapped(root: Any, class_names: Sequence[str] = ()) -> Any:
     if any(map(_is_image, _files(inner))):
         return root  # A class whose folder has folders.
     report.once(f"{str(root)!r} holds one folder; reading {str(inner)!r}.")
-    return unwrapped(inner, class_names)
+    return unwrapped(inner, class_names, splits)
 
 
 def _classes(

@@ -284,6 +284,107 @@ def test_a_class_may_be_called_train(root):
     assert find(root).class_names == ["astronaut", "chelsea", "train"]
 
 
+def folders(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            (root / name / f"{i}.jpg").write_bytes(encode(photo("coffee")))
+    return root
+
+
+INTEL = [
+    *("seg_pred/seg_pred", "seg_train/seg_train/a", "seg_train/seg_train/b"),
+    *("seg_train/seg_train/c", "seg_test/seg_test/b", "seg_test/seg_test/c"),
+]
+
+
+@pytest.mark.parametrize("outer", ["", "outer"])
+def test_names_with_the_name_of_a_split_in_them(tmp_path, outer):
+    root = folders(tmp_path / outer, *INTEL)
+    for split in ("train", "all", "test"):
+        with pytest.raises(ValueError, match=r"seg_tr.*split='seg_train'"):
+            find(tmp_path, split)
+    found = find(tmp_path, "seg_train")
+    assert (found.class_names, len(found)) == (["a", "b", "c"], 6)
+    assert found.root == str(root / "seg_train/seg_train")
+    # The training split defines the classes, as "train" does.
+    found = find(tmp_path, "seg_test")
+    assert found.class_names == ["a", "b", "c"]
+    assert found.labels.tolist() == [1, 1, 2, 2]
+    splits = data.evaluation_split(tmp_path, "seg_train")
+    assert splits == ("seg_train", "seg_test")
+    names = ["seg_pred", "seg_test", "seg_train"]
+    assert find(tmp_path, "all", class_names=names).class_names == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["Train_data/a", "Train_data/b", "Test_data/a", "Test_data/b"],
+            r"seem to be splits.*'a', 'b'.*split='Train_data'",
+        ),
+        (
+            ["fold1/a", "fold1/b", "fold2/a", "fold2/b"],
+            r"'fold1', 'fold2', which seem.*class_names=\['fold1', 'fold2'\]",
+        ),
+        (["valset/a", "valset/b", "more"], r"'valset', which.*split='valset'"),
+        (
+            ["train/train/a", "train/train/b", "train/val/a", "train/val/b"],
+            r"/train'\. Found 'train', 'val'.*split='train'",
+        ),
+        (
+            ["cat/train", "cat/test", "dog/train", "dog/test"],
+            r"hold splits, 'test', 'train'.*CLASS/SPLIT.*\['cat', 'dog'\]",
+        ),
+        (
+            ["cat", "dog", "pv/cat", "pv/dog"],
+            r"/pv' holds folders of the names.*Remove it.*'dog', 'pv'\]",
+        ),
+        (
+            ["train/train", "test/test"],
+            r"/train' holds no class folders, but 'train'.*labels\.csv",
+        ),
+        (
+            ["Training/a", "Training/b", "Testing/a", "Testing/b"],
+            r"has no split 'train'.*'Testing', 'Training'\]\. Pass one",
+        ),
+    ],
+)
+def test_folders_of_classes_are_no_classes(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        find(folders(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/2020", "dog/2020"],
+        ["cat/2020", "cat/2021", "dog"],
+        ["cat/2020", "cat/2021", "dog/2020"],
+        ["bullet_train", "test_tube"],
+        ["bullet_train/2020", "test_tube/2020"],
+    ],
+)
+def test_classes_may_hold_folders(tmp_path, names):
+    found = find(folders(tmp_path, *names), "all")
+    assert found.class_names == sorted({n.partition("/")[0] for n in names})
+    assert len(found) == 2 * len(names)
+
+
+def test_a_folder_in_a_split_around_its_classes(tmp_path):
+    names = ["train/train/a", "train/train/b", "test/test/a", "test/test/b"]
+    folders(tmp_path, *names, "val/b/2020")
+    for split, labels in (
+        ("train", [0, 0, 1, 1]),
+        ("test", [0, 0, 1, 1]),
+        ("val", [1, 1]),  # "b" is a class in `train`.
+    ):
+        found = find(tmp_path, split)
+        assert found.class_names == ["a", "b"]
+        assert found.labels.tolist() == labels
+
+
 def test_hidden_folders_hold_no_images(root):
     copies = root / "train" / "coffee" / ".ipynb_checkpoints"
     copies.mkdir()
