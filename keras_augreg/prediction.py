@@ -19,8 +19,9 @@ from keras_augreg.atomic import replacing
 from keras_augreg.checks import check_choice
 from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import only, preprocess_input, warn_if_scaled
+from keras_augreg.resnet import ResNetRoot
 from keras_augreg.variants import match
-from keras_augreg.vit import Pool, PositionEmbedding
+from keras_augreg.vit import PatchEmbedding, Pool, PositionEmbedding
 
 # Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
 GREY = np.array([0.299, 0.587, 0.114])
@@ -101,7 +102,7 @@ def predict(
     _check_classifier(model)
     shape = _image_shape(model)
     found = list(_find(images, shape[2]))
-    scales = not getattr(model, "include_preprocessing", True)
+    scales = _takes_scaled(model)
     # Of floats that it gets as they are, the model itself warns.
     untouched = None if scales or tta == "crops" else shape
     floats = [x for _, x in found if _is_floats(x) and x.shape != untouched]
@@ -280,6 +281,29 @@ def _check_classifier(model: Any) -> None:
             "include_top=True, or put one on it: a `keras.layers.Dense`, "
             "trained."
         )
+
+
+def _takes_scaled(model: Any) -> bool:
+    """Whether a model takes floats in [-1, 1], with no layer that scales.
+
+    So does a model around one with `include_preprocessing=False`.
+    """
+    if not getattr(model, "include_preprocessing", True):
+        return True
+    graph = getattr(model, "_functional", model)  # of a Sequential
+    # Not the layers' nodes: they may be called in other models, too.
+    depths = getattr(graph, "_nodes_by_depth", {})
+    first = (
+        node.operation
+        for nodes in depths.values()
+        for node in nodes
+        if any(x is graph.inputs[0] for x in node.input_tensors)
+    )
+    return any(
+        isinstance(layer, (PatchEmbedding, ResNetRoot))
+        or (isinstance(layer, keras.Model) and _takes_scaled(layer))
+        for layer in first
+    )
 
 
 def _image_shape(model: Any) -> tuple[int, int, int]:
