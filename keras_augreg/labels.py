@@ -34,9 +34,7 @@ def class_labels(classes: int) -> tuple[tuple[str, str], ...]:
 
 
 def decode_predictions(
-    preds: Any,
-    top: int | None = None,
-    class_names: Sequence[str] | None = None,
+    preds: Any, top: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, offline.
 
@@ -49,8 +47,8 @@ def decode_predictions(
     Args:
         preds: Logits or probabilities: an array or tensor of shape
             `(batch, 1000)` or `(batch, 21843)`.
-        top: Number of classes to return for an image, at least 1. Defaults to
-            5, or all classes where there are fewer.
+        top: Number of classes to return for an image, at least 1; all if
+            there are fewer `class_names`.
         class_names: Names of other classes, such as a fine-tuned model's
             `class_names`; `preds` then has one score for each.
 
@@ -85,9 +83,10 @@ def decode_predictions(
             "class_names=model.class_names."
         )
     classes = scores.shape[1]
-    if top is None:
-        top = min(5, classes)
-    if not isinstance(top, (int, np.integer)) or not 1 <= top <= classes:
+    whole = isinstance(top, (int, np.integer))
+    if whole and class_names is not None:
+        top = min(top, classes)  # As `predict` does.
+    if not whole or not 1 <= top <= classes:
         raise ValueError(
             f"`top` is an integer, at least 1 and at most {classes}. "
             f"Received: top={top!r}"

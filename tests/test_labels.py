@@ -115,8 +115,9 @@ def test_decode_of_fewer_classes_than_the_default_top():
     scores, names = np.array([[0.2, 0.8]]), ["cat", "dog"]
     (found,) = decode_predictions(scores, class_names=names)
     assert found == [("dog", "dog", 0.8), ("cat", "cat", 0.2)]
-    with pytest.raises(ValueError, match=r"at most 2.*top=5"):
-        decode_predictions(scores, top=5, class_names=names)
+    for top in (0, 2.5, None):
+        with pytest.raises(ValueError, match=f"at most 2.*top={top}"):
+            decode_predictions(scores, top=top, class_names=names)
 
 
 PIXELS = np.arange(256, dtype="uint8").reshape(4, 8, 8)
