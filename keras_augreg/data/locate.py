@@ -114,6 +114,8 @@ class Location:
             found, groups = tables.table(
                 self.given, self.path, class_names, options
             )
+            if class_names is None:
+                report.numbers_as_classes(self.row.name, found.class_names)
             found = sources.split_by_seed(found, self.row.name, listed, seed)
         elif self.kind == "object":
             found, whole = access.examples(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
 # Names that a report spells out.
 NAMED = 5
+_NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?")
 
 
 def none_excluded(names: frozenset[str]) -> None:
@@ -30,6 +32,27 @@ def not_read(folder: str, extensions: Mapping[str, int], outside: int) -> None:
         counts.append(f"{outside} images outside the class folders")
     if counts:
         once(f"Files in {folder!r} that are not read: {', '.join(counts)}.")
+
+
+def numbers_as_classes(where: str, class_names: Sequence[str]) -> None:
+    """Warns about numbers such as 0.25, which may be targets of a regression.
+
+    Not an error: they may be grades or versions.
+    """
+    if not all(map(_NUMBER.fullmatch, class_names)):
+        return
+    if any(float(name) % 1 for name in class_names):
+        names = ", ".join(map(repr, class_names[:NAMED]))
+        more = ", ..." if len(class_names) > NAMED else ""
+        once(
+            f"The labels of {where!r} are numbers, and each of the "
+            f"{len(class_names)} is a class: {names}{more}. `data.load` reads "
+            "classes only. If they are, pass `class_names`; if not, bin them, "
+            "or name another column with `data.Options(label=...)`. For "
+            "regression, call `fit` with your own arrays or data set, on a "
+            "model with classes=1 and classifier_activation=None, compiled "
+            'with loss="mse".'
+        )
 
 
 @functools.cache

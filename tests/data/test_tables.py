@@ -159,6 +159,30 @@ def test_spaces_and_numbers_as_columns(rows, tmp_path):
         Options(label=0.5)
 
 
+def test_numbers_that_are_no_classes(rows, tmp_path, caplog):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows)
+    frame["age"] = np.linspace(-1, 1, 30)
+    for column, warned in (("shade", 0), ("grade", 0), ("age", 1)):
+        options = Options(label=column)
+        for split in ("train", "test"):
+            data.find(
+                frame, split, data_dir=tmp_path / "images", options=options
+            )
+        assert len(caplog.messages) == warned
+    assert "each of the 30 is a class: '-0." in caplog.messages[0]
+    assert "if not, bin them, or name another" in caplog.messages[0]
+    assert "classes=1 and classifier_activation=None" in caplog.messages[0]
+    # Named by the user, they are classes.
+    caplog.clear()
+    frame["age"] = [0.5, 1.5] * 15
+    data.find(
+        frame, "all", data_dir=tmp_path / "images", options=options,
+        class_names=["0.5", "1.5"],
+    )  # fmt: skip
+    assert not caplog.messages
+
+
 def test_folds_part_the_table(table):
     for group in (None, "who"):
         seen = []
