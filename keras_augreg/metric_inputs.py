@@ -24,40 +24,55 @@ def takes_logits(metric: Any) -> bool:
     return bool(told.get("from_logits", logits))
 
 
-# Metrics that compare columns; others with "Sparse" in their names take
-# numbers of classes, and functions of users whatever comes.
-_OF_COLUMNS = (
-    keras.metrics.AUC,
-    keras.metrics.BinaryAccuracy,
-    keras.metrics.BinaryCrossentropy,
-    keras.metrics.CategoricalAccuracy,
-    keras.metrics.CategoricalCrossentropy,
-    keras.metrics.FBetaScore,
-    keras.metrics.KLDivergence,
-    keras.metrics.Precision,
-    keras.metrics.Recall,
-    keras.metrics.TopKCategoricalAccuracy,
-)
+# Keras's metrics that compare numbers or whatever comes, as those with
+# "Sparse" in their names and those of users do; the others compare columns.
+_NOT_OF_COLUMNS = (
+    "Accuracy", "BinaryIoU", "IoU", "Mean", "MeanIoU", "MeanMetricWrapper",
+    "Metric", "Sum",
+)  # fmt: skip
+
+
+def _compares_columns(metric: Any) -> bool:
+    """Whether a metric of Keras expects a column of labels for each output."""
+    kind = next(
+        base
+        for base in type(metric).__mro__
+        if base.__module__.startswith("keras.")
+    )
+    if kind is keras.metrics.MeanMetricWrapper:  # of a loss, such as "mse"
+        kind = metric._fn
+    name = getattr(kind, "__name__", "")
+    return (
+        getattr(kind, "__module__", "").startswith("keras.")
+        and "sparse" not in name.lower()
+        and name not in _NOT_OF_COLUMNS
+    )
 
 
 def _labels_for(metric: Any, y: Any, classes: int) -> Any:
     """Labels as a metric expects them: numbers, or columns for classes."""
-    if classes == 1 or not hasattr(y, "shape"):
+    if not hasattr(y, "shape"):
         return y
     columns = len(y.shape) == 2 and y.shape[1] == classes
-    if columns and type(metric).__name__.startswith("Sparse"):
+    if columns and classes > 1 and type(metric).__name__.startswith("Sparse"):
         return keras.ops.argmax(y, axis=-1)
-    if not columns and isinstance(metric, _OF_COLUMNS):
-        return soft_labels(y, classes)
-    return y
+    if columns or not _compares_columns(metric):
+        return y
+    if classes == 1:
+        return keras.ops.reshape(y, (-1, 1))
+    return soft_labels(y, classes)
+
+
+def of_columns(loss: Any) -> bool:
+    """Whether a loss takes each output for the logit of a yes or no."""
+    return type(loss).__name__.startswith(("Sigmoid", "Binary"))
 
 
 def probabilities(logits: Any, activation: Any, loss: Any) -> Any:
     """Applies an activation to logits, or without any, the loss's own."""
     softmax, sigmoid = keras.activations.softmax, keras.activations.sigmoid
     if activation in (None, keras.activations.linear):
-        binary = type(loss).__name__.startswith(("Sigmoid", "Binary"))
-        activation = sigmoid if binary else softmax
+        activation = sigmoid if of_columns(loss) else softmax
     if activation is softmax and logits.shape[-1] == 1:
         activation = sigmoid  # The softmax of one output is always 1.
     # A copy, because Keras on TensorFlow remembers the logits of an activation

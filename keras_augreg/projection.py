@@ -98,9 +98,13 @@ class Projection(keras.layers.Dense):
         return self.lora_enabled or self.quantization_mode is not None
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        low = ops.matmul(inputs, self.lora_kernel_a)
+        # In a model that is all in bfloat16, Keras casts no weights.
+        a, b = (
+            ops.cast(x, inputs.dtype)
+            for x in (self.lora_kernel_a, self.lora_kernel_b)
+        )
         scale = self.lora_alpha / self.lora_rank
-        return ops.multiply(ops.matmul(low, self.lora_kernel_b), scale)
+        return ops.multiply(ops.matmul(ops.matmul(inputs, a), b), scale)
 
     def merged(self) -> Any:
         """The owner's kernel in float32, with what LoRA adds to it."""

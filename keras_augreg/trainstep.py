@@ -25,9 +25,13 @@ from keras_augreg.batch_labels import (
     is_dataset,
     labels_of,
 )
-from keras_augreg.checks import warn
+from keras_augreg.checks import check_tensorboard, warn
 from keras_augreg.jax_state import KeepsState
-from keras_augreg.metric_inputs import probabilities, update_metrics
+from keras_augreg.metric_inputs import (
+    of_columns,
+    probabilities,
+    update_metrics,
+)
 from keras_augreg.preprocessing import only
 
 # Read now: programs may replace `fit` by a function of (*args, **kwargs).
@@ -137,6 +141,9 @@ class TrainStep(KeepsState):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
+        if keras.backend.backend() == "torch":
+            # What other backends take, this one refuses or is slow with.
+            config = {**config, "steps_per_execution": 1, "jit_compile": "auto"}
         loss = config["loss"]
         if isinstance(loss, _LossWithOptions):
             config = {**config, **loss.options, "loss": loss.loss}
@@ -175,6 +182,11 @@ class TrainStep(KeepsState):
         finally:
             _scope.padded = False
 
+    def _symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Keras computes the loss once outside of steps, for its shapes.
+        with on_logits(self._options.on_logits):
+            super()._symbolic_build(*args, **kwargs)
+
     def _labels(self, y: Any) -> Any:
         """Labels as the augmentation makes them, also without it."""
         if self._options.augment is None or y is None:
@@ -182,9 +194,37 @@ class TrainStep(KeepsState):
         return soft_labels(only(y), self.output_shape[-1])
 
     def compute_loss(
-        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        return super().compute_loss(x, self._labels(y), *args, **kwargs)
+        self, x: Any = None, y: Any = None, y_pred: Any = None,
+        *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        y, y_pred = self._labels(y), self._as_logits(y_pred)
+        return super().compute_loss(x, y, y_pred, *args, **kwargs)
+
+    def _as_logits(self, y_pred: Any) -> Any:
+        """Outputs as the loss expects them, in steps of users' too.
+
+        There the model returns probabilities.
+        """
+        last = self.layers[-1]
+        if (
+            getattr(_scope, "logits", None) is not None
+            or not self._options.on_logits
+            or not isinstance(last, Predictions)
+        ):
+            return y_pred
+        epsilon = keras.config.epsilon()
+        y_pred = keras.ops.clip(y_pred, epsilon, 1 - epsilon)
+        if last.activation is keras.activations.sigmoid:
+            return keras.ops.log(y_pred) - keras.ops.log1p(-y_pred)
+        if last.activation is keras.activations.softmax and not of_columns(
+            self.loss
+        ):
+            return keras.ops.log(y_pred)
+        raise ValueError(
+            f"{type(self.loss).__name__} expects logits, and a training step "
+            "of your own gets predictions, which cannot be turned into them. "
+            "Build the model with classifier_activation=None."
+        )
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
@@ -201,7 +241,8 @@ class TrainStep(KeepsState):
         if compiled is None or not self._options.on_logits:
             y = self._labels(y)
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        self._update_metrics(compiled, y, y_pred, sample_weight)
+        logits = self._as_logits(y_pred)
+        self._update_metrics(compiled, y, logits, sample_weight)
         return self.get_metrics_result()
 
     def _update_metrics(
@@ -289,8 +330,9 @@ class TrainStep(KeepsState):
     def _takes_numbers(self) -> bool:
         """Whether integer labels are numbers of classes to the loss."""
         loss = getattr(self, "loss", None)
-        sparse = "sparse_categorical_crossentropy"
-        if getattr(loss, "name", loss) == sparse:
+        sparse = keras.losses.SparseCategoricalCrossentropy
+        function = keras.losses.sparse_categorical_crossentropy
+        if isinstance(loss, sparse) or loss in (function.__name__, function):
             return getattr(loss, "ignore_class", None) is None
         augments = self._options.augment is not None
         return augments or getattr(loss, "takes_numbers", False)
@@ -345,12 +387,14 @@ class TrainStep(KeepsState):
     def _fit(self, x: Any, **kwargs: Any) -> Any:
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
+        self._check_optimizer()
         distribution.copy_from_first_process(
             self.variables + self.optimizer.variables
         )
         callbacks = kwargs.get("callbacks") or []
-        if isinstance(callbacks, keras.callbacks.Callback):
-            callbacks = [callbacks]
+        if isinstance(callbacks, keras.callbacks.Callback):  # or a list of them
+            callbacks = getattr(callbacks, "callbacks", [callbacks])
+        check_tensorboard(callbacks)
         _check_callbacks(callbacks, inner_optimizer(self)._learning_rate)
         # The engines of `keras_augreg.data` are a data set and such an object.
         suits = is_dataset(x) or hasattr(x, "augmented")
@@ -377,6 +421,19 @@ class TrainStep(KeepsState):
             _warn_of_schedule(f"The last {past} updates changed nothing")
         return history
 
+    def _check_optimizer(self) -> None:
+        """Refuses weights that the optimizer does not know."""
+        known = {*map(id, inner_optimizer(self)._trainable_variables)}
+        now = {*map(id, self.trainable_variables)}
+        # On JAX, Keras counts them; elsewhere it skips what is frozen since.
+        if now != known if keras.backend.backend() == "jax" else now - known:
+            raise ValueError(
+                "The weights to train have changed since the model was "
+                "compiled: layers were frozen or unfrozen, quantized or "
+                "adapted by LoRA. Compile it again. Received: "
+                f"{len(now)} weights, {len(known)} when it was compiled"
+            )
+
     def _updates_past_schedule(self) -> int:
         """Updates since the learning rate reached 0; below 0 before."""
         optimizer = inner_optimizer(self)
@@ -393,6 +450,8 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         with self._entered(x, y):
+            if self.optimizer.built:
+                self._check_optimizer()
             self._augment_where(host=False)
             return super().train_on_batch(x, y, *args, **kwargs)
 

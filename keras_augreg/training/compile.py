@@ -9,6 +9,7 @@ google-research/big_vision ("big_vision").
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -262,19 +263,30 @@ def _rate(learning_rate: Any, total_steps: Any, warmup_steps: int) -> Any:
                 f"number as `learning_rate`. Received: {total_steps=}"
             )
         return learning_rate
+    if callable(learning_rate) or not _is_positive(learning_rate):
+        raise ValueError(
+            "`learning_rate` must be a number above 0 or a "
+            "keras.optimizers.schedules.LearningRateSchedule. Received: "
+            f"learning_rate={learning_rate!r}"
+        )
     if total_steps is None:
         return float(learning_rate)
+    if isinstance(total_steps, (bool, str)) or not _is_positive(total_steps):
+        raise ValueError(
+            "`total_steps` must be an integer of at least 1, or None for a "
+            f"constant rate. Received: total_steps={total_steps!r}"
+        )
     return schedules.warmup_cosine(learning_rate, total_steps, warmup_steps)
 
 
+def _is_positive(value: Any) -> bool:
+    try:
+        return bool(value > 0)
+    except TypeError:
+        return False
+
+
 def _loss(model: Any, loss: Any, label_smoothing: float) -> keras.losses.Loss:
-    if loss == "softmax" and model.classes == 1:
-        raise ValueError(
-            "With one class, softmax always predicts it. Pass loss='sigmoid' "
-            "and build the model with classifier_activation='sigmoid' for a "
-            "decision, or pass a loss for regression, such as "
-            "keras.losses.MeanSquaredError(). Received: loss='softmax'"
-        )
     function = losses.as_loss(loss, label_smoothing)
     if losses.takes_probabilities(function) and (
         model.classifier_activation is None
@@ -286,12 +298,43 @@ def _loss(model: Any, loss: Any, label_smoothing: float) -> keras.losses.Loss:
             f"{type(function).__name__} expects probabilities, and the model "
             f"returns logits. {hint}."
         )
+    softmax = model.classifier_activation in (
+        "softmax",
+        keras.activations.softmax,
+    )
+    if model.classes == 1 and (
+        softmax or isinstance(function, losses.AMONG_CLASSES)
+    ):
+        raise ValueError(
+            "With one class, softmax always predicts it. For a decision, "
+            "build the model with classifier_activation='sigmoid' and pass "
+            "loss='sigmoid'; for a regression, classifier_activation=None and, "
+            "for example, keras.losses.MeanSquaredError(). Received: "
+            f"classifier_activation={model.classifier_activation!r}, "
+            f"loss={loss!r}"
+        )
     return function
 
 
 def _compile(
-    model: Any, optimizer: Any, loss: Any, label_smoothing: float, **kwargs: Any
+    model: Any,
+    optimizer: Any,
+    loss: Any,
+    label_smoothing: float,
+    /,
+    **kwargs: Any,
 ) -> None:
+    of_keras = inspect.signature(keras.Model.compile).parameters.keys()
+    known = of_keras - {"self", "optimizer", "loss"}
+    unknown = kwargs.keys() - known - {"augment", "augment_on", "remat"}
+    if unknown:
+        raise TypeError(
+            "The optimizer, its weight decay and what is frozen come from the "
+            "arguments of `compile_pretraining` (with its recipe) and "
+            "`compile_finetuning`; what is left to Keras's `compile` is "
+            f"{', '.join(sorted(known))}. For an optimizer of your own, call "
+            f"`model.compile`. Received: {', '.join(sorted(unknown))}"
+        )
     _check_head(model)
     function = _loss(model, loss, label_smoothing)
     on_logits = getattr(function, "from_logits", False)
@@ -301,14 +344,8 @@ def _compile(
             "Keras runs one step at a time on PyTorch. Received: "
             f"steps_per_execution={steps}. Leave it at 1."
         )
-    sparse = isinstance(function, keras.losses.SparseCategoricalCrossentropy)
-    if sparse and kwargs.get("augment") is not None:
-        raise ValueError(
-            "The recipe's augmentation makes probabilities of labels, and "
-            f"{type(function).__name__} expects numbers of classes. Pass "
-            "loss='softmax', or keras.losses.CategoricalCrossentropy("
-            "from_logits=True)."
-        )
+    if kwargs.get("augment") is not None:
+        losses.check_takes_columns(function)
     unweighted, weighted = (
         losses.as_metrics(kwargs.pop(name, None), function, on_logits)
         for name in ("metrics", "weighted_metrics")

@@ -74,6 +74,23 @@ class Distiller(keras.distillation.Distiller):
         }
         loss = losses.as_loss(kwargs["loss"])
         self._on_logits = bool(getattr(loss, "from_logits", False))
+        if student._options.augment is not None:
+            losses.check_takes_columns(loss)
+        by_logits = any(
+            isinstance(x, keras.distillation.LogitsDistillation)
+            for x in self.distillation_losses
+        )
+        activations = [
+            getattr(model, "classifier_activation", None)
+            for model in (self.teacher, student)
+        ]
+        if by_logits and not self._on_logits and any(activations):
+            raise ValueError(
+                "LogitsDistillation compares logits, and the student's loss "
+                "expects probabilities: the models cannot return both. Pass "
+                "compile(loss='softmax'), or a loss made with "
+                f"from_logits=True. Received: loss={loss!r}"
+            )
         if losses.of_classes(loss):
             accuracy = losses.Accuracy(self._on_logits)
             kwargs.setdefault("metrics", [accuracy])

@@ -180,6 +180,28 @@ _OF_PROBABILITIES = (
 )
 
 
+# Losses that compare one of several classes with the others.
+AMONG_CLASSES = (
+    SoftmaxCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.CategoricalGeneralizedCrossEntropy,
+    keras.losses.KLDivergence,
+    keras.losses.SparseCategoricalCrossentropy,
+)
+
+
+def check_takes_columns(loss: Any) -> None:
+    """Raises a `ValueError` if a loss takes no probabilities as labels."""
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        raise ValueError(
+            "The recipe's augmentation makes probabilities of labels, and "
+            f"{type(loss).__name__} expects numbers of classes. Pass "
+            "loss='softmax', or keras.losses.CategoricalCrossentropy("
+            "from_logits=True)."
+        )
+
+
 def takes_probabilities(loss: Any) -> bool:
     """Whether a loss expects probabilities instead of logits or values."""
     logits = getattr(loss, "from_logits", None)

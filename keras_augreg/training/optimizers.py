@@ -172,7 +172,8 @@ class _Optimizer(keras.optimizers.Optimizer):
                 )
             ]
             grads = [ops.divide(total, steps) for total in sums]
-        grads = self._clip_gradients(grads)
+        # Adapters are float32 among weights in bfloat16.
+        grads = self._clip_gradients([ops.cast(g, "float32") for g in grads])
         step = _Step(
             ops.cast(self.learning_rate, "float32"),
             ops.cast(self.iterations, "float32"),
@@ -199,18 +200,20 @@ class _Optimizer(keras.optimizers.Optimizer):
             self.assign(target, value)
 
         slots = self._slots[index]
-        direction, new_slots = self.direction(
-            gradient, [ops.cast(s, "float32") for s in slots], step.count
+        before, *old_slots = (
+            ops.cast(x, "float32") for x in (variable, *slots)
         )
+        direction, new_slots = self.direction(gradient, old_slots, step.count)
         if self._decays[index]:
-            direction = direction + self._decays[index] * variable
+            direction = direction + self._decays[index] * before
         rate = step.learning_rate * self._rates[index]
-        new = variable - rate * direction
+        new = before - rate * direction
         if self.use_ema:
             average = self._model_variables_moving_average[index]
             # The average starts at the first update's weights.
             keep = self.ema_momentum * ops.cast(step.count > 0, "float32")
-            assign(average, keep * average + (1 - keep) * new)
+            kept = keep * ops.cast(average, "float32")
+            assign(average, kept + (1 - keep) * new)
         for slot, value in zip(slots, new_slots, strict=True):
             assign(slot, value)
         assign(variable, new)

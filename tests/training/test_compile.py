@@ -729,6 +729,168 @@ def test_jit_compile_is_the_backend_s_choice_again():
     assert model.get_compile_config()["jit_compile"] is False
 
 
+class OwnStep(VisionTransformer):
+    """Trains in a step of its own, as Keras's guides show."""
+
+    def train_step(self, *args):
+        *state, (x, y) = args
+        if not state:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+            self.metrics[0].update_state(loss)
+            return self.compute_metrics(x, y, y_pred)
+        ((trainable, others, optimizer, metrics),) = state
+        y_pred, others = self.stateless_call(
+            trainable, others, x, training=True
+        )
+        loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+        return {"loss": loss}, (trainable, others, optimizer, metrics)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+def test_a_training_step_of_ones_own_gets_logits(activation):
+    loss = "sigmoid" if activation == "sigmoid" else "softmax"
+    model = OwnStep(
+        4, 8, 1, 2, 8, input_shape=(16, 16, 3), classes=CLASSES,
+        classifier_activation=activation,
+    )  # fmt: skip
+    head = model.get_layer("head").kernel
+    head.assign(np.random.default_rng(0).normal(size=head.shape))
+    finetune(model, loss=loss)
+    x, y = batch()
+    expected = model.evaluate(x, y, verbose=0)
+    logged = model.fit(x, y, batch_size=len(x), verbose=0).history
+    assert logged["loss"] == pytest.approx([expected[0]], rel=1e-5)
+    if keras.backend.backend() != "jax":
+        assert logged["accuracy"] == pytest.approx([expected[1]])
+    if activation == "softmax":
+        finetune(model, loss="sigmoid")
+        with pytest.raises(ValueError, match="with classifier_activation=None"):
+            model.fit(x, y, verbose=0)
+
+
+def test_weights_that_changed_since_compiling():
+    x, y = batch()
+    model = finetune(build())
+    model.enable_lora(2)
+    with pytest.raises(
+        ValueError, match=r"or adapted by LoRA\. Compile it aga"
+    ):
+        model.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match="Compile it again"):
+        model.train_on_batch(x, y)
+    finetune(model)
+    fit(model)
+    model = finetune(build())
+    model.get_layer("encoderblock_0").trainable = False
+    if keras.backend.backend() == "jax":
+        with pytest.raises(ValueError, match="layers were frozen or unfrozen"):
+            fit(model)
+    else:  # as in Keras
+        fit(model)
+
+
+@pytest.mark.parametrize("classes", [1, CLASSES])
+def test_metrics_of_keras_take_numbers_and_columns(classes):
+    activation = "sigmoid" if classes == 1 else "softmax"
+    model = build(classes=classes, classifier_activation=activation)
+    head = model.get_layer("head").kernel
+    head.assign(np.random.default_rng(0).normal(size=head.shape))
+    m = keras.metrics
+    metrics = [
+        m.TruePositives(), m.FalseNegatives(), m.PrecisionAtRecall(0.5),
+        m.SensitivityAtSpecificity(0.5), m.F1Score("macro"), m.AUC(), m.Hinge(),
+        m.CosineSimilarity(), m.R2Score(), m.RootMeanSquaredError(), "mse",
+    ]  # fmt: skip
+    if classes > 1:
+        metrics += [m.CategoricalHinge(), m.OneHotMeanIoU(classes)]
+    x, numbers = batch()
+    numbers %= classes + (classes == 1)
+    columns = np.eye(classes, dtype="float32")[numbers % classes]
+    if classes == 1:
+        columns = numbers[:, None].astype("float32")
+    finetune(model, loss=activation, metrics=metrics)
+    got, expected = (
+        model.evaluate(x, y, verbose=0) for y in (numbers, columns)
+    )
+    assert len(got) == 1 + len(metrics)
+    assert got == pytest.approx(expected, rel=1e-5)
+    plain = keras.Model(model.input, model.output)
+    plain.compile(loss="mse", metrics=[type(x).from_config(x.get_config())
+                           for x in metrics if x != "mse"])  # fmt: skip
+    by_keras = plain.evaluate(x, columns, verbose=0, return_dict=True)
+    named = model.evaluate(x, numbers, verbose=0, return_dict=True)
+    for name, value in by_keras.items():
+        if name != "loss":
+            assert named[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_labels_of_a_renamed_loss():
+    x, y = batch()
+    loss = keras.losses.SparseCategoricalCrossentropy(True, name="mine")
+    model = finetune(build(), loss=loss)
+    with pytest.raises(ValueError, match="example 2 is 5"):
+        model.fit(x, y + 3, verbose=0)
+
+
+def test_one_class_is_no_choice():
+    binary = {"classes": 1, "classifier_activation": "sigmoid"}
+    for given, loss in (
+        ({"classes": 1}, "sigmoid"),
+        ({"classes": 1}, "binary_crossentropy"),
+        (binary, "softmax"),
+        (binary, "categorical_crossentropy"),
+        (binary, "sparse_categorical_crossentropy"),
+        (binary, "kl_divergence"),
+    ):
+        with pytest.raises(ValueError, match="With one class, softmax always"):
+            finetune(build(**given), loss=loss)
+
+
+def test_wrong_arguments_of_compile():
+    model = build()
+    for arguments, message in (
+        ({"learning_rate": -1.0}, "above 0 or a keras.*=-1.0"),
+        ({"learning_rate": float("nan")}, "above 0 or a"),
+        ({"learning_rate": "0.1"}, "above 0 or a"),
+        ({"learning_rate": None}, "above 0 or a"),
+        ({"learning_rate": lambda step: 0.1}, "above 0 or a"),
+        ({"total_steps": True}, "an integer of at least 1.*=True"),
+        ({"total_steps": "10"}, "an integer of at least 1.*='10'"),
+        ({"total_steps": 0}, "an integer of at least 1.*=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.compile_finetuning(
+                model, **{"total_steps": 9, **arguments}
+            )
+    for name in ("optimizer", "weight_decay", "epochs"):
+        with pytest.raises(TypeError, match=rf"call `model.compile`.*: {name}"):
+            finetune(model, **{name: 1})
+
+
+def test_callbacks_in_a_list_of_keras():
+    model = finetune(build())
+    callbacks = keras.callbacks.CallbackList(
+        [
+            keras.callbacks.SwapEMAWeights(),
+            keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+        ],
+        model=model,
+    )
+    with pytest.raises(ValueError, match="SwapEMAWeights validates"):
+        fit(model, callbacks=callbacks)
+
+
+def test_half_precision_throughout():
+    """Gradients of adapters are float32, those of weights are not."""
+    model = build(dtype="bfloat16")
+    model.enable_lora(2)
+    for compile in (finetune, pretrain):
+        compile(model)
+        assert np.isfinite(fit(model)["loss"]).all()
+    assert model.predict(batch()[0], verbose=0).shape == (16, CLASSES)
+
+
 def test_labels_of_another_shape(monkeypatch):
     """TensorFlow would trace once for both shapes and know neither rank."""
     # Mixup alone: RandAugment, which takes long to compile, sees no labels.
@@ -1124,7 +1286,9 @@ def kept_for_the_backward_pass(model):
 
 def test_remat_keeps_less():
     kept = [
-        kept_for_the_backward_pass(pretrain(build(depth=4), remat=remat))
+        kept_for_the_backward_pass(
+            pretrain(build(depth=4, classifier_activation=None), remat=remat)
+        )
         for remat in (False, True)
     ]
     assert kept[1] < kept[0]

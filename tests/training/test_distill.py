@@ -96,3 +96,18 @@ def test_refuses_a_student_that_is_not_compiled():
     loss = keras.distillation.LogitsDistillation()
     with pytest.raises(ValueError, match="says how to train it"):
         Distiller(build(0), build(1), loss).compile()
+
+
+def test_losses_that_distillation_cannot_take():
+    student = build(1)
+    compile_pretraining(
+        student, AugReg("light1"), total_steps=9, warmup_steps=1
+    )
+    logits = keras.distillation.LogitsDistillation()
+    made = Distiller(build(0), student, logits)
+    for loss in ("kl_divergence", keras.losses.CategoricalCrossentropy()):
+        with pytest.raises(ValueError, match="the models cannot return both"):
+            made.compile(loss=loss)
+    with pytest.raises(ValueError, match="makes probabilities of labels"):
+        made.compile(loss="sparse_categorical_crossentropy")
+    made.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
