@@ -15,13 +15,13 @@ import keras
 import numpy as np
 
 import keras_augreg.models as builders
+from keras_augreg.around import class_names, ends, image_shape, takes_scaled
 from keras_augreg.atomic import replacing
 from keras_augreg.checks import check_choice
 from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import only, preprocess_input, warn_if_scaled
-from keras_augreg.resnet import ResNetRoot
 from keras_augreg.variants import match
-from keras_augreg.vit import PatchEmbedding, Pool, PositionEmbedding
+from keras_augreg.vit import Pool
 
 # Red, green and blue in a grey level, as Pillow's (ITU-R 601-2).
 GREY = np.array([0.299, 0.587, 0.114])
@@ -100,9 +100,9 @@ def predict(
     batch_size = at_least(1, "batch_size", batch_size)
     model = _model(model)
     _check_classifier(model)
-    shape = _image_shape(model)
+    shape = image_shape(model)
     found = list(_find(images, shape[2]))
-    scales = _takes_scaled(model)
+    scales = takes_scaled(model)
     # Of floats that it gets as they are, the model itself warns.
     untouched = None if scales or tta == "crops" else shape
     floats = [x for _, x in found if _is_floats(x) and x.shape != untouched]
@@ -134,9 +134,8 @@ def predict(
 
 def _probabilities(model: Any, scores: np.ndarray) -> tuple[np.ndarray, Any]:
     """Probabilities of what a model returned, and names of the classes."""
-    *models, last = _ends(model)
-    every = (getattr(end, "class_names", None) for end in models)
-    names: Any = next(filter(None, every), None)
+    last = ends(model)[-1]
+    names: Any = class_names(model)
     one = scores.shape[1] == 1
     if getattr(last, "activation", None) is keras.activations.linear:
         function = keras.ops.sigmoid if one else keras.ops.softmax
@@ -252,14 +251,6 @@ def _model(model: Any) -> Any:
     )
 
 
-def _ends(model: Any) -> list[Any]:
-    """The model, the model in it that it ends in, ..., and the last layer."""
-    ends = [model]
-    while getattr(ends[-1], "outputs", None):
-        ends.append(ends[-1].outputs[0]._keras_history.operation)
-    return ends
-
-
 def _check_classifier(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -273,7 +264,7 @@ def _check_classifier(model: Any) -> None:
     ranks = [
         len(x) if isinstance(x, tuple) else None for x in (taken, returned)
     ]
-    if ranks != [4, 2] or isinstance(_ends(model)[-1], Pool):
+    if ranks != [4, 2] or isinstance(ends(model)[-1], Pool):
         raise ValueError(
             "Expected a classifier of images (B, H, W, 3) that returns one "
             f"score for each class. Received: {model.name!r}, which maps "
@@ -281,50 +272,6 @@ def _check_classifier(model: Any) -> None:
             "include_top=True, or put one on it: a `keras.layers.Dense`, "
             "trained."
         )
-
-
-def _takes_scaled(model: Any) -> bool:
-    """Whether a model takes floats in [-1, 1], with no layer that scales.
-
-    So does a model around one with `include_preprocessing=False`.
-    """
-    if not getattr(model, "include_preprocessing", True):
-        return True
-    graph = getattr(model, "_functional", model)  # of a Sequential
-    # Not the layers' nodes: they may be called in other models, too.
-    depths = getattr(graph, "_nodes_by_depth", {})
-    first = (
-        node.operation
-        for nodes in depths.values()
-        for node in nodes
-        if any(x is graph.inputs[0] for x in node.input_tensors)
-    )
-    return any(
-        isinstance(layer, (PatchEmbedding, ResNetRoot))
-        or (isinstance(layer, keras.Model) and _takes_scaled(layer))
-        for layer in first
-    )
-
-
-def _image_shape(model: Any) -> tuple[int, int, int]:
-    """(height, width, channels) of the images to make of photos.
-
-    Of a model for images of any size, or one around it, those that its
-    position embedding was trained for.
-    """
-    shape = tuple(only(model.input_shape)[1:])
-    if None in shape:
-        for layer in model._flatten_layers():
-            if isinstance(layer, PositionEmbedding) and layer.stride:
-                sides = [n * layer.stride for n in layer.patch_grid]
-                own = zip(shape, (*sides, 3), strict=True)
-                return tuple(n or m for n, m in own)
-        raise ValueError(
-            "`predict` must know the size to resize photos to. Give the model "
-            "one: keras.Sequential([keras.Input((height, width, 3)), model]). "
-            f"Received: {model.name!r}, with input_shape={model.input_shape}"
-        )
-    return shape
 
 
 def _find(images: Any, channels: int) -> Iterator[tuple[str, Any]]:

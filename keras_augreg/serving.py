@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_augreg.around import class_names, image_shape, takes_scaled
 from keras_augreg.atomic import owner
 from keras_augreg.labels import class_labels
 from keras_augreg.preprocessing import Preprocessing
@@ -22,7 +23,6 @@ from keras_augreg.projection import (
     projections,
     quantization_modes,
 )
-from keras_augreg.vit import PositionEmbedding
 
 
 class Converter(NamedTuple):
@@ -147,7 +147,7 @@ TensorFlow and tf2onnx (int8 and int4 too) |
         )
     converter = _converter(format, set(quantization_modes(model).values()))
     if converter.imports[0] == "torch" and None in model.input_shape[1:]:
-        usual_sides(model)
+        image_shape(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{owner()}.part")
     try:
@@ -192,12 +192,10 @@ def _converter(format: str, modes: set[str]) -> Converter:
 
 def _class_names(model: Any) -> list[str] | None:
     """Names of the outputs, if the model has any or is an ImageNet's."""
+    if names := class_names(model):
+        return list(names)
     classes = getattr(model, "classes", None)
-    if classes is None:
-        return None
-    labels = class_labels(classes)
-    own = getattr(model, "class_names", None)
-    return list(own or (label for _, label in labels)) or None
+    return [label for _, label in class_labels(classes or 0)] or None
 
 
 def _run(
@@ -225,23 +223,6 @@ def _run(
             f"The export to {format!r} with {by.imports[0]} failed (exit "
             f"status {done.returncode}). Its last words:\n{done.stdout[-2000:]}"
         )
-
-
-def usual_sides(model: Any) -> tuple[int, int]:
-    """Height and width that a model of images of any size was made for.
-
-    Raises:
-        ValueError: If no layer knows them.
-    """
-    for layer in model._flatten_layers():
-        if isinstance(layer, PositionEmbedding) and layer.stride:
-            rows, columns = layer.patch_grid
-            return rows * layer.stride, columns * layer.stride
-    raise ValueError(
-        "PyTorch's export needs images of a fixed height and width. Build "
-        f"the model on a keras.Input with these. Received: {model.name!r}, "
-        f"whose input_shape={model.input_shape}"
-    )
 
 
 def _keep_outputs(file: str) -> None:
@@ -285,10 +266,9 @@ def convert(source: str, folder: str, format: str) -> None:
             projection.merge_lora()
     shape = model.input_shape
     if keras.backend.backend() == "torch" and None in shape[1:]:
-        shape = (None, *usual_sides(model), shape[-1])
+        shape = (None, *image_shape(model))
     images = keras.Input(shape[1:], dtype="uint8", name="image")
-    scaled = getattr(model, "include_preprocessing", True)
-    x = images if scaled else Preprocessing()(images)
+    x = Preprocessing()(images) if takes_scaled(model) else images
     # No class of ours: a plain model, whose `__call__` checks nothing.
     served = keras.Model(images, model(x, training=False))
     pathlib.Path(folder).mkdir()

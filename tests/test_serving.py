@@ -129,9 +129,9 @@ def test_conversion(format, tmp_path):
 
 @pytest.mark.parametrize("format", CONVERTED[:1])
 def test_conversion_of_a_model_around_any_size(format, tmp_path):
-    inner = tiny(depth=1, dynamic_image_size=True, include_preprocessing=True)
-    inner = random(inner)
-    images = keras.Input((None, None, 3), dtype="uint8")
+    """That does not scale them: what is exported does."""
+    inner = random(tiny(depth=1, dynamic_image_size=True))
+    images = keras.Input((None, None, 3))
     keras.Model(images, inner(images)).save(tmp_path / "model.keras")
     folder = tmp_path / "served"
     serving.convert(str(tmp_path / "model.keras"), str(folder), format)
@@ -189,6 +189,10 @@ def test_class_names(model, tmp_path, monkeypatch):
     }.items():
         keras_augreg.export(other, tmp_path / name, "onnx")
         assert [f.name for f in (tmp_path / name).iterdir()] == ["model.onnx"]
+    around = keras.Sequential([keras.Input(model.input_shape[1:]), model])
+    keras_augreg.export(around, tmp_path / "around", "onnx")
+    names = (tmp_path / "around" / "class_names.json").read_text("utf-8")
+    assert json.loads(names) == NAMES
 
 
 def test_refusals(model, tmp_path, monkeypatch):
@@ -203,7 +207,7 @@ def test_refusals(model, tmp_path, monkeypatch):
     any_size = keras.Model(
         inputs, keras.layers.GlobalAveragePooling2D()(inputs)
     )
-    with pytest.raises(ValueError, match="images of a fixed height and width"):
+    with pytest.raises(ValueError, match="images' height and width must be kn"):
         keras_augreg.export(any_size, tmp_path / "a", format="torch")
     small = tiny(depth=1)
     small.quantize("float8")
