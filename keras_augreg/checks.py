@@ -61,6 +61,11 @@ def check_argument_names(function: str, names: Iterable[str]) -> None:
         )
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number and not a bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` if the value is not one of the choices."""
     choices = tuple(choices)

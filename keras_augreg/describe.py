@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import keras
 from keras_augreg import variants
 from keras_augreg.checkpoints import index
 from keras_augreg.dataset_names import CLASSES, choose
+from keras_augreg.projection import projections, quantization_modes
 from keras_augreg.recipe import AugReg
 from keras_augreg.resnet import EXPANSION, ROOT_CHANNELS, ROOT_KERNEL
 from keras_augreg.variants import VARIANTS, Sizes, identify
@@ -31,7 +34,7 @@ class Description:
     input_shape: tuple[int, int, int]
     classes: int | None  # `None` without a classifier
     tokens: int  # of an image, including the class token
-    parameters: int  # trainable
+    parameters: int  # of the architecture, without adapters
     flops: int  # of the forward pass for one image
     dtype: str  # the policy that the memory is for
     batch_size: int  # that the memory is for
@@ -73,7 +76,7 @@ def describe(
     input_shape: tuple[int, int, int] | None = None,
     batch_size: int = 1,
     dtype: str | None = None,
-    lora_rank: int = 8,
+    lora_rank: int | None = None,
 ) -> Description:
     """Tells what a model costs, where it came from and how well it does.
 
@@ -102,6 +105,7 @@ def describe(
             `"mixed_float16"` or `"float16"`. Defaults to the model's, or to
             Keras's global policy.
         lora_rank: Rank of the adapters, at least 1, on all kernels of blocks.
+            Defaults to that of the model's adapters, or to 8.
 
     Returns:
         A `Description`, which prints as a table.
@@ -117,6 +121,7 @@ def describe(
       ...
     """
     release: dict[str, Any] = {}
+    stored = None  # bytes of quantized weights
     top: dict[str, Any] = {"include_top": True, "class_token": True}
     if isinstance(model, str):
         name, resolution = model, DEFAULT_RESOLUTION
@@ -143,6 +148,15 @@ def describe(
         dtype = dtype or model.dtype_policy
         names = ("include_top", "class_token", "classes", "pooling")
         top = {name: getattr(model, name) for name in names}
+        adapted = projections(model).values()
+        ranks = [p.lora_rank for p in adapted if p.lora_enabled]
+        if lora_rank is None:
+            lora_rank = max(ranks, default=None)
+        if quantization_modes(model):  # The weights are smaller.
+            bits = [int(re.sub(r"\D+(\d+).*", r"\1", v.dtype))
+                    for v in model.weights]  # fmt: skip
+            counts = [math.prod(v.shape) for v in model.weights]
+            stored = math.ceil(sum(map(operator.mul, bits, counts)) / 8)
     else:
         raise ValueError(
             "Expected a keras_augreg.VisionTransformer, an architecture "
@@ -157,11 +171,12 @@ def describe(
     variant = identify(sizes)
     costs = _Costs(sizes, *shape, **top)
     policy = keras.dtype_policies.get(dtype)
+    lora_rank = 8 if lora_rank is None else lora_rank
     if not isinstance(lora_rank, int) or lora_rank < 1:
         raise ValueError(
             f"`lora_rank` is a positive integer. Received: {lora_rank!r}"
         )
-    memory = costs.memory(batch_size, policy, lora_rank)
+    memory = costs.memory(batch_size, policy, lora_rank, stored)
     return Description(
         name=name, architecture=variant.name if variant else None,
         input_shape=shape, classes=costs.classes,
@@ -277,7 +292,9 @@ class _Costs:
             + w * (self.classes or 0)
         )
 
-    def memory(self, batch: int, policy: Any, rank: int) -> list[int]:
+    def memory(
+        self, batch: int, policy: Any, rank: int, stored: int | None
+    ) -> list[int]:
         """Estimates of bytes for inference, training, and with LoRA."""
         s, t = self.sizes, self.tokens
         w, m = s.width, s.mlp_dim
@@ -302,8 +319,9 @@ class _Costs:
         shared = batch * pixels * 32  # the images
         if compute != variable:
             shared += weights * compute
-        inference = shared + weights * variable + batch * alive * compute
-        shared += weights * variable + batch * kept * compute
+        held = weights * variable if stored is None else 8 * stored
+        inference = shared + held + batch * alive * compute
+        shared += held + batch * kept * compute
         adapters = s.depth * rank * (4 * w + 2 * w + 2 * (w + m))
         head = (w + 1) * (self.classes or 0)
         # A weight's gradient and two moments; an adapter is in float32.

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_augreg.checks import is_integer
 from keras_augreg.jax_state import KeepsState
 from keras_augreg.layer import Layer
 from keras_augreg.preprocessing import only
@@ -55,6 +56,20 @@ def _watching(name: str) -> Any:
             return getattr(super(FeatureExtractor, self), name)(
                 x, *args, **kwargs
             )
+
+    return method
+
+
+def _tracing(name: str) -> Any:
+    """Makes a function of Keras anew if the variables are others."""
+    seen = f"_variables_of_{name}"
+
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self: Any, force: bool = False) -> Any:
+        now = (*map(id, self.variables),)
+        force = force or now != vars(self).get(seen, now)
+        vars(self)[seen] = now
+        return getattr(super(FeatureExtractor, self), name)(force)
 
     return method
 
@@ -109,8 +124,6 @@ class FeatureExtractor(KeepsState):
     test_on_batch = _watching("test_on_batch")
     predict_on_batch = _watching("predict_on_batch")
 
-    _traced: Any = None  # identities of the variables of the last trace
-
     def __init__(
         self,
         model: Any,
@@ -159,11 +172,10 @@ class FeatureExtractor(KeepsState):
         shape: tuple[int, int, int] = self._source().image_shape
         return shape
 
-    def make_predict_function(self, force: bool = False) -> Any:
-        """Traces again if adapters came or went: TensorFlow would not."""
-        now = [*map(id, self.variables)]
-        force, self._traced = force or now != self._traced, now
-        return super().make_predict_function(force)
+    # They trace again if adapters came or went: TensorFlow would not.
+    make_train_function = _tracing("make_train_function")
+    make_test_function = _tracing("make_test_function")
+    make_predict_function = _tracing("make_predict_function")
 
     def get_config(self) -> dict[str, Any]:
         model = keras.saving.serialize_keras_object(self._source())
@@ -182,7 +194,7 @@ class FeatureExtractor(KeepsState):
 def _layer_name(model: Any, block: Any) -> str:
     """The name of the layer that an entry of `blocks` stands for."""
     depth = model.sizes.depth
-    if isinstance(block, int) and -depth <= block < depth:
+    if is_integer(block) and -depth <= block < depth:
         return f"encoderblock_{block % depth}"
     names = [layer.name for layer in model.layers]
     names = names[: names.index("encoder_norm")]

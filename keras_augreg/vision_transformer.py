@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 from keras_augreg.checkpoints import lora
-from keras_augreg.checks import check_argument_names
+from keras_augreg.checks import check_argument_names, is_integer
 from keras_augreg.dataset_names import CLASSES
 from keras_augreg.features import Blocks, FeatureExtractor
 from keras_augreg.layer import (
@@ -39,6 +40,7 @@ from keras_augreg.preprocessing import (
 from keras_augreg.projection import (
     check_not_quantized,
     projections,
+    quantization_modes,
 )
 from keras_augreg.recipe import (
     PRETRAINING_RESOLUTION,
@@ -351,12 +353,17 @@ class VisionTransformer(TrainStep):
         assert model.features(images, grid=True).shape == (2, 2, 2, 192)
         ```
         """
-        if isinstance(blocks, list):
+        if isinstance(blocks, (list, np.ndarray)):
             blocks = tuple(blocks)
+        if isinstance(images, list) and images and hasattr(images[0], "shape"):
+            images = images[0] if len(images) == 1 else np.stack(images)
         state = json.dumps(layer_state(self), sort_keys=True)
         extractor = self._extractor(blocks, grid, norm, state)
         with self._watched(images) as images:
-            return extractor.predict(only(images), batch_size, verbose=0)
+            images = only(images)
+            if getattr(images, "shape", (None,))[0] == 0:
+                return extractor.predict_on_batch(images)
+            return extractor.predict(images, batch_size, verbose=0)
 
     def _make_extractor(
         self, blocks: Blocks, grid: bool, norm: bool, state: str
@@ -398,13 +405,14 @@ class VisionTransformer(TrainStep):
         model.save_lora_weights("adapters.safetensors")
         ```
         """
-        chosen = [targets] if isinstance(targets, str) else list(targets)
+        several = isinstance(targets, (list, tuple, set))
+        chosen = list(targets) if several else [targets]
         if not chosen or not set(chosen) <= set(TARGETS):
             raise ValueError(
                 f"`targets` must be one or more of {', '.join(TARGETS)}. "
                 f"Received: targets={targets!r}"
             )
-        if not isinstance(rank, int) or not 1 <= rank <= self.sizes.width:
+        if not is_integer(rank) or not 1 <= rank <= self.sizes.width:
             raise ValueError(
                 "`rank` must be an integer from 1 to the model's width, "
                 f"{self.sizes.width}. Received: rank={rank!r}"
@@ -422,13 +430,15 @@ class VisionTransformer(TrainStep):
         for projection in projections(self).values():
             projection.check_lora()
         for projection in adapted.values():
-            projection.enable_lora(rank, alpha)
+            projection.enable_lora(int(rank), alpha)
         layers = dict(named_layers(self))
         # What a call of `compile_finetuning` froze is not the user's choice;
         # the next call must not train the kernels again.
         thaw(self)
         frozen = {n for n, layer in layers.items() if not layer.trainable}
         others = layers.keys() - adapted.keys() - {"head"}
+        if not self.trainable:  # What is inside could not be trained.
+            self.trainable: Any = True
         set_frozen(self, (frozen - adapted.keys()) | others)
         self._forget_functions()
 
@@ -513,7 +523,14 @@ class VisionTransformer(TrainStep):
             warnings.filterwarnings("ignore", ".*have a `quantize` method")
             # Keras 3.12 has no `filters`.
             chosen = {} if filters is None else {"filters": filters}
+            before = quantization_modes(self)
             super().quantize(mode, config=config, **chosen)
+        if quantization_modes(self) == before:
+            raise ValueError(
+                "No layer was quantized: `filters` matches none. Its names "
+                f"are qkv, out, mlp1, mlp2, projection and head. Received: "
+                f"filters={filters!r}"
+            )
         self._forget_functions()
 
     def _forget_functions(self) -> None:

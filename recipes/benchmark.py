@@ -22,7 +22,8 @@ import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from absl import app, flags
+import arguments
+from absl import flags
 
 from keras_augreg import benchmark, visualize
 from keras_augreg.atomic import as_path, replacing
@@ -104,4 +105,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    arguments.run(main)

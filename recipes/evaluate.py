@@ -24,6 +24,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import arguments
 import building
 import keras
 import numpy as np
@@ -107,4 +108,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    arguments.run(main)

@@ -24,8 +24,9 @@ import sys
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"  # Here the step is compiled, not run.
 
+import arguments
 import keras
-from absl import app, flags
+from absl import flags
 
 from keras_augreg import (
     AugReg,
@@ -121,4 +122,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    arguments.run(main)

@@ -19,9 +19,10 @@ import io
 import json
 import pathlib
 
+import arguments
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from keras_augreg import visualize
@@ -74,4 +75,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    arguments.run(main)

@@ -30,6 +30,7 @@ import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import arguments
 import keras
 import matplotlib  # noqa: F401 (for the figures: fail now, not at the end)
 import pandas  # noqa: F401
@@ -117,4 +118,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    arguments.run(main)

@@ -224,6 +224,7 @@ def test_memory_with_lora():
     full, found = model.count_params(), describe(model, lora_rank=4)
     model.enable_lora(4)
     trained = sum(math.prod(v.shape) for v in model.trainable_variables)
+    assert describe(model).lora_rank == 4
     adapters = model.count_params() - full
     assert found.training_bytes - found.lora_bytes == (
         12 * full - 12 * trained - 4 * adapters
@@ -231,6 +232,19 @@ def test_memory_with_lora():
     assert "LoRA          about" in str(found)
     with pytest.raises(ValueError, match="`lora_rank` is a positive integer"):
         describe(model, lora_rank=0)
+
+
+def test_memory_of_a_quantized_model():
+    model = small()
+    before = describe(model)
+    held = 4 * model.count_params()
+    model.quantize("int8")
+    smaller = sum(
+        math.prod(v.shape) * (1 if v.dtype == "int8" else 4)
+        for v in model.weights
+    )
+    saved = before.inference_bytes - describe(model).inference_bytes
+    assert saved == held - smaller > 0.5 * held
 
 
 def test_a_checkpoint_has_a_recipe_and_figures():

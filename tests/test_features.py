@@ -148,12 +148,18 @@ def test_adapters_come_and_go():
     model = _checkpoints.tiny(input_shape=(16, 24, 3))
     extractor = FeatureExtractor(model)
     found = [extractor.predict(IMAGES, verbose=0)]
+    extractor.compile(loss="mse")
+    zeros = np.zeros_like(found[0])
+    losses = [extractor.evaluate(IMAGES, zeros, verbose=0)]
     model.enable_lora(2)
     for projection in projections(model).values():
         if projection.lora_enabled:
             adapter = projection.lora_kernel_b
             adapter.assign(np.ones(adapter.shape))
     found.append(extractor.predict(IMAGES, verbose=0))
+    losses.append(extractor.evaluate(IMAGES, zeros, verbose=0))
+    squares = [np.square(x).mean() for x in found]
+    np.testing.assert_allclose(losses, squares, rtol=1e-4)
     close(model.features(IMAGES), found[1])
     model.merge_lora()
     found.append(extractor.predict(IMAGES, verbose=0))
@@ -182,6 +188,16 @@ def test_wrong_blocks_are_refused(model):
         FeatureExtractor(keras.Sequential())
     with pytest.raises(ValueError, match="Expected images of shape"):
         model.features(np.zeros((1, 8, 8, 3), "float32"))
+
+
+@pytest.mark.once
+def test_features_of_lists_and_of_nothing(model):
+    expected = model.features(IMAGES)
+    close(model.features(list(IMAGES)), expected)
+    close(model.features([IMAGES], blocks=np.int64(-1)), expected)
+    assert model.features(IMAGES[:0]).shape == (0, *expected.shape[1:])
+    both = model.features(IMAGES, blocks=np.array([0, 1]))
+    close(both[1], expected)
 
 
 @pytest.mark.once

@@ -130,6 +130,43 @@ def test_adapters_in_files(tmp_path):
         plain.load_weights(tmp_path / "a.weights.h5")
 
 
+def test_adapters_of_a_frozen_model():
+    model = build()
+    model.trainable = False
+    model.enable_lora(np.int64(2), "qkv")
+    names = {v.path.split("/")[-2] for v in model.trainable_variables}
+    assert names == {"qkv"}
+
+
+@pytest.mark.once
+def test_files_of_adapters_name_the_classes(tmp_path):
+    names = list("abcde")
+    model = adapted(class_names=names)
+    path = model.save_lora_weights(tmp_path / "a.safetensors")
+    for own in (names, None):
+        other = build(class_names=own)
+        other.enable_lora(3, alpha=6)
+        other.load_lora_weights(path)
+    other.class_names = names[::-1]
+    with pytest.raises(ValueError, match=r"in another order.*'e', 'd', 'c'"):
+        other.load_lora_weights(path)
+
+
+@pytest.mark.once
+def test_saved_adapters_and_integers_are_no_weights(tmp_path):
+    """Of another model: they are loaded as a whole."""
+    path = tmp_path / "model.keras"
+    model = adapted()
+    model.save(path)
+    with pytest.raises(ValueError, match="or save it after merge_lora"):
+        checkpoints.load(build(), path)
+    model.merge_lora()
+    model.quantize("int8")
+    model.save(path)
+    with pytest.raises(ValueError, match=r"with keras.saving.load_model"):
+        checkpoints.load(build(), path)
+
+
 def test_bfloat16():
     model = build(dtype="mixed_bfloat16")
     before = logits(model)
@@ -172,6 +209,8 @@ def test_wrong_arguments():
         (0,): "`rank` must be an integer from 1 to .* 12. Received: rank=0",
         (13,): "Received: rank=13",
         (2.0,): "Received: rank=2.0",
+        (True,): "Received: rank=True",
+        (2, None): "one or more of qkv, out, mlp1, mlp2.*targets=None",
         (2, "query"): "one or more of qkv, out, mlp1, mlp2.*'query'",
         (2, ()): r"Received: targets=\(\)",
         (2, "qkv", 0): "`alpha` must be a number above 0. Received: alpha=0",
@@ -189,6 +228,8 @@ def test_wrong_arguments():
     gptq = keras.quantizers.GPTQConfig(dataset=["text"], tokenizer=str.split)
     with pytest.raises(ValueError, match="one of 'int8', 'int4', 'float8'"):
         model.quantize(config=gptq)
+    with pytest.raises(ValueError, match=r"`filters` matches none.*'query'"):
+        model.quantize("int8", filters="query")
     model.quantize("int8")
     with pytest.raises(ValueError, match=r"is quantized \(int8\)"):
         model.merge_lora()

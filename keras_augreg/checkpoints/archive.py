@@ -178,7 +178,8 @@ def open_archive(path: str | pathlib.Path) -> Archive:
         if header.dtype != BFLOAT16 and header.dtype.kind != "f":
             raise ValueError(
                 f"{path}: array {name!r} has dtype {header.dtype}, expected "
-                "float32, float16, float64 or bfloat16."
+                "float32, float16, float64 or bfloat16. Load a quantized "
+                "model as a whole, with keras.saving.load_model."
             )
         if header.nbytes > MAX_ARRAY_BYTES:
             raise ValueError(

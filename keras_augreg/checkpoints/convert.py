@@ -419,6 +419,12 @@ def match(
     for problem, which in [("lacks", missing), ("also holds", unexpected)]:
         if which:
             more = f" and {len(which) - 5} more" if len(which) > 5 else ""
+            if any("lora_" in name for name in which):
+                more += (
+                    " (it was saved with adapters: load the model as a whole "
+                    "with keras.saving.load_model, or save it after "
+                    "merge_lora())"
+                )
             raise ValueError(
                 f"{archive.path} {problem} "
                 f"{', '.join(map(repr, which[:5]))}{more}; expected exactly "

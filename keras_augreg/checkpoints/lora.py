@@ -17,7 +17,11 @@ import numpy as np
 
 from keras_augreg.atomic import replacing
 from keras_augreg.checkpoints import convert, export
-from keras_augreg.checkpoints.archive import LORA_ALPHA, open_archive
+from keras_augreg.checkpoints.archive import (
+    CLASS_NAMES,
+    LORA_ALPHA,
+    open_archive,
+)
 from keras_augreg.projection import Projection, projections
 
 _PREFIX = "base_model.model."
@@ -31,7 +35,10 @@ def save(model: Any, path: str | pathlib.Path) -> pathlib.Path:
         name: _array(weight).T.copy()
         for name, weight in _weights(model).items()
     }
-    export.write_safetensors(path, arrays, {LORA_ALPHA: alpha})
+    metadata = {LORA_ALPHA: alpha}
+    if model.include_top and model.class_names:
+        metadata[CLASS_NAMES] = model.class_names
+    export.write_safetensors(path, arrays, metadata)
     return path
 
 
@@ -56,6 +63,13 @@ def load(model: Any, path: str | pathlib.Path) -> None:
         for p in adapters(model).values()
         if p.lora_alpha != alpha
     ]
+    names = archive.class_names
+    if names and model.include_top and names != (model.class_names or names):
+        raise ValueError(
+            f"{path} has the head of other classes, or of the same in another "
+            f"order: {names[:3]}... Received: a model with "
+            f"class_names={model.class_names[:3]}..."
+        )
     if wrong:
         raise ValueError(
             f"{path} has other adapters than the model ({len(wrong)} "

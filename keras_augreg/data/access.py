@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_augreg.checks import is_integer
 from keras_augreg.data import decode, tfds
 from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import ImageError
-from keras_augreg.data.options import Options, is_integer
+from keras_augreg.data.options import Options
 from keras_augreg.data.sources import (
     Examples,
     Labelled,

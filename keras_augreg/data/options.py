@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.checks import check_choice
+from keras_augreg.checks import check_choice, is_integer
 from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Cropping
 from keras_augreg.data.sources import read_names
@@ -238,11 +238,6 @@ def choose_engine(engine: str, kind: str) -> str:
             'engine="python" does not.'
         )
     return engine
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a whole number and not a bool."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def at_least(least: int, argument: str, value: Any) -> int:
