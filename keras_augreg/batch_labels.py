@@ -30,6 +30,15 @@ def check_batch_labels(classes: int | None, unlabelled: bool, y: Any) -> None:
             "Expected batches of one or more images to train on. Received: a "
             f"batch without examples (labels of shape {shape})."
         )
+    if getattr(getattr(y, "dtype", None), "kind", "?") in "OSTU" and any(
+        isinstance(label, (str, bytes)) for label in np.ravel(y)[:1]
+    ):
+        raise ValueError(
+            "Expected numbers of classes, or vectors, as labels. Received: "
+            f"text, {np.ravel(y)[0]!r}. Turn names into numbers with "
+            "`numpy.unique(labels, return_inverse=True)`, and pass the names "
+            "as `class_names` of the model."
+        )
     if classes is None:
         return
     if keras.ops.is_tensor(y):

@@ -833,6 +833,16 @@ def test_labels_of_a_renamed_loss():
         model.fit(x, y + 3, verbose=0)
 
 
+@pytest.mark.once
+def test_labels_that_are_text():
+    x, _ = batch()
+    model = finetune(build())
+    for names in (np.array(["cat", "dog"] * 8), np.array([b"cat"] * 16, "O")):
+        for entry in (model.fit, model.evaluate, model.train_on_batch):
+            with pytest.raises(ValueError, match=r"text, .*cat.*class_names"):
+                entry(x, names)
+
+
 def test_one_class_is_no_choice():
     binary = {"classes": 1, "classifier_activation": "sigmoid"}
     for given, loss in (
