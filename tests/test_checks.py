@@ -89,6 +89,7 @@ def compiled_model(classes=5, **changes):
     model = keras_augreg.VisionTransformer(
         patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32,
         input_shape=(16, 16, 3), classes=classes,
+        classifier_activation="sigmoid" if classes == 1 else "softmax",
     )  # fmt: skip
     keras_augreg.compile_finetuning(
         model,

@@ -104,7 +104,7 @@ def test_every_kind_of_data_gives_the_same(way, columns):
     start = model.get_weights()
     outputs = predict(model, columns[0], batch_size=2)
     losses = -np.log(outputs[range(len(outputs)), columns[1]])
-    expected = np.average(losses, weights=dict(enumerate(columns)).get(2))
+    expected = np.mean(losses * dict(enumerate(columns)).get(2, 1.0))
     arrays = dict(zip(("x", "y", "sample_weight"), columns, strict=False))
     trained = []
     for given in (
