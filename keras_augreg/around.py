@@ -10,6 +10,14 @@ from keras_augreg.preprocessing import only
 from keras_augreg.resnet import ResNetRoot
 from keras_augreg.vit import PatchEmbedding, PositionEmbedding
 
+# Layers that move pixels, but do not scale their values.
+_KEEP_VALUES = (
+    keras.layers.CenterCrop, keras.layers.Identity, keras.layers.RandomCrop,
+    keras.layers.RandomFlip, keras.layers.RandomRotation,
+    keras.layers.RandomTranslation, keras.layers.RandomZoom,
+    keras.layers.Resizing, keras.layers.ZeroPadding2D,
+)  # fmt: skip
+
 
 def ends(model: Any) -> list[Any]:
     """The model, the model in it that it ends in, ..., and the last layer."""
@@ -35,17 +43,19 @@ def takes_scaled(model: Any) -> bool:
     graph = getattr(model, "_functional", model)  # of a Sequential
     # Not the layers' nodes: they may be called in other models, too.
     depths = getattr(graph, "_nodes_by_depth", {})
-    first = (
-        node.operation
-        for nodes in depths.values()
-        for node in nodes
-        if any(x is graph.inputs[0] for x in node.input_tensors)
-    )
-    return any(
-        isinstance(layer, (PatchEmbedding, ResNetRoot))
-        or (isinstance(layer, keras.Model) and takes_scaled(layer))
-        for layer in first
-    )
+    unscaled = {id(x) for x in getattr(graph, "inputs", None) or ()}
+    for depth in sorted(depths, reverse=True):  # from the inputs
+        for node in depths[depth]:
+            layer = node.operation
+            if not unscaled & {*map(id, node.input_tensors)}:
+                continue
+            if isinstance(layer, (PatchEmbedding, ResNetRoot)) or (
+                isinstance(layer, keras.Model) and takes_scaled(layer)
+            ):
+                return True
+            if isinstance(layer, _KEEP_VALUES):
+                unscaled |= {*map(id, node.output_tensors)}
+    return False
 
 
 def image_shape(model: Any) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_augreg.checks import is_integer
 from keras_augreg.dataset_names import CLASSES
 
 _FILES = {
@@ -83,7 +84,7 @@ def decode_predictions(
             "class_names=model.class_names."
         )
     classes = scores.shape[1]
-    whole = isinstance(top, (int, np.integer))
+    whole = is_integer(top)
     if whole and class_names is not None:
         top = min(top, classes)  # As `predict` does.
     if not whole or not 1 <= top <= classes:

@@ -34,7 +34,7 @@ class Freezable(keras.layers.Layer):
 
 
 class Owner(str):
-    """The name of the model that a layer belongs to, which leads to it.
+    """The name of the model that a layer belongs to, with a link to it.
 
     `keras.models.clone_model` passes it on in a layer's config, so that a
     clone finds its original. In a saved file it is a name.

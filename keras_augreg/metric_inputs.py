@@ -34,11 +34,13 @@ _NOT_OF_COLUMNS = (
 
 def _compares_columns(metric: Any) -> bool:
     """Whether a metric of Keras expects a column of labels for each output."""
-    kind = next(
+    kind: Any = next(
         base
         for base in type(metric).__mro__
         if base.__module__.startswith("keras.")
     )
+    if type(metric).update_state is not kind.update_state:
+        return False  # It may convert them itself.
     if kind is keras.metrics.MeanMetricWrapper:  # of a loss, such as "mse"
         kind = metric._fn
     name = getattr(kind, "__name__", "")

@@ -234,9 +234,20 @@ def _keep_outputs(file: str) -> None:
     import openvino
 
     model = openvino.Core().read_model(file)
-    for result in model.results:
-        if not result.get_friendly_name().startswith("Identity"):
-            model.remove_result(result)
+    others = [
+        result
+        for result in model.results
+        if not result.get_friendly_name().startswith("Identity")
+    ]
+    if len(others) == len(model.results):
+        raise ValueError(
+            "This version of OpenVINO gives results other names than its "
+            "2026.4, and those of the model cannot be told from others: "
+            f"{[x.get_friendly_name() for x in others]}. Install openvino "
+            "2026.4."
+        )
+    for result in others:
+        model.remove_result(result)
     work = pathlib.Path(file).with_name("outputs.xml")
     openvino.serialize(model, work)
     del model  # It maps the file that is replaced.

@@ -90,7 +90,7 @@ class _LossWithOptions(keras.losses.Loss):
             "is a plain Keras model: it cannot train or be evaluated as its "
             "original was compiled to. Compile the clone with Keras's "
             "`compile`; or clone without changing types and names of layers, "
-            "and change the clone's layers."
+            "with a constructor of (*args, **kwargs)."
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -111,6 +111,7 @@ class TrainStep(KeepsState):
     _traced_for: Any = None  # the shape of one example's label, on TensorFlow
     _on_host = False  # Where `fit` augments; with "auto", decided per call.
     _padded = False  # Whether the data of an evaluation end in padding.
+    _fit_padded = False  # Whether those that `fit` validates on do.
 
     def compile(
         self,
@@ -198,7 +199,18 @@ class TrainStep(KeepsState):
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         y, y_pred = self._labels(y), self._as_logits(y_pred)
-        return super().compute_loss(x, y, y_pred, *args, **kwargs)
+        loss = super().compute_loss(x, y, y_pred, *args, **kwargs)
+        weights = args[0] if args else kwargs.get("sample_weight")
+        if not getattr(_scope, "padded", False) or weights is None:
+            return loss
+        # Keras logs the sum of `loss` times rows, `compute_metrics` divides it
+        # by real ones. A mean over rows counts padding as without loss.
+        rows = keras.ops.cast(keras.ops.shape(weights)[0], "float32")
+        share = _real(weights) / rows
+        if getattr(self.loss, "reduction", "") != "sum_over_batch_size":
+            return loss * share
+        others = sum(map(self._aggregate_additional_loss, self.losses))
+        return loss - (1 - share) * others
 
     def _as_logits(self, y_pred: Any) -> Any:
         """Outputs as the loss expects them, in steps of users' too.
@@ -213,6 +225,7 @@ class TrainStep(KeepsState):
         ):
             return y_pred
         epsilon = keras.config.epsilon()
+        y_pred = keras.ops.cast(y_pred, "float32")
         y_pred = keras.ops.clip(y_pred, epsilon, 1 - epsilon)
         if last.activation is keras.activations.sigmoid:
             return keras.ops.log(y_pred) - keras.ops.log1p(-y_pred)
@@ -230,13 +243,11 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> Any:
         """Gives each metric the labels and outputs that it expects."""
-        if getattr(_scope, "padded", False):
-            # Keras counts padding, which has weight 0, as without loss.
+        if getattr(_scope, "padded", False) and sample_weight is not None:
             count = self._loss_tracker.count
-            padding = keras.ops.equal(sample_weight, 0)
-            count.assign(
-                count - keras.ops.sum(keras.ops.cast(padding, count.dtype))
-            )
+            rows = keras.ops.shape(sample_weight)[0]
+            padding = keras.ops.cast(rows, count.dtype) - _real(sample_weight)
+            count.assign(count - padding)
         compiled = self._compile_metrics
         if compiled is None or not self._options.on_logits:
             y = self._labels(y)
@@ -370,7 +381,7 @@ class TrainStep(KeepsState):
         bound = _FIT.bind(self, *args, **kwargs)
         _, *names = bound.arguments
         given = {name: bound.arguments[name] for name in names}
-        validation = given.get("validation_data")
+        validation = validation_data = given.get("validation_data")
         arrays = isinstance(validation, (tuple, list))
         labels = labels_of(validation) if arrays else None
         if validation is not None:
@@ -381,7 +392,7 @@ class TrainStep(KeepsState):
             self._entered(given.get("x"), given.get("y")) as x,
             self._batches_checked(validation, labels, True) as validation,
         ):
-            self._note_padding(given.get("validation_data"))
+            self._fit_padded = getattr(validation_data, "padded", False)
             return self._fit(**{**given, "x": x, "validation_data": validation})
 
     def _fit(self, x: Any, **kwargs: Any) -> Any:
@@ -392,8 +403,10 @@ class TrainStep(KeepsState):
             self.variables + self.optimizer.variables
         )
         callbacks = kwargs.get("callbacks") or []
-        if isinstance(callbacks, keras.callbacks.Callback):  # or a list of them
-            callbacks = getattr(callbacks, "callbacks", [callbacks])
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        elif isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [callbacks]
         check_tensorboard(callbacks)
         _check_callbacks(callbacks, inner_optimizer(self)._learning_rate)
         # The engines of `keras_augreg.data` are a data set and such an object.
@@ -423,15 +436,18 @@ class TrainStep(KeepsState):
 
     def _check_optimizer(self) -> None:
         """Refuses weights that the optimizer does not know."""
+        if type(self).train_step is not TrainStep.train_step:
+            return  # It may have optimizers of its own.
         known = {*map(id, inner_optimizer(self)._trainable_variables)}
         now = {*map(id, self.trainable_variables)}
         # On JAX, Keras counts them; elsewhere it skips what is frozen since.
         if now != known if keras.backend.backend() == "jax" else now - known:
             raise ValueError(
-                "The weights to train have changed since the model was "
-                "compiled: layers were frozen or unfrozen, quantized or "
-                "adapted by LoRA. Compile it again. Received: "
-                f"{len(now)} weights, {len(known)} when it was compiled"
+                "The weights to train are not those that the optimizer was "
+                "built for: layers were frozen or unfrozen, quantized or "
+                "adapted by LoRA since. Compile it again, with a new "
+                f"optimizer. Received: {len(now)} weights to train, "
+                f"{len(known)} in the optimizer"
             )
 
     def _updates_past_schedule(self) -> int:
@@ -459,16 +475,17 @@ class TrainStep(KeepsState):
         self, x: Any, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         with self._entered(x, y, True):
-            self._note_padding(x)
+            self._pads(False)
             return super().test_on_batch(x, y, *args, **kwargs)
 
     def evaluate(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
+            self._pads(self._fit_padded)
             return super().evaluate(x, y, *args, **kwargs)
         with self._entered(x, y, True) as checked:
-            self._note_padding(x)
+            self._pads(getattr(x, "padded", False))
             return super().evaluate(checked, y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -484,9 +501,8 @@ class TrainStep(KeepsState):
         with self._watched(x):
             return super().predict_on_batch(x)
 
-    def _note_padding(self, data: Any) -> None:
+    def _pads(self, padded: bool) -> None:
         """Notes whether data pad; the compiled step depends on it."""
-        padded = getattr(data, "padded", False)
         if padded != self._padded:
             self.test_function = None
         self._padded = padded
@@ -567,6 +583,12 @@ class TrainStep(KeepsState):
         variables = [v for m in self.metrics for v in m.variables]
         with distribution.summed_over_processes(variables):
             return super().get_metrics_result()
+
+
+def _real(weights: Any) -> Any:
+    """The number of examples that are no padding."""
+    real = keras.ops.not_equal(weights, 0)
+    return keras.ops.sum(keras.ops.cast(real, "float32"))
 
 
 def _warn_of_schedule(what: str) -> None:

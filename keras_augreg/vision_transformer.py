@@ -283,6 +283,10 @@ class VisionTransformer(TrainStep):
         same = ("dtype_policy", "sizes", "image_shape", "class_names")
         for attribute in (*_ARGUMENTS, *same):
             setattr(self, attribute, getattr(original, attribute))
+        last = self.layers[-1]
+        if isinstance(last, Predictions):  # `clone_function` may change it.
+            own = keras.activations.serialize(last.activation)
+            self.classifier_activation = own
         adopt_layer_state(self, original)
         self._finish()
 
@@ -290,7 +294,11 @@ class VisionTransformer(TrainStep):
         self._called = True  # For Keras's ONNX export: the graph is complete.
         self._watching = False
         self._extractor = functools.lru_cache(8)(self._make_extractor)
-        self.get_layer("embedding").owner = Owner(self)
+        embedding = self.get_layer("embedding")
+        owner = embedding.owner
+        shared = owner and embedding in getattr(owner.model(), "layers", ())
+        if not shared:  # A `clone_function` may return a layer itself.
+            embedding.owner = Owner(self)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

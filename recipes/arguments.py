@@ -1,4 +1,4 @@
-"""How scripts that take flags only run."""
+"""Runs scripts whose only arguments are flags."""
 
 from __future__ import annotations
 

@@ -171,7 +171,9 @@ class Location:
         if self.kind == "folder":
             root = sources.unwrapped(self._root())
             found = sources.split_folders(root)
-            if any(map(sources.split_word, found)):
+            # One class may be called "test tube".
+            words = [*filter(None, map(sources.split_word, found))]
+            if len(words) > 1 or sources.SPLITS & set(map(str.lower, found)):
                 return found
         if self.row.splits:
             return list(self.row.splits)

@@ -302,10 +302,10 @@ def folder(
     check_once(class_names or ())
     of_train = root
     if splits:
-        of_train = unwrapped(root / splits[0], class_names or (), ())
+        of_train = _inside_split(root / splits[0], class_names or ())
         known = class_names or _folders(of_train)
         same = split == splits[0]
-        top = of_train if same else unwrapped(top, known, ())
+        top = of_train if same else _inside_split(top, known)
     found, unread = _images_of_classes(top)
     if class_names is None:
         _check_nested(top, found)
@@ -360,6 +360,13 @@ def _splits(root: Any, split: str) -> list[str]:
     if found == [split] and len(training) == 1:
         return [*training, split]  # "seg_train" and "seg_test"
     return found
+
+
+def _inside_split(top: Any, class_names: Sequence[str]) -> Any:
+    """The folder, or that of a split in it: "train/train", of zips."""
+    inside = _folders(top)
+    again = len(inside) == 1 and split_word(inside[0])
+    return unwrapped(top, class_names, ()) if again else top
 
 
 def split_word(name: str) -> str:

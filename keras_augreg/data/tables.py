@@ -22,6 +22,7 @@ SUFFIXES = {".csv": ",", ".tsv": "\t"}
 # What a column of a class among several may hold.
 SWITCH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+DECIMAL = re.compile(r"[+-]?[0-9]+\.[0-9]+")
 
 
 def is_frame(source: Any) -> bool:
@@ -222,8 +223,11 @@ def _texts(
     versions, such as 1.0 and 1.10, they are text.
     """
     texts = [_text(value) for value in values]
-    names = texts if class_names is None else map(_text, class_names)
-    if not all(WHOLE.fullmatch(name) for name in names if name):
+    names = texts if class_names is None else [*map(_text, class_names)]
+    decimals = any(DECIMAL.fullmatch(name) for name in names)
+    # Otherwise with names such as "0", "1" and "unknown", too.
+    among = names if decimals else texts
+    if not all(WHOLE.fullmatch(name) for name in among if name):
         return texts
     return [
         text.partition(".")[0] if WHOLE.fullmatch(text) else text

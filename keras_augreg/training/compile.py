@@ -33,6 +33,9 @@ from keras_augreg.recipe import (
 from keras_augreg.training import losses, optimizers, schedules
 from keras_augreg.vision_transformer import VisionTransformer
 
+# Read now: programs may replace `compile` by a function of (*args, **kwargs).
+_OF_KERAS = inspect.signature(keras.Model.compile).parameters.keys()
+
 
 def compile_pretraining(
     model: Any,
@@ -324,9 +327,10 @@ def _compile(
     /,
     **kwargs: Any,
 ) -> None:
-    of_keras = inspect.signature(keras.Model.compile).parameters.keys()
-    known = of_keras - {"self", "optimizer", "loss"}
-    unknown = kwargs.keys() - known - {"augment", "augment_on", "remat"}
+    own = inspect.signature(type(model).compile).parameters.keys()
+    fixed = {"self", "optimizer", "loss"}
+    known = _OF_KERAS - fixed
+    unknown = kwargs.keys() - known - (own - fixed)
     if unknown:
         raise TypeError(
             "The optimizer, its weight decay and what is frozen come from the "

@@ -164,6 +164,11 @@ def real_examples(batches: Iterable[Any]) -> Any:
         images, labels = np.asarray(only(images)), np.asarray(only(labels))
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]
+        if labels.ndim != 1:
+            raise ValueError(
+                "FewShot needs one integer label for each image, not one-hot "
+                f"or soft ones. Received: labels of shape {labels.shape}"
+            )
         if weights:
             real = np.asarray(weights[0]) > 0
             images, labels = images[real], labels[real]
@@ -174,11 +179,6 @@ def _first_of_each(batches: Iterable[Any], shots: int) -> Any:
     """The same batches with the first `shots` examples of each class."""
     seen: collections.Counter[int] = collections.Counter()
     for images, labels in real_examples(batches):
-        if labels.ndim != 1:
-            raise ValueError(
-                "FewShot needs one integer label for each image, not one-hot "
-                f"or soft ones. Received: labels of shape {labels.shape}"
-            )
         kept = []
         for i, label in enumerate(labels.tolist()):
             seen[label] += 1

@@ -68,6 +68,12 @@ def layer_rates(paths: list[str], decay: float) -> list[float]:
     return rates
 
 
+def _widened(x: Any) -> Any:
+    """In float32 if it is in half precision."""
+    half = "16" in keras.backend.standardize_dtype(x.dtype)
+    return ops.cast(x, "float32") if half else x
+
+
 class _Optimizer(keras.optimizers.Optimizer):
     """What Adam and SGD share: everything except `direction`.
 
@@ -173,7 +179,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             ]
             grads = [ops.divide(total, steps) for total in sums]
         # Adapters are float32 among weights in bfloat16.
-        grads = self._clip_gradients([ops.cast(g, "float32") for g in grads])
+        grads = self._clip_gradients([_widened(g) for g in grads])
         step = _Step(
             ops.cast(self.learning_rate, "float32"),
             ops.cast(self.iterations, "float32"),
@@ -200,9 +206,8 @@ class _Optimizer(keras.optimizers.Optimizer):
             self.assign(target, value)
 
         slots = self._slots[index]
-        before, *old_slots = (
-            ops.cast(x, "float32") for x in (variable, *slots)
-        )
+        before = _widened(variable)
+        old_slots = [ops.cast(slot, "float32") for slot in slots]
         direction, new_slots = self.direction(gradient, old_slots, step.count)
         if self._decays[index]:
             direction = direction + self._decays[index] * before
@@ -212,7 +217,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             average = self._model_variables_moving_average[index]
             # The average starts at the first update's weights.
             keep = self.ema_momentum * ops.cast(step.count > 0, "float32")
-            kept = keep * ops.cast(average, "float32")
+            kept = keep * _widened(average)
             assign(average, kept + (1 - keep) * new)
         for slot, value in zip(slots, new_slots, strict=True):
             assign(slot, value)

@@ -121,6 +121,12 @@ def test_labels_of_class_names_and_missing_ones(rows, tmp_path):
             wanted = [2, 1, 0] if names and names[0] == "2.0" else [0, 1, 2]
             assert found.labels[:3].tolist() == wanted
             assert len(found.left_out) == 1
+    names = ["0", "1", "2", "unknown"]
+    found = data.find(
+        frame, "all", data_dir=path.parent, class_names=names,
+        options=Options(label="grade", on_error="skip"),
+    )  # fmt: skip
+    assert found.labels[:3].tolist() == [0, 1, 2]
     # Versions, of which a part of the images has only whole ones.
     frame["grade"] = 1.0
     frame.to_csv(path, index=False)

@@ -774,7 +774,7 @@ def test_weights_that_changed_since_compiling():
     model = finetune(build())
     model.enable_lora(2)
     with pytest.raises(
-        ValueError, match=r"or adapted by LoRA\. Compile it aga"
+        ValueError, match=r"or adapted by LoRA since\. Compile it"
     ):
         model.fit(x, y, verbose=0)
     with pytest.raises(ValueError, match="Compile it again"):
@@ -1317,9 +1317,46 @@ def test_padding_is_no_example():
     assert own_weights == pytest.approx([plain[0] * 11 / 16, plain[1]], 1e-5)
     data.padded = True  # as what `data.load` returns
     assert model.evaluate(data, verbose=0) == pytest.approx(plain, rel=1e-5)
-    history = model.fit(x, y, validation_data=data, verbose=0).history
-    after = model.evaluate(x[:11], y[:11], 11, verbose=0)[0]
-    assert history["val_loss"] == pytest.approx([after], rel=1e-5)
+    seen = []
+    evaluates = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: seen.append(
+            model.evaluate(x[:11], y[:11], 11, verbose=0)[0]
+        )
+    )
+    for validation, others in ((data, (x, y)), ((x[:11], y[:11]), (data,))):
+        history = model.fit(
+            x, y, epochs=2, validation_data=validation, verbose=0,
+            callbacks=[evaluates, keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda *_, data=others: model.evaluate(
+                    *data, verbose=0
+                )
+            )],
+        ).history  # fmt: skip
+        assert history["val_loss"] == pytest.approx(seen[-2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean"])
+def test_padding_with_regularizers_and_reductions(reduction):
+    model = build(seed=1)
+    head = model.get_layer("head")
+    head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
+    head.kernel.regularizer = keras.regularizers.L2(0.5)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        True, reduction="sum_over_batch_size"
+    )
+    x, y = batch(8)
+    finetune(model, loss=loss)
+    plain = model.evaluate(x[:2], y[:2], 2, verbose=0)[0]
+    penalty = float(keras.ops.sum(model.losses[0]))
+    reduced = {"sum": 2 * (plain - penalty) + penalty}.get(reduction, plain)
+    if reduction == "mean":
+        reduction = "mean_with_sample_weight"
+    loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=reduction)
+    finetune(model, loss=loss)
+    data = Batches([(x, y, (np.arange(8) < 2).astype("float32"))])
+    data.padded = True
+    got = model.evaluate(data, verbose=0)[0]
+    assert got == pytest.approx(reduced, rel=1e-5)
 
 
 def test_the_logged_loss_is_what_is_optimized():
