@@ -66,6 +66,16 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+def at_least(least: int, argument: str, value: Any) -> int:
+    """Returns a value as Python's integer, or raises a `ValueError`."""
+    if not is_integer(value) or value < least:
+        raise ValueError(
+            f"`{argument}` must be an integer of at least {least}. Received: "
+            f"{argument}={value!r}"
+        )
+    return int(value)
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` if the value is not one of the choices."""
     choices = tuple(choices)

@@ -17,7 +17,7 @@ import numpy as np
 import keras_augreg.models as builders
 from keras_augreg.around import class_names, ends, image_shape, takes_scaled
 from keras_augreg.atomic import replacing
-from keras_augreg.checks import check_choice
+from keras_augreg.checks import at_least, check_choice
 from keras_augreg.labels import best_classes
 from keras_augreg.preprocessing import only, preprocess_input, warn_if_scaled
 from keras_augreg.variants import match
@@ -93,8 +93,6 @@ def predict(
     assert prediction.classes == [("cat", 0.5), ("dog", 0.5)]
     ```
     """
-    from keras_augreg.data.options import at_least
-
     check_choice("tta", tta, VIEWS)
     top = at_least(1, "top", top)
     batch_size = at_least(1, "batch_size", batch_size)

@@ -381,7 +381,8 @@ class TrainStep(KeepsState):
         bound = _FIT.bind(self, *args, **kwargs)
         _, *names = bound.arguments
         given = {name: bound.arguments[name] for name in names}
-        validation = validation_data = given.get("validation_data")
+        validation = given.get("validation_data")
+        self._fit_padded = getattr(validation, "padded", False)
         arrays = isinstance(validation, (tuple, list))
         labels = labels_of(validation) if arrays else None
         if validation is not None:
@@ -392,7 +393,6 @@ class TrainStep(KeepsState):
             self._entered(given.get("x"), given.get("y")) as x,
             self._batches_checked(validation, labels, True) as validation,
         ):
-            self._fit_padded = getattr(validation_data, "padded", False)
             return self._fit(**{**given, "x": x, "validation_data": validation})
 
     def _fit(self, x: Any, **kwargs: Any) -> Any:

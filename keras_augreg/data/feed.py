@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.checks import check_labels, is_integer
+from keras_augreg.checks import at_least, check_labels, is_integer
 from keras_augreg.data.decode import Cropping, ImageError
-from keras_augreg.data.options import Options, at_least
+from keras_augreg.data.options import Options
 from keras_augreg.data.order import Order
 from keras_augreg.data.report import Skipped
 from keras_augreg.data.sources import Examples

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_augreg.checks import check_choice, is_integer
+from keras_augreg.checks import at_least, check_choice, is_integer
 from keras_augreg.data.datasets import PaperDataset
 from keras_augreg.data.decode import CROPS, SMALLER_SIDE, Cropping
 from keras_augreg.data.sources import read_names
@@ -238,16 +238,6 @@ def choose_engine(engine: str, kind: str) -> str:
             'engine="python" does not.'
         )
     return engine
-
-
-def at_least(least: int, argument: str, value: Any) -> int:
-    """Returns a value as Python's integer, or raises a `ValueError`."""
-    if not is_integer(value) or value < least:
-        raise ValueError(
-            f"`{argument}` must be an integer of at least {least}. Received: "
-            f"{argument}={value!r}"
-        )
-    return int(value)
 
 
 def is_weight(values: np.ndarray) -> np.ndarray:
