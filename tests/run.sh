@@ -17,10 +17,13 @@ case "$mode" in
 esac
 
 failed=()
+logs="$(mktemp -d)"
+trap 'rm -rf "$logs"' EXIT
 section() { # NAME COMMAND...: continues if the command fails.
-  local name="$1"; shift
+  local name="$1" log; shift
+  log="$logs/$name"
   printf '\n=== %s\n' "$name"
-  "$@" || failed+=("$name")
+  "$@" 2>&1 | tee "$log" || failed+=("$name")
 }
 
 printf '=== set-up (some minutes)\n'
@@ -67,7 +70,9 @@ else
   section "tests on jax, clean installations" run_tests jax "not large"
 fi
 
-if [ "${#failed[@]}" -gt 0 ]; then
-  printf '\nFAILED: %s\n' "${failed[@]}"
-  exit 1
-fi
+# The whole output is long: what failed is said again where it ends.
+for name in "${failed[@]}"; do
+  printf '\nFAILED: %s\n' "$name"
+  grep -E '^(FAILED|ERROR|E  )|Error|error:' "$logs/$name" | tail -n 40 || true
+done
+[ "${#failed[@]}" -eq 0 ]
