@@ -7,6 +7,7 @@ PyTorch and JAX.
 from __future__ import annotations
 
 import os
+import random
 
 # Before anything imports a backend: a test machine has few cores and no GPU.
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -21,6 +22,7 @@ if os.environ["KERAS_BACKEND"] == "torch":
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
 
+import numpy as np
 import pytest
 
 # Those that take longest come first, so that two workers that take modules in
@@ -53,6 +55,23 @@ def _optimizations(request):
         jax.clear_caches()
         yield
         jax.config.update(option.lower(), True)
+
+
+def _same_numbers():
+    """Draws what Keras's layers get as seeds, and NumPy's own, anew."""
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_numbers_in_the_module():
+    _same_numbers()
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_the_test(_same_numbers_in_the_module):
+    """A test passes or fails again as it did before, alone or with others."""
+    _same_numbers()
 
 
 def pytest_collection_modifyitems(items):
