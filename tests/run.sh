@@ -19,7 +19,6 @@ esac
 failed=()
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
-again="--- Once more, alone: what failed"
 section() { # NAME COMMAND...: continues if the command fails.
   local name="$1" log; shift
   log="$logs/$name"
@@ -51,23 +50,13 @@ run_tests() { # BACKEND MARKERS: two processes, as CI has two cores.
   # processes that tests start, and tests/conftest.py says where it optimizes
   # what it compiles. It orders the modules, too. With libtpu installed, JAX
   # would look for a TPU in every process.
-  local cache=".venv/pytest-$1" count
-  local tests=(
-    env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 PJRT_NPROC=1 \
+  env KERAS_BACKEND="$1" OMP_NUM_THREADS=1 PJRT_NPROC=1 \
     TF_NUM_INTRAOP_THREADS=1 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 \
     JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" \
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
     JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
-    python -m pytest -m "$2" -o cache_dir="$cache"
-  )
-  "${tests[@]}" --cache-clear -n 2 --dist loadscope --no-loadscope-reorder \
-    --durations=15 && return
-  # A busy machine may upset a few tests, of timing or of two processes. What
-  # fails again, alone, is broken; what passes is named where all ends.
-  count="$(grep -c ': true' "$cache/v/cache/lastfailed" || true)"
-  [ "${count:-0}" -ge 1 ] && [ "$count" -le 3 ] || return 1
-  printf '\n%s\n' "$again"
-  "${tests[@]}" --last-failed --last-failed-no-failures none
+    python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+    --durations=15 -m "$2"
 }
 if [ "$mode" = quick ]; then
   section "tests" run_tests "${KERAS_BACKEND:-jax}" "not large and not venv"
@@ -82,12 +71,6 @@ else
 fi
 
 # The whole output is long: what failed is said again where it ends.
-for log in "$logs"/*; do
-  if grep -q "^$again" "$log"; then
-    printf '\nFailed at first in %s:\n' "$(basename "$log")"
-    grep -E '^(FAILED|ERROR|E  )' "$log" | tail -n 40 || true
-  fi
-done
 for name in "${failed[@]}"; do
   printf '\nFAILED: %s\n' "$name"
   grep -E '^(FAILED|ERROR|E  )|Error|error:' "$logs/$name" | tail -n 40 || true
