@@ -69,7 +69,7 @@ def _same_numbers_in_the_module():
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_in_the_test(_same_numbers_in_the_module):
+def _same_numbers_in_the_test():
     """A test passes or fails again as it did before, alone or with others."""
     _same_numbers()
 

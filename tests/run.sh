@@ -20,10 +20,9 @@ failed=()
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 section() { # NAME COMMAND...: continues if the command fails.
-  local name="$1" log; shift
-  log="$logs/$name"
+  local name="$1"; shift
   printf '\n=== %s\n' "$name"
-  "$@" 2>&1 | tee "$log" || failed+=("$name")
+  "$@" 2>&1 | tee "$logs/$name" || failed+=("$name")
 }
 
 printf '=== set-up (some minutes)\n'

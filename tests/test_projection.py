@@ -9,6 +9,8 @@ import pytest
 from _checkpoints import images, same, tiny, weights
 from test_golden import (
     BY_RELEASE,
+    TOLERANCE,
+    check,
     check_clear_predictions,
     first_entry,
     inputs,
@@ -322,8 +324,11 @@ def test_int8_of_a_golden_checkpoint(tmp_path):
         include_preprocessing=False,
     )
     exact = model.predict(inputs(entry), verbose=0)
+    check(exact, entry, TOLERANCE)
     model.quantize("int8")
     found = model.predict(inputs(entry), verbose=0)
+    difference = found[:, :8] - np.array(entry["logits_first8"])
+    assert 0 < np.sqrt(np.mean(difference**2)) < 0.04
     assert 0.01 < np.sqrt(np.mean((found - exact) ** 2)) < 0.03
     check_clear_predictions(exact, found, 0.03, entry)
 
